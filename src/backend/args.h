@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Arguments of the ops: plain structs, pointers into the backend's memory, shapes in comments. Valid as C11 and
+ * C++17, so that CUDA code shares them. Matrices are row-major; strides are in elements.
+ *
+ * Maths letters: q k v o (output), m (running maximum of the logits), l (sum of exp(logit - m)).
+ * An attention *state* is (o, m, l) with o unnormalised: the attention output is o / l. Over no keys: o = 0,
+ * m = -inf, l = 0. States over disjoint key sets combine by the one merge.
+ */
+#ifndef SR_BACKEND_ARGS_H
+#define SR_BACKEND_ARGS_H
+
+#include "sinkrouter/base.h"
+
+/* y = W x: row r of W (n_in elements of `dtype`, row_bytes apart) gives element r of y. */
+struct weight {
+    const void *data;   /* borrowed from the model file's mapping */
+    void *packed;       /* a backend's own arrangement, or NULL; owned by the backend (weight_prepare/release) */
+    sr_dtype dtype;
+    int64_t n_out, n_in;
+    size_t row_bytes;
+};
+
+#define SR_MATMUL_MAX 3
+
+/* Up to three products that share their input (q k v; gate up): y[i][t][r] = W[i] x[t] (+ bias[i]). */
+struct matmul_args {
+    int32_t n_weights;                       /* 1..SR_MATMUL_MAX */
+    const struct weight *w[SR_MATMUL_MAX];
+    const float *bias[SR_MATMUL_MAX];        /* [n_out] or NULL */
+    float *y[SR_MATMUL_MAX];                 /* [n][y_stride] */
+    int64_t y_stride[SR_MATMUL_MAX];
+    const float *x;                          /* [n][x_stride] */
+    int64_t x_stride;
+    int32_t n;                               /* tokens */
+};
+
+/* y[t] = x[t] * w / sqrt(mean(x[t]^2) + eps); rows of d. y may be x. With `heads` > 1 a row holds that many vectors
+ * of d, each normed with the same w (QK-norm). */
+struct norm_args { const float *x; float *y; const float *w; int64_t d; int32_t n, heads; float eps; };
+
+enum rope_kind { ROPE_NONE, ROPE_NORM /* pairs (2i, 2i+1) */, ROPE_NEOX /* pairs (i, i + n_dims/2) */ };
+
+/* The rotary embedding of a model: a description, not data of a token. */
+struct rope_spec {
+    enum rope_kind kind;
+    int32_t n_dims;        /* leading elements of a head that are rotated; even */
+    double inv_freq[128];  /* [n_dims / 2] radians per position, scaling already applied */
+    double magnitude;      /* cos and sin are multiplied by it (YaRN); else 1 */
+};
+
+/* In place on x [n][heads][head_dim]; position of row t is pos0 + t. Angles in double. */
+struct rope_args { float *x; const struct rope_spec *spec; int64_t stride; int32_t n, heads, head_dim; int64_t pos0; };
+
+/* h[t][i] = silu(gate[t][i]) * up[t][i]; h may be gate. */
+struct silu_mul_args { const float *gate, *up; float *h; int64_t d; int32_t n; };
+
+/* x[t] += y[t] */
+struct add_args { float *x; const float *y; int64_t d; int32_t n; };
+
+/* x[t] = row ids[t] of w, as floats */
+struct embed_args { const struct weight *w; const int32_t *ids; float *x; int32_t n; };
+
+/* ---- attention -------------------------------------------------------------------------------------------- */
+
+#define SR_CHUNK_ROWS 1024  /* rows of one (layer, KV group) that lie together */
+#define SR_PAGE_ROWS 64     /* granule of whole pages in the kernels and in the tests */
+
+/* Storage of K or V of one (sequence, layer, KV group): row i is at chunk[i / 1024] + (i % 1024) * row_bytes. */
+struct kv_rows { void *const *chunk; };
+
+/* One (sequence, KV group) of one layer: the unit of routing. */
+struct attn_unit {
+    const float *q;       /* [group][head_dim], already divided by sqrt(head_dim) */
+    struct kv_rows k, v;
+    struct kv_rows y;     /* sketch rows, sketch_row_bytes each; NULL chunk if there is none */
+    int32_t kv_len;       /* rows present, the current token's included */
+};
+
+struct attn_shape {
+    int32_t head_dim;     /* multiple of 8, <= 256 */
+    int32_t group;        /* query heads per KV head, 1..16 */
+    sr_dtype k_type, v_type;          /* F32 F16 BF16 Q8_0 */
+    size_t k_row_bytes, v_row_bytes;
+};
+
+/* States of n units. */
+struct attn_state {
+    float *o;             /* [n][group][head_dim] */
+    float *m, *l;         /* [n][group] */
+};
+
+/* What kernels touched, added up by the kernels themselves, one entry per unit. */
+struct attn_touched { int64_t k_rows, v_rows, y_rows; };
+
+/* Rows of n tokens into a unit's cache: k, v [n][kv_stride] floats at rows pos0..pos0+n-1. */
+struct kv_append_args {
+    const struct attn_shape *shape;
+    struct kv_rows k, v;
+    const float *k_src, *v_src;
+    int64_t stride;
+    int64_t pos0;
+    int32_t n;
+};
+
+/* Causal attention of n query rows at positions pos0..pos0+n-1 over rows [0, pos0 + t] of the cache (the n new rows
+ * are already appended). q and out [n][n_heads * head_dim]; q is divided by sqrt(head_dim) already. */
+struct attn_prefill_args {
+    const struct attn_shape *shape;
+    const struct attn_unit *units;   /* [n_kv_heads]; their q is not used */
+    int32_t n_units;
+    const float *q;
+    float *out;
+    int64_t q_stride, out_stride;
+    int64_t pos0;
+    int32_t n;
+};
+
+/* Which rows of a unit are attended to. */
+enum attn_set {
+    ATTN_NONE,   /* nothing: the empty state */
+    ATTN_NEAR,   /* rows [0, n_sinks) and [kv_len - window, kv_len) */
+    ATTN_LIST,   /* rows list[0 .. n_list), rising, no duplicates */
+    ATTN_ALL
+};
+
+struct attn_rows_args {
+    const struct attn_shape *shape;
+    const struct attn_unit *units;
+    const uint8_t *set;              /* [n_units] enum attn_set */
+    const int32_t *const *list;      /* [n_units], used where set is ATTN_LIST */
+    const int32_t *n_list;           /* [n_units] */
+    int32_t n_units, n_sinks, window;
+    struct attn_state state;         /* result; with `merge` non-zero it is merged into what is there */
+    int merge;
+    struct attn_touched *touched;    /* [n_units], added to */
+};
+
+/* out[unit][head][d] = o / l, and 0 where l is 0. */
+struct attn_finish_args { const struct attn_shape *shape; struct attn_state state; float *out; int32_t n_units; };
+
+/* ---- sketch (method: docs/routing.md) ------------------------------------------------------------------------ */
+
+/* The basis of one (layer, KV group) in one band of positions. Key: y = analysis (k - mu), rounded. Query:
+ * z = synthesis q. Estimated logit of a row = q.mu + sum_{j<rank} z_j y_j + correction, one number per head:
+ * (sum_{j<rank} z_j^2 step_j^2 / 12 + sum_{j>=rank} z_j^2 lambda_j) / 2. */
+struct sketch_basis {
+    const float *mu;         /* [head_dim] */
+    const float *analysis;   /* [rank][head_dim] */
+    const float *synthesis;  /* [head_dim][head_dim]: row j gives z_j */
+    const float *step;       /* [rank] */
+    const float *lambda;     /* [head_dim], falling, >= 0 */
+};
+
+/* Stored row: rank codes of `bits` (4 or 8) each, code c in [0, 2^bits) means level (c - 2^(bits-1) + 1/2) * step.
+ * 4 bits: code j in byte j/2, even j in the low nibble. Rows are padded to a multiple of 4 bytes. In a chunk the
+ * rows are interleaved as the backend likes: only encode and score touch them. */
+struct sketch_shape { int32_t rank, bits; size_t row_bytes; };
+
+/* Encodes rows [row0, row1) of a unit from its K cache. Adds the number of clipped values to *clipped and the
+ * K rows read to touched->k_rows if `touched` is given. */
+struct sketch_encode_args {
+    const struct attn_shape *shape;
+    const struct sketch_shape *sketch;
+    const struct attn_unit *units;          /* [n_units] */
+    const struct sketch_basis *basis;       /* [n_units] */
+    const int32_t *row0, *row1;             /* [n_units] */
+    int32_t n_units;
+    int64_t *clipped;                       /* [n_units] */
+    struct attn_touched *touched;           /* [n_units] or NULL */
+};
+
+/* Scores the far rows [n_sinks, kv_len - window) of each unit with its sketch, and chooses: the shortest prefix of
+ * far rows, in falling order of group score (max over heads of the row's share exp(logit - log total); total over
+ * the near state, exact, and the far rows, estimated), such that for every head the unread share is <= eps. Whole
+ * histogram bins. Units with mask 0 are left alone. */
+struct sketch_choose_args {
+    const struct attn_shape *shape;
+    const struct sketch_shape *sketch;
+    const struct attn_unit *units;
+    const struct sketch_basis *basis;
+    const uint8_t *mask;             /* [n_units] */
+    int32_t n_units, n_sinks, window;
+    const float *eps;                /* [n_units] */
+    struct attn_state near_state;    /* exact states of the near parts; only m and l are used */
+    int32_t **list;                  /* [n_units] out: chosen rows, rising; room for kv_len each */
+    int32_t *n_list;                 /* [n_units] out */
+    float *unread;                   /* [n_units][group] out: estimated unread share */
+    float *far_share;                /* [n_units][group] out or NULL: estimated share of all far rows */
+    float *const *logits;            /* NULL, or for tests [n_units] -> [group][kv_len] estimated logits of far rows */
+    struct attn_touched *touched;    /* [n_units], y_rows added */
+};
+
+/* cos(q_head, k_row0) averaged over the heads of each unit (method of the paper): score[n_units]. */
+struct attn_cosine_args {
+    const struct attn_shape *shape;
+    const struct attn_unit *units;
+    int32_t n_units;
+    float *score;
+    struct attn_touched *touched;
+};
+
+#endif
