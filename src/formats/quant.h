@@ -17,6 +17,10 @@ struct dtype_traits {
 /* NULL for a type id that is not supported. */
 const struct dtype_traits *sr_dtype_find(int64_t type_id);
 
+/* Sizes of any GGUF type id, supported or not, so that a file can be checked before its types are; NULL if never given out.
+ * block_elems is 0 where only the name is known. */
+const struct dtype_traits *sr_gguf_type_find(int64_t type_id);
+
 /* Name of any GGUF type id, supported or not ("iq2_xs"); NULL if the id was never given out or was removed. */
 const char *sr_gguf_type_name(int64_t type_id);
 
