@@ -90,7 +90,7 @@ const char *sr_escape(char *dst, size_t dst_bytes, const char *src, size_t src_b
 
 /* Formats one line. Arguments may hold anything, so controls and stray bytes become '?'; a line that was cut in
  * the middle of a character loses the rest of it. */
-static void format_line(char *text, size_t bytes, const char *fmt, va_list ap)
+__attribute__((format(printf, 3, 0))) static void format_line(char *text, size_t bytes, const char *fmt, va_list ap)
 {
     int wanted = vsnprintf(text, bytes, fmt, ap);
     if (wanted < 0) text[0] = '\0';
