@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The CPU backend: opens the thread pool, picks the kernels and fills the op table. The ops themselves live in the
+ * folders beside this file. Weights stay where the file's mapping has them: nothing is prepared per weight.
+ */
+#include "cpu/ops_cpu.h"
+
+#include "base/memory.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void cpu_close(struct backend *b)
+{
+    struct backend_cpu *c = sr_cpu_of(b);
+    sr_cpu_attn_fini(c);
+    sr_cpu_matmul_fini(c);
+    sr_cpu_smallops_fini(c);
+    sr_pool_free(c->pool);
+    sr_free(c);
+}
+
+static const char *cpu_describe(const struct backend *b) { return ((const struct backend_cpu *)(const void *)b)->text; }
+
+static sr_status cpu_weight_prepare(struct backend *b, struct weight *w, sr_error *err)
+{
+    (void)b;
+    (void)err;
+    w->packed = NULL;
+    return SR_OK;
+}
+
+static void cpu_weight_release(struct backend *b, struct weight *w)
+{
+    (void)b;
+    assert(!w->packed);
+    (void)w;
+}
+
+static const struct backend_ops cpu_ops = {
+    .name = "cpu",
+    .close = cpu_close,
+    .describe = cpu_describe,
+    .weight_prepare = cpu_weight_prepare,
+    .weight_release = cpu_weight_release,
+    .matmul = sr_cpu_matmul,
+    .norm = sr_cpu_norm,
+    .rope = sr_cpu_rope,
+    .silu_mul = sr_cpu_silu_mul,
+    .add = sr_cpu_add,
+    .embed = sr_cpu_embed,
+    .kv_append = sr_cpu_kv_append,
+    .attn_prefill = sr_cpu_attn_prefill,
+    .attn_rows = sr_cpu_attn_rows,
+    .attn_finish = sr_cpu_attn_finish,
+    .attn_cosine = sr_cpu_attn_cosine,
+    .sketch_encode = sr_cpu_sketch_encode,
+    .sketch_choose = sr_cpu_sketch_choose,
+    .attn_reserve = sr_cpu_attn_reserve,
+    .matmul_reserve = sr_cpu_matmul_reserve,
+};
+
+/* The machine's mask, capped by SR_ISA. Naming an ISA that the machine lacks caps nothing away below it. */
+static sr_status choose_mask(uint32_t *mask, sr_error *err)
+{
+    const char *cap = getenv("SR_ISA");
+    *mask = sr_cpu_isa_mask();
+    if (!cap || !*cap) return SR_OK;
+    const enum cpu_isa isa = sr_cpu_isa_find(cap);
+    if (isa == ISA_COUNT) {
+        char name[48];
+        return sr_fail(err, SR_ERR_USAGE, "SR_ISA: \"%s\" is not one of scalar, avx2, avx512, vnni, bf16, amx, neon",
+                       sr_escape(name, sizeof(name), cap, strlen(cap)));
+    }
+    *mask &= sr_cpu_isa_below(isa);
+    return SR_OK;
+}
+
+static enum cpu_isa best_isa(uint32_t mask)
+{
+    int best = ISA_SCALAR;
+    for (int i = 0; i < ISA_COUNT; i++)
+        if (mask >> i & 1u) best = i;
+    return (enum cpu_isa)best;
+}
+
+sr_status sr_backend_cpu_open(struct backend **out, int n_threads, sr_error *err)
+{
+    uint32_t mask;
+    sr_status st;
+    SR_TRY(choose_mask(&mask, err));
+    struct backend_cpu *c = sr_alloc_zero(1, sizeof(*c));
+    if (!c) return sr_fail_memory(err, sizeof(*c), "cpu backend");
+    c->base.ops = &cpu_ops;
+    sr_cpu_kernels_fill(&c->k, mask);
+    SR_TRY_GOTO(sr_pool_new(&c->pool, n_threads, err));
+    SR_TRY_GOTO(sr_cpu_smallops_init(c, err));
+    const int n = sr_pool_threads(c->pool);
+    snprintf(c->text, sizeof(c->text), "cpu, %s, %d thread%s", sr_cpu_isa_name(best_isa(mask)), n, n == 1 ? "" : "s");
+    *out = &c->base;
+    return SR_OK;
+fail:
+    cpu_close(&c->base);
+    return st;
+}
+
+void sr_backend_close(struct backend *b)
+{
+    if (b) b->ops->close(b);
+}
+
+struct pool *sr_backend_pool(struct backend *b) { return b->ops == &cpu_ops ? sr_cpu_of(b)->pool : NULL; }
