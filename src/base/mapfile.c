@@ -2,8 +2,8 @@
  *
  * Mapped files, the guard against a file that shrinks under its mapping, and bounded little-endian reads.
  *
- * The guard's handler may only use what is safe in a signal: it looks the address up in a fixed table of atomic
- * ranges, so the number of files mapped at once has a limit.
+ * The guard's handler may only use what is safe in a signal: it looks the address up in a fixed table of
+ * atomic ranges, so the number of files mapped at once has a limit.
  */
 #include "base/mapfile.h"
 #include "base/memory.h"
@@ -28,7 +28,10 @@ static atomic_int lost_pages;
 static uintptr_t page_bytes;
 static struct sigaction previous;
 
-int sr_mapfile_lost(void) { return atomic_load(&lost_pages); }
+int sr_mapfile_lost(void)
+{
+    return atomic_load(&lost_pages);
+}
 
 static int register_range(uintptr_t begin, uintptr_t end)
 {
@@ -58,7 +61,8 @@ static int is_mapped(uintptr_t at)
     return 0;
 }
 
-/* A fault of somebody else's goes where it went before: to the handler installed earlier, or to the default. */
+/* A fault of somebody else's goes where it went before: to the handler installed earlier, or to the default.
+ */
 static void pass_on(int sig, siginfo_t *info, void *context)
 {
     if (previous.sa_flags & SA_SIGINFO) {
@@ -124,12 +128,14 @@ static sr_status map_fd(struct mapfile *f, int fd, const char *path, sr_error *e
     size_t bytes = (size_t)st.st_size;
     void *p = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
     if (p == MAP_FAILED && errno == ENOMEM)
-        return sr_fail(err, SR_ERR_RESOURCE, "%s: mapping needs %zu bytes, %llu available", name_of(name, path), bytes,
-                       (unsigned long long)sr_memory_available());
-    if (p == MAP_FAILED) return sr_fail(err, SR_ERR_IO, "%s: cannot map: %s", name_of(name, path), strerror(errno));
+        return sr_fail(err, SR_ERR_RESOURCE, "%s: mapping needs %zu bytes, %llu available",
+                       name_of(name, path), bytes, (unsigned long long)sr_memory_available());
+    if (p == MAP_FAILED)
+        return sr_fail(err, SR_ERR_IO, "%s: cannot map: %s", name_of(name, path), strerror(errno));
     if (register_range((uintptr_t)p, (uintptr_t)p + bytes)) {
         munmap(p, bytes);
-        return sr_fail(err, SR_ERR_RESOURCE, "%s: %d files are mapped already, the limit", name_of(name, path), MAX_MAPPED);
+        return sr_fail(err, SR_ERR_RESOURCE, "%s: %d files are mapped already, the limit",
+                       name_of(name, path), MAX_MAPPED);
     }
     f->data = p;
     f->bytes = bytes;
@@ -144,7 +150,8 @@ sr_status sr_mapfile_open(struct mapfile *f, const char *path, sr_error *err)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) {
         int scarce = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
-        return sr_fail(err, scarce ? SR_ERR_RESOURCE : SR_ERR_IO, "%s: cannot open: %s", name_of(name, path), strerror(errno));
+        return sr_fail(err, scarce ? SR_ERR_RESOURCE : SR_ERR_IO, "%s: cannot open: %s", name_of(name, path),
+                       strerror(errno));
     }
     sr_status st = map_fd(&m, fd, path, err);
     close(fd);
@@ -176,8 +183,8 @@ sr_status sr_read_span(struct cursor *c, uint64_t bytes, const uint8_t **out, co
     size_t left = c->at < c->file->bytes ? c->file->bytes - c->at : 0;
     if (bytes > left) {
         char name[NAME_BYTES];
-        return sr_fail(err, SR_ERR_FORMAT, "%s: offset %zu: %s: needs %llu bytes, %zu left", name_of(name, c->file->path),
-                       c->at, what, (unsigned long long)bytes, left);
+        return sr_fail(err, SR_ERR_FORMAT, "%s: offset %zu: %s: needs %llu bytes, %zu left",
+                       name_of(name, c->file->path), c->at, what, (unsigned long long)bytes, left);
     }
     *out = bytes ? c->file->data + c->at : (const uint8_t *)"";
     c->at += (size_t)bytes;

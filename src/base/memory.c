@@ -19,9 +19,15 @@ enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
 static atomic_uint_fast64_t n_allocs;
 static atomic_int_fast64_t fail_in; /* allocations until the one that fails; <= 0: none will */
 
-uint64_t sr_alloc_count(void) { return atomic_load_explicit(&n_allocs, memory_order_relaxed); }
+uint64_t sr_alloc_count(void)
+{
+    return atomic_load_explicit(&n_allocs, memory_order_relaxed);
+}
 
-void sr_alloc_fail_at(uint64_t n) { atomic_store(&fail_in, n > INT64_MAX ? 0 : (int64_t)n); }
+void sr_alloc_fail_at(uint64_t n)
+{
+    atomic_store(&fail_in, n > INT64_MAX ? 0 : (int64_t)n);
+}
 
 /* Counts one allocation; non-zero where a test wants it to fail. */
 static int must_fail(void)
@@ -56,7 +62,10 @@ void *sr_realloc(void *block, size_t old_bytes, size_t bytes)
     return bigger;
 }
 
-void sr_free(void *block) { free(block); }
+void sr_free(void *block)
+{
+    free(block);
+}
 
 static size_t page_round(size_t bytes)
 {
@@ -114,8 +123,10 @@ static uint64_t field(const char *text, const char *key, uint64_t unit)
     return UINT64_MAX;
 }
 
-/* What one control group leaves: limit - used, where file cache that can be dropped does not count as used. */
-static uint64_t cgroup_left(const char *dir, const char *limit_name, const char *used_name, const char *cache_key)
+/* What one control group leaves: limit - used, where file cache that can be dropped does not count as used.
+ */
+static uint64_t cgroup_left(const char *dir, const char *limit_name, const char *used_name,
+                            const char *cache_key)
 {
     char path[1280], text[8192];
     snprintf(path, sizeof path, "%s/%s", dir, limit_name);
@@ -131,7 +142,8 @@ static uint64_t cgroup_left(const char *dir, const char *limit_name, const char 
     return used < limit ? limit - used : 0;
 }
 
-/* The group of this process and every one above it up to the mount; v1 or v2 by the line's controller list. */
+/* The group of this process and every one above it up to the mount; v1 or v2 by the line's controller list.
+ */
 static uint64_t cgroup_available(void)
 {
     char text[4096], dir[1024];
@@ -148,7 +160,8 @@ static uint64_t cgroup_available(void)
         if (n < 0 || (size_t)n >= sizeof dir) continue;
         for (;;) {
             uint64_t left = v2 ? cgroup_left(dir, "memory.max", "memory.current", "inactive_file ")
-                               : cgroup_left(dir, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ");
+                               : cgroup_left(dir, "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                             "total_inactive_file ");
             if (left < least) least = left;
             char *slash = strrchr(dir, '/');
             if (strlen(dir) <= strlen(mount) || !slash) break;
@@ -183,7 +196,8 @@ void *sr_arena_take(struct arena *a, size_t count, size_t elem_bytes)
 {
     size_t bytes, end;
     /* A total that wraps saturates, so that the allocation sized by it fails instead of being too small. */
-    if (sr_mul_size(count, elem_bytes, &bytes) || sr_add_size(a->used, bytes, &end) || end > SIZE_MAX - ALIGN) {
+    if (sr_mul_size(count, elem_bytes, &bytes) || sr_add_size(a->used, bytes, &end) ||
+        end > SIZE_MAX - ALIGN) {
         assert(!a->base);
         a->used = SIZE_MAX - ALIGN;
         return NULL;

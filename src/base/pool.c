@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The thread pool. One counter deals the tasks: whoever takes it from k > 0 to k - 1 owns task n_tasks - k. A
- * successful claim proves that its loop is not over (that task is not done), so what it reads of the loop after
- * the claim is of that loop, and a thread that wakes late finds nothing to claim. No barrier at either end: the
- * caller waits for the tasks, not for the threads.
+ * successful claim proves that its loop is not over (that task is not done), so what it reads of the loop
+ * after the claim is of that loop, and a thread that wakes late finds nothing to claim. No barrier at either
+ * end: the caller waits for the tasks, not for the threads.
  */
 #include "base/pool.h"
 #include "base/memory.h"
@@ -26,9 +26,9 @@ struct worker {
 };
 
 struct pool {
-    _Alignas(64) atomic_int n_left;  /* tasks not yet claimed; below 0 after claims that found none */
+    _Alignas(64) atomic_int n_left; /* tasks not yet claimed; below 0 after claims that found none */
     _Alignas(64) atomic_int n_done;
-    _Alignas(64) atomic_uint epoch;  /* loops started */
+    _Alignas(64) atomic_uint epoch; /* loops started */
     atomic_int n_asleep;
     atomic_int caller_asleep;
     atomic_int quit;
@@ -140,7 +140,8 @@ static unsigned wait_epoch(struct pool *p, unsigned seen)
             cpu_pause();
         }
     pthread_mutex_lock(&p->lock);
-    atomic_fetch_add(&p->n_asleep, 1); /* before the look at epoch: the caller does the two in the other order */
+    atomic_fetch_add(&p->n_asleep,
+                     1); /* before the look at epoch: the caller does the two in the other order */
     while ((e = atomic_load(&p->epoch)) == seen) pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->n_asleep, 1);
     pthread_mutex_unlock(&p->lock);
@@ -163,7 +164,8 @@ static void start_epoch(struct pool *p, int n_wanted)
     int asleep = atomic_load(&p->n_asleep);
     if (asleep == 0) return;
     pthread_mutex_lock(&p->lock);
-    if (n_wanted >= asleep) pthread_cond_broadcast(&p->wake);
+    if (n_wanted >= asleep)
+        pthread_cond_broadcast(&p->wake);
     else
         for (int i = 0; i < n_wanted; i++) pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->lock);
@@ -228,7 +230,8 @@ static int start_threads(struct pool *p)
 sr_status sr_pool_new(struct pool **out, int n_threads, sr_error *err)
 {
     if (n_threads < 0 || n_threads > MAX_THREADS)
-        return sr_fail(err, SR_ERR_USAGE, "threads: %d, want 1..%d, or 0 for one per core", n_threads, MAX_THREADS);
+        return sr_fail(err, SR_ERR_USAGE, "threads: %d, want 1..%d, or 0 for one per core", n_threads,
+                       MAX_THREADS);
     if (n_threads == 0) n_threads = physical_cores();
     size_t bytes = sizeof(struct pool) + (size_t)(n_threads - 1) * sizeof(struct worker);
     struct pool *p = sr_alloc_zero(1, bytes);
@@ -262,4 +265,7 @@ void sr_pool_free(struct pool *p)
     sr_free(p);
 }
 
-int sr_pool_threads(const struct pool *p) { return p ? p->n_threads : 1; }
+int sr_pool_threads(const struct pool *p)
+{
+    return p ? p->n_threads : 1;
+}

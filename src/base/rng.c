@@ -8,7 +8,10 @@
 #include <time.h>
 #include <unistd.h>
 
-static uint64_t rotl(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
+static uint64_t rotl(uint64_t x, int k)
+{
+    return (x << k) | (x >> (64 - k));
+}
 
 static uint64_t splitmix64(uint64_t *x)
 {
@@ -35,13 +38,17 @@ uint64_t sr_rng_u64(struct rng *r)
     return result;
 }
 
-double sr_rng_unit(struct rng *r) { return (double)(sr_rng_u64(r) >> 11) * 0x1p-53; }
+double sr_rng_unit(struct rng *r)
+{
+    return (double)(sr_rng_u64(r) >> 11) * 0x1p-53;
+}
 
 uint64_t sr_random_seed(void)
 {
     uint64_t seed;
     if (getrandom(&seed, sizeof seed, 0) == (ssize_t)sizeof seed) return seed;
-    /* Kernels without getrandom: different for each process and moment, which is all that a default seed needs. */
+    /* Kernels without getrandom: different for each process and moment, which is all that a default seed
+     * needs. */
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
     seed = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec + ((uint64_t)getpid() << 40);

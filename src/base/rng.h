@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A small seedable generator (xoshiro256**, seeded through splitmix64): the same seed gives the same numbers on
- * every machine. For sampling and tests, not for secrets. The caller owns the state; one thread per state.
+ * A small seedable generator (xoshiro256**, seeded through splitmix64): the same seed gives the same numbers
+ * on every machine. For sampling and tests, not for secrets. The caller owns the state; one thread per state.
  */
 #ifndef SR_BASE_RNG_H
 #define SR_BASE_RNG_H

@@ -14,7 +14,10 @@ static struct {
     void *user;
 } log_sink;
 
-const char *sr_version(void) { return SR_VERSION_TEXT; }
+const char *sr_version(void)
+{
+    return SR_VERSION_TEXT;
+}
 
 const char *sr_status_name(sr_status status)
 {
@@ -36,7 +39,11 @@ const char *sr_status_name(sr_status status)
 static int32_t code_point(const unsigned char *s, size_t left, size_t *len)
 {
     static const int32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    size_t n = s[0] < 0x80                   ? 1
+               : s[0] >= 0xc2 && s[0] < 0xe0 ? 2
+               : (s[0] & 0xf0) == 0xe0       ? 3
+               : s[0] >= 0xf0 && s[0] < 0xf5 ? 4
+                                             : 0;
     *len = 1;
     if (n == 0 || n > left) return -1;
     int32_t c = n == 1 ? s[0] : s[0] & (0x7f >> n);
@@ -52,7 +59,8 @@ static int32_t code_point(const unsigned char *s, size_t left, size_t *len)
 /* Controls, and the invisible characters that break a line or reorder it (U+2028.., bidirectional marks). */
 static int is_unprintable(int32_t c)
 {
-    return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) || c == 0xfeff;
+    return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x2028 && c <= 0x202e) ||
+           (c >= 0x2066 && c <= 0x2069) || c == 0xfeff;
 }
 
 const char *sr_escape(char *dst, size_t dst_bytes, const char *src, size_t src_bytes)
@@ -88,9 +96,10 @@ const char *sr_escape(char *dst, size_t dst_bytes, const char *src, size_t src_b
     return dst;
 }
 
-/* Formats one line. Arguments may hold anything, so controls and stray bytes become '?'; a line that was cut in
- * the middle of a character loses the rest of it. */
-__attribute__((format(printf, 3, 0))) static void format_line(char *text, size_t bytes, const char *fmt, va_list ap)
+/* Formats one line. Arguments may hold anything, so controls and stray bytes become '?'; a line that was cut
+ * in the middle of a character loses the rest of it. */
+__attribute__((format(printf, 3, 0))) static void format_line(char *text, size_t bytes, const char *fmt,
+                                                              va_list ap)
 {
     int wanted = vsnprintf(text, bytes, fmt, ap);
     if (wanted < 0) text[0] = '\0';
