@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Models, tokenizers, sessions and sampling. Three objects, lifetimes nested: sr_model (weights mapped from a GGUF file,
+ * tokenizer, thread pool; immutable after open) > sr_session (one timeline of tokens with its K/V cache and router) and
+ * sr_sampler (chooses the next token from logits).
+ *
+ *     sr_model_open -> sr_session_new -> sr_tokenize -> sr_session_prefill -> loop { sr_sampler_next, sr_session_decode }
+ *
+ * One thread at a time per model (its sessions share the pool). Results are deterministic: same build, machine and
+ * options give the same bits for any number of threads. All text is UTF-8; strings returned are owned by the object
+ * that returned them unless a function says otherwise.
+ */
+#ifndef SINKROUTER_ENGINE_H
+#define SINKROUTER_ENGINE_H
+
+#include "sinkrouter/attention.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct sr_model sr_model;
+typedef struct sr_session sr_session;
+typedef struct sr_sampler sr_sampler;
+
+/* ---- model ------------------------------------------------------------------------------------------------- */
+
+/* Called with the share done (0..1) of a stage ("load", "check", "prefill"); return non-zero to cancel. */
+typedef int sr_progress_fn(void *user, const char *stage, double share);
+
+typedef struct sr_model_options {
+    int n_threads;               /* 0 = physical cores */
+    int check;                   /* scan every tensor's values and scales for NaN and infinity at open */
+    int vocab_only;              /* tokenizer and metadata only */
+    int no_mmap;                 /* read the file into memory instead of mapping it */
+    int mlock;                   /* lock the weights in memory; a refusal by the system is logged, not an error */
+    int metadata_only;           /* with vocab_only: not even the tokenizer must be usable (inspect) */
+    const char *moments_path;    /* NULL: "<model path>.moments" if it exists; "" : none */
+    sr_progress_fn *progress;
+    void *progress_user;
+} sr_model_options;
+
+SR_API sr_model_options sr_model_options_default(void);
+SR_API sr_status sr_model_open(sr_model **out, const char *path, const sr_model_options *o, sr_error *err);
+SR_API void sr_model_close(sr_model *m);
+
+typedef struct sr_model_info {
+    const char *path, *architecture, *name;    /* name may be "" */
+    const char *tokenizer;                     /* "bpe/smollm" */
+    const char *chat_template;                 /* name of the recognised one, "none", or "unknown" */
+    const char *backend;                       /* "cpu, vnni, 2 threads" */
+    const char *type_name;                     /* "Q4_1", or "mixed": the type that holds most weights */
+    int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
+    double rope_base, norm_eps;
+    int tied_embeddings, has_moments;
+    int64_t n_params;
+    uint64_t file_bytes;
+    int32_t n_parts, n_tensors, n_threads;
+} sr_model_info;
+
+SR_API void sr_model_get_info(const sr_model *m, sr_model_info *out);
+/* K and V bytes per token over all layers for these types. */
+SR_API uint64_t sr_model_kv_bytes(const sr_model *m, sr_dtype k_type, sr_dtype v_type);
+/* Memory that a session of n_ctx tokens needs: K/V, sketch (route options), scratch. */
+typedef struct sr_memory_need { uint64_t weights, kv, sketch, scratch, total; } sr_memory_need;
+typedef struct sr_session_options {
+    int32_t n_ctx;               /* tokens; 0 = what the model was trained for */
+    int allow_extrapolation;     /* allow n_ctx beyond that */
+    sr_dtype k_type, v_type;     /* default F16 */
+    int32_t n_batch;             /* tokens per prefill batch, 1..4096; default 512 */
+    sr_route_options route;
+} sr_session_options;
+SR_API sr_session_options sr_session_options_default(void);
+SR_API sr_status sr_model_memory_need(const sr_model *m, const sr_session_options *o, sr_memory_need *out, sr_error *err);
+
+/* Metadata and tensors for inspection, in file order. Text forms are one printable line each. */
+SR_API int64_t sr_model_n_metadata(const sr_model *m);
+SR_API sr_status sr_model_metadata(const sr_model *m, int64_t i, char *key, size_t key_bytes, char *type, size_t type_bytes,
+                                   char *value, size_t value_bytes);
+typedef struct sr_tensor_info { char name[64]; const char *type; int32_t n_dims; int64_t ne[4]; uint64_t bytes, file_offset; int32_t part; } sr_tensor_info;
+SR_API sr_status sr_model_tensor(const sr_model *m, int64_t i, sr_tensor_info *out);
+
+/* ---- text --------------------------------------------------------------------------------------------------- */
+
+typedef enum sr_bos { SR_BOS_AUTO = -1 /* as the file says */, SR_BOS_OFF = 0, SR_BOS_ON = 1 } sr_bos;
+
+/* *ids is allocated here (free with sr_tokens_free). parse_special: control tokens in the text match too. */
+SR_API sr_status sr_tokenize(const sr_model *m, const char *text, size_t bytes, sr_bos bos, int parse_special, int32_t **ids, int32_t *n, sr_error *err);
+SR_API void sr_tokens_free(int32_t *ids);
+/* Raw bytes of one token: at most cap are written, the full length is returned. Control tokens give nothing unless asked. */
+SR_API size_t sr_token_text(const sr_model *m, int32_t id, int show_control, char *out, size_t cap);
+SR_API int sr_token_is_end(const sr_model *m, int32_t id);
+
+/* Bytes of tokens to whole UTF-8 characters: hold one per stream, {0} to begin. push writes at most 3 * (n + 4) bytes. */
+typedef struct sr_utf8_hold { uint8_t held[4]; int32_t n_held; } sr_utf8_hold;
+SR_API size_t sr_utf8_push(sr_utf8_hold *u, const void *bytes, size_t n, char *out);
+SR_API size_t sr_utf8_finish(sr_utf8_hold *u, char *out);
+
+typedef enum sr_role { SR_ROLE_SYSTEM = 0, SR_ROLE_USER = 1, SR_ROLE_ASSISTANT = 2 } sr_role;
+typedef struct sr_message { sr_role role; const char *text; size_t bytes; } sr_message;
+/* Renders with the model's template, or the one named (NULL = the model's), with the generation prompt if asked, and
+ * tokenizes; control tokens inside messages stay text. BOS as template and file say, once. */
+SR_API sr_status sr_chat_tokens(const sr_model *m, const char *template_name, const sr_message *msgs, int32_t n_msgs,
+                                int generation_prompt, int32_t **ids, int32_t *n, sr_error *err);
+/* NULL-terminated list of texts that end an assistant's turn beyond the end tokens; SR_ERR_UNSUPPORTED when the model's template is not
+ * known, SR_ERR_USAGE for an unknown name. */
+SR_API sr_status sr_chat_template_check(const sr_model *m, const char *template_name, const char *const **stop_texts, sr_error *err);
+
+/* ---- session --------------------------------------------------------------------------------------------------- */
+
+SR_API sr_status sr_session_new(sr_session **out, sr_model *m, const sr_session_options *o, sr_error *err);
+SR_API void sr_session_free(sr_session *s);
+SR_API int32_t sr_session_len(const sr_session *s);
+SR_API int32_t sr_session_n_ctx(const sr_session *s);
+SR_API const int32_t *sr_session_tokens(const sr_session *s);   /* [len], borrowed until the next call */
+/* Exact prefill of n tokens in batches. Logits of the last one are then in sr_session_logits. SR_ERR_USAGE when the
+ * context would overflow (nothing changed); on cancel by progress, the tokens of finished batches stay: SR_OK with *done < n. */
+SR_API sr_status sr_session_prefill(sr_session *s, const int32_t *ids, int32_t n, sr_progress_fn *progress, void *user, int32_t *done, sr_error *err);
+/* One token through the routed decode path. */
+SR_API sr_status sr_session_decode(sr_session *s, int32_t id, sr_error *err);
+/* [n_vocab] floats of the last token; borrowed until the next call. NULL before any token. */
+SR_API const float *sr_session_logits(const sr_session *s);
+/* Exact logits of n tokens fed as one prefill, [n][n_vocab] into out: for tests and perplexity of dense text. */
+SR_API sr_status sr_session_prefill_logits(sr_session *s, const int32_t *ids, int32_t n, float *out, sr_error *err);
+/* Forgets tokens from len on; the next prefill or decode continues there. len 0 frees the cache. */
+SR_API sr_status sr_session_truncate(sr_session *s, int32_t len, sr_error *err);
+/* Brings the session to hold exactly ids[0..n): keeps the longest common prefix, prefills the rest (at least the last
+ * token, so that logits are there). *reused gets the number kept. */
+SR_API sr_status sr_session_sync(sr_session *s, const int32_t *ids, int32_t n, sr_progress_fn *progress, void *user, int32_t *reused, sr_error *err);
+SR_API sr_status sr_session_route_set(sr_session *s, const sr_route_options *r, sr_error *err);
+SR_API void sr_session_route_get(const sr_session *s, sr_route_options *out);
+
+/* Counters and times since creation or the last reset. */
+typedef struct sr_session_stats {
+    int64_t prefill_tokens, decode_tokens;
+    double prefill_ms, decode_ms;
+    sr_route_stats route;
+} sr_session_stats;
+SR_API void sr_session_get_stats(const sr_session *s, sr_session_stats *out);
+SR_API void sr_session_stats_reset(sr_session *s);
+SR_API void sr_session_memory(const sr_session *s, uint64_t *kv_bytes, uint64_t *sketch_bytes);
+/* Share of decisions per (layer, KV group) that read near rows only or nothing; heat[n_layers * n_kv_heads], NaN where none was made. */
+SR_API void sr_session_heat(const sr_session *s, float *heat);
+
+/* Exact save and restore of tokens, K/V, sketch and logits (checksum, model identity). Save writes a temporary file beside
+ * path, syncs and renames; a lock file beside it makes a second writer fail with SR_ERR_IO "locked". Restore replaces the
+ * session's content only when the whole file was good; model, cache types, rope and route-sketch settings must match
+ * (SR_ERR_UNSUPPORTED names the field). */
+SR_API sr_status sr_session_save(sr_session *s, const char *path, sr_error *err);
+SR_API sr_status sr_session_restore(sr_session *s, const char *path, sr_error *err);
+
+/* Writes the moments of the session's first tokens (positions 4..2,047 at least; all prefilled ones are used when
+ * sr_session_moments_all was called before the prefill). */
+SR_API sr_status sr_session_moments_all(sr_session *s, sr_error *err);
+SR_API sr_status sr_session_moments_save(sr_session *s, const char *path, sr_error *err);
+
+/* Milliseconds per op of the forward pass since the last reset, for profiles; i from 0 until NULL is returned. */
+SR_API const char *sr_session_profile(const sr_session *s, int32_t i, double *ms, int64_t *calls);
+
+/* ---- sampling ---------------------------------------------------------------------------------------------------- */
+
+/* The chain is applied in the order of `order`, names separated by ';': penalties top_k top_p min_p temperature
+ * (llama.cpp's order is the default). temperature <= 0: greedy, the lowest id wins ties. */
+typedef struct sr_sampler_options {
+    float temperature, top_p, min_p;       /* 0.8, 0.95, 0.05 */
+    int32_t top_k;                         /* 40; <= 0 all */
+    float repeat_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0 */
+    int32_t repeat_last_n;                 /* 64; 0 off, -1 the whole context */
+    uint64_t seed;
+    const char *order;                     /* "penalties;top_k;top_p;min_p;temperature" */
+} sr_sampler_options;
+
+SR_API sr_sampler_options sr_sampler_options_default(void);
+SR_API sr_status sr_sampler_new(sr_sampler **out, const sr_sampler_options *o, int32_t n_vocab, sr_error *err);
+SR_API void sr_sampler_free(sr_sampler *p);
+/* Next token from logits [n_vocab] given the tokens so far (for penalties). Does not allocate. SR_ERR_NUMERIC if every logit is
+ * NaN or -inf or one is NaN. */
+SR_API sr_status sr_sampler_next(sr_sampler *p, const float *logits, const int32_t *tokens, int32_t n_tokens, int32_t *id, sr_error *err);
+/* A seed from the system's random source. */
+SR_API uint64_t sr_seed_random(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a model is, read and checked from metadata: numbers, rotary embedding, which optional parts it has. A family is
+ * a row of data here, not a copy of the forward pass. Rows GM11-GM16 of the bad-input contract end here.
+ */
+#ifndef SR_MODEL_CONFIG_H
+#define SR_MODEL_CONFIG_H
+
+#include "backend/args.h"
+#include "formats/gguf.h"
+
+struct model_config {
+    char architecture[16];
+    char name[96];                        /* escaped, may be empty */
+    int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
+    float norm_eps;
+    double rope_base;
+    struct rope_spec rope;
+    int qkv_bias, qk_norm;                /* family facts */
+};
+
+/* Families that this build knows: llama, and qwen2 (same pass: biases, other rotary pairs). An unknown architecture is
+ * SR_ERR_UNSUPPORTED and lists them. */
+sr_status sr_config_read(struct model_config *out, const struct gguf *g, sr_error *err);
+
+#endif
