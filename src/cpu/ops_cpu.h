@@ -36,6 +36,7 @@ void sr_cpu_add(struct backend *b, const struct add_args *a);
 void sr_cpu_embed(struct backend *b, const struct embed_args *a);
 sr_status sr_cpu_smallops_init(struct backend_cpu *c, sr_error *err);
 void sr_cpu_smallops_fini(struct backend_cpu *c);
+sr_status sr_cpu_rope_reserve(struct backend_cpu *c, int32_t max_n, sr_error *err); /* tokens of one call */
 
 /* attn/ */
 void sr_cpu_kv_append(struct backend *b, const struct kv_append_args *a, int32_t n_units);
