@@ -13,7 +13,7 @@ SAN      ?=
 ARCH     := $(shell $(CC) -dumpmachine | cut -d- -f1)
 VERSION  := 0.1.0
 
-PKGS     := libpcre2-8 jansson libxxhash openblas lapacke
+PKGS     := libpcre2-8 libutf8proc jansson libxxhash openblas lapacke
 PKG_INC  := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIB  := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 
