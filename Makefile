@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # make            the library and the program, in build/
-# make demo       the main job on a real model;   make test   every test;   make install   PREFIX=/usr/local
+# make demo       the main job on a real model       make test   every test; both install what they lack
+# make bench      speed of the default model         make fuzz   each parser under libFuzzer for FUZZ_SECONDS
+# make install    program, libraries, headers        DESTDIR=, PREFIX=/usr/local
+#
 # Sources are found by place: src/*/ and src/cpu/*/ make the library, apps/sinkrouter/ the program,
 # tests/unit, tests/kernels and tests/golden one program per test_*.c. Flags of an ISA go by a file's suffix.
 
@@ -46,13 +49,32 @@ TEST_BIN := $(TEST_SRC:%.c=$(BUILD)/%)
 TEST_AUX := $(filter-out $(TEST_SRC),$(sort $(wildcard tests/*/*.c)))
 TEST_AUX := $(filter-out tests/fuzz/%,$(TEST_AUX))
 
-.PHONY: all lib demo test check tests install clean format
-all: $(BUILD)/sinkrouter $(BUILD)/libsinkrouter.so
+# Kernels and what they stand on need no library beyond libc, so they are cross-built and run under an emulator.
+ALONE_SRC := $(sort $(wildcard tests/kernels/*.c src/base/*.c src/formats/quant*.c src/cpu/*.c src/cpu/*/*.c))
+ALONE_SRC := $(filter-out $(foreach s,$(OTHER_SUFFIX),%_$(s).c),$(ALONE_SRC))
+ALONE_SRC := $(filter-out $(shell grep -lE 'include <(cblas|lapacke)' $(ALONE_SRC)),$(ALONE_SRC))
+ALONE_BIN := $(patsubst %.c,$(BUILD)/%,$(filter tests/kernels/test_%.c,$(ALONE_SRC)))
+ALONE_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/kernels/test_%.c,$(ALONE_SRC)))
 
+FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_BIN     := $(FUZZ_SRC:%.c=$(BUILD)/%)
+FUZZ_SECONDS ?= 30
+MODEL        := models/SmolLM2-135M-Instruct.Q4_1.gguf
+JOBS         := $(shell nproc)
+AGAIN         = +@$(MAKE) --no-print-directory
+
+.SECONDARY:
+.PHONY: deps all lib tests unit-tests kernel-tests-alone fuzz-replay fuzz-run demo bench test fuzz check-format install clean
+all: $(BUILD)/sinkrouter lib
 lib: $(BUILD)/libsinkrouter.a $(BUILD)/libsinkrouter.so
 tests: $(TEST_BIN)
+unit-tests: $(filter $(BUILD)/tests/unit/%,$(TEST_BIN))
+kernel-tests-alone: $(ALONE_BIN)
+fuzz-replay: $(FUZZ_BIN)
+deps:
+	$(if $(and $(PKGS),$(if $(PKG_LIB),,missing)),@echo 'make: a library is missing: run tools/setup.sh' >&2; exit 5)
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | deps
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(call isa_flags,$<) -c $< -o $@
 
@@ -62,6 +84,7 @@ $(BUILD)/libsinkrouter.a: $(LIB_OBJ)
 
 $(BUILD)/libsinkrouter.so: $(LIB_OBJ)
 	$(CC) -shared -Wl,-soname,libsinkrouter.so.0 -Wl,-z,relro,-z,now $(SAN) -o $@ $^ $(LDLIBS)
+	@ln -sf libsinkrouter.so $@.0
 
 # The program sees include/ only.
 $(BUILD)/apps/%.o: CFLAGS := $(filter-out -Isrc,$(CFLAGS))
@@ -71,7 +94,57 @@ $(BUILD)/sinkrouter: $(APP_OBJ) $(BUILD)/libsinkrouter.a
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_AUX:%.c=$(BUILD)/%.o) $(BUILD)/libsinkrouter.a
 	$(CC) $(SAN) -o $@ $^ $(LDLIBS) -lcmocka
 
+$(ALONE_BIN): $(BUILD)/%: $(BUILD)/%.o $(ALONE_OBJ)
+	$(CC) $(SAN) -static -o $@ $^ -lpthread -lm
+
+# A fuzz target is linked with FUZZ_MAIN: the replay of its corpus, or nothing where libFuzzer brings main.
+FUZZ_MAIN ?= $(BUILD)/tests/fuzz/replay.o
+$(FUZZ_BIN): $(BUILD)/%: $(BUILD)/%.o $(FUZZ_MAIN) $(BUILD)/libsinkrouter.a
+	$(CC) $(SAN) $(FUZZ_LINK) -o $@ $^ $(LDLIBS)
+
+# What a goal lacks is installed before make looks for the libraries, so the work is done by a second make.
+demo:
+	@tools/setup.sh demo
+	$(AGAIN) -j$(JOBS) -s all
+	@tools/fetch-model.sh
+	@BUILD=$(BUILD) tools/demo.sh
+
+bench:
+	@tools/setup.sh demo
+	$(AGAIN) -j$(JOBS) -s all
+	@tools/fetch-model.sh
+	$(BUILD)/sinkrouter bench -m $(MODEL) -p 512 -n 32 -d 0,2048,4096,7680 $(BENCH_FLAGS)
+
+test:
+	@tools/setup.sh test
+	@BUILD=$(BUILD) tests/run.sh --all
+
+fuzz:
+	@tools/setup.sh fuzz
+	$(AGAIN) -j$(JOBS) -s BUILD=$(BUILD)-fuzz CC=clang OPT=-O1 FUZZ_MAIN= FUZZ_LINK=-fsanitize=fuzzer \
+	    SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' fuzz-run
+
+fuzz-run: $(FUZZ_BIN)
+	@set -e; for f in $^; do name=$${f##*/fuzz_}; mkdir -p $(BUILD)/found/$$name; echo "fuzz: $$name"; \
+	    $$f -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -verbosity=0 -print_final_stats=1 \
+	        -artifact_prefix=$(BUILD)/found/$$name- $(BUILD)/found/$$name tests/fuzz/corpus/$$name; done
+
+check-format:
+	clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h')
+
+DEST = $(DESTDIR)$(PREFIX)
+install: all
+	install -d $(DEST)/bin $(DEST)/lib/pkgconfig $(DEST)/include/sinkrouter
+	install $(BUILD)/sinkrouter $(DEST)/bin
+	install -m 644 include/sinkrouter/*.h $(DEST)/include/sinkrouter
+	install -m 644 $(BUILD)/libsinkrouter.a $(DEST)/lib
+	install -m 755 $(BUILD)/libsinkrouter.so $(DEST)/lib/libsinkrouter.so.$(VERSION)
+	ln -sf libsinkrouter.so.$(VERSION) $(DEST)/lib/libsinkrouter.so.0
+	ln -sf libsinkrouter.so.0 $(DEST)/lib/libsinkrouter.so
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@PKGS@|$(PKGS)|' tools/sinkrouter.pc.in \
+	    >$(DEST)/lib/pkgconfig/sinkrouter.pc
+
 clean:
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) $(BUILD)-clang $(BUILD)-san $(BUILD)-neon $(BUILD)-fuzz
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -45,14 +45,13 @@ struct pool {
     struct worker workers[]; /* [n_threads - 1] */
 };
 
-static void cpu_pause(void)
-{
 #if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
+static void cpu_pause(void) { __builtin_ia32_pause(); }
 #elif defined(__aarch64__)
-    __asm__ volatile("yield");
+static void cpu_pause(void) { __asm__ volatile("yield"); }
+#else
+static void cpu_pause(void) {}
 #endif
-}
 
 static int64_t now_ns(void)
 {
