@@ -102,7 +102,111 @@ typedef void sr_silu_mul_fn(const float *gate, const float *up, float *h, int64_
 /* x[n] += y[n] */
 typedef void sr_add_fn(float *x, const float *y, int64_t n);
 
-/* ---- attention and sketch (src/cpu/attn, src/cpu/sketch) ------------------------------------------------------- */
+/* ---- attention (src/cpu/attn) ---------------------------------------------------------------------------------- */
+
+/* dst = n floats in the cache's type: rounded to nearest, ties to even, in all variants the same bytes. Q8_0: n a
+ * multiple of 32, d = max |x| / 127 kept as f16, q = x / d; a block with NaN gets a NaN scale. */
+typedef void sr_kv_store_fn(sr_dtype type, const float *src, void *dst, int64_t n);
+
+/* Up to SR_ATTN_BLOCK rows of one unit, any rows, added to the running states of all heads of the group. Only the n
+ * rows given are loaded; the rows counted are those loaded. next_k are K rows that may be prefetched, never loaded. */
+#define SR_ATTN_BLOCK 64
+#define SR_ATTN_MAX_GROUP 16
+#define SR_ATTN_MAX_DIM 256
+struct attn_block {
+    const struct attn_shape *shape;
+    const float *q;                    /* [group][head_dim] */
+    const uint8_t *const *k, *const *v;/* [n] rows */
+    const uint8_t *const *next_k;      /* [n_next] */
+    int32_t n, n_next;
+    float *o, *m, *l;                  /* the states: [group][head_dim], [group], [group]; not aliased */
+    int64_t *k_rows, *v_rows;          /* added to */
+};
+typedef void sr_attn_block_fn(const struct attn_block *a);
+
+/* Causal attention of a block of queries of one unit over all rows that they may see. Row t of q and out holds the
+ * group's heads side by side. Scratch: sr_attn_flash_bytes(head_dim), 64-byte aligned, contents of no meaning. */
+#define SR_FLASH_ROWS 384              /* most query rows n_q * group */
+#define SR_FLASH_KEYS 64
+struct attn_flash {
+    const struct attn_shape *shape;
+    const struct attn_unit *unit;
+    const float *q;                    /* [n_q][q_stride] */
+    float *out;                        /* [n_q][out_stride] */
+    int64_t q_stride, out_stride;
+    int64_t pos;                       /* query t sees rows [0, pos + t] */
+    int32_t n_q;
+    void *scratch;
+};
+typedef void sr_attn_flash_fn(const struct attn_flash *a);
+static inline size_t sr_attn_flash_bytes(int32_t head_dim)
+{
+    const size_t d = (size_t)(head_dim + 63) / 64 * 64;
+    return (SR_FLASH_ROWS + 16) * (2 * d + 4) * 4 + SR_FLASH_KEYS * d * 16 + (size_t)SR_FLASH_ROWS * SR_FLASH_KEYS * 8 + 16384;
+}
+
+/* ---- sketch (src/cpu/sketch) ------------------------------------------------------------------------------------
+ * Layout of a chunk: blocks of 16 rows; a block holds its rows' 4-byte words turned: word 0 of all 16 rows, then word
+ * 1 of all, ... Word w of row i is at (i / 16 * 16) * row_bytes + w * 64 + i % 16 * 4. Whole blocks are readable. */
+#define SR_SKETCH_BLOCK 16
+static inline size_t sr_sketch_word_at(int32_t row, int32_t word, size_t row_bytes)
+{
+    return (size_t)(row & ~15) * row_bytes + (size_t)word * 64 + (size_t)(row & 15) * 4;
+}
+
+/* Encodes rows [row0, row1) of one chunk. */
+struct sketch_rows {
+    const struct attn_shape *shape;
+    const struct sketch_shape *sketch;
+    const struct sketch_basis *basis;
+    const uint8_t *k_chunk;            /* K rows of the chunk */
+    uint8_t *y_chunk;
+    int32_t row0, row1;                /* within the chunk */
+    int64_t *k_rows, *clipped;         /* added to */
+};
+typedef void sr_sketch_encode_fn(const struct sketch_rows *a);
+
+/* Estimated logits of rows [row0, row1) of one chunk: logit = base + sum_j w[j] * (code_j - 2^(bits-1) + 1/2).
+ * Writes whole blocks of 16: rows of a touched block outside the range get -inf. max = largest in the range. */
+struct sketch_score {
+    const struct sketch_shape *sketch;
+    const uint8_t *y_chunk;
+    int32_t group, row0, row1;
+    const float *w;                    /* [group][sr_sketch_padded(rank)]: z_j * step_j, zeros beyond rank */
+    const float *base;                 /* [group] */
+    float *logits;                     /* [group][SR_CHUNK_ROWS], indexed by row within the chunk */
+    float *max;                        /* [group] out */
+    int64_t *y_rows;                   /* added to */
+};
+static inline int32_t sr_sketch_padded(int32_t rank) { return (rank + 7) / 8 * 8; }
+typedef void sr_sketch_score_fn(const struct sketch_score *a);
+
+/* Over the scored blocks of a chunk: sum[g] = sum of exp(logit - max[g]); and the rows that may still be needed, those
+ * with logit - floor[g] >= cut for some head, in rising order. */
+struct sketch_mass {
+    int32_t group, row0, row1;         /* as scored */
+    const float *logits;               /* [group][SR_CHUNK_ROWS] */
+    const float *max, *floor;          /* [group] */
+    float cut;
+    int32_t first_row;                 /* added to the row numbers put out */
+    float *sum;                        /* [group] out */
+    int32_t *kept_rows;                /* room for SR_CHUNK_ROWS */
+    float *kept;                       /* [group][SR_CHUNK_ROWS] their logits */
+    int32_t n_kept;                    /* out */
+};
+typedef void sr_sketch_mass_fn(struct sketch_mass *a);
+
+/* Of n kept rows: kept[g][i] becomes the share exp(kept - log_total[g]); bin[i] = floor(-t * bins_per_nat), clamped to
+ * [0, SR_SKETCH_BINS - 1], of the largest log share t, or SR_SKETCH_BINS where t < cut. */
+#define SR_SKETCH_BINS 512
+struct sketch_share {
+    int32_t group, n;
+    float *kept;                       /* [group][SR_CHUNK_ROWS] in and out */
+    const float *log_total;            /* [group] */
+    float cut, bins_per_nat;
+    uint16_t *bin;                     /* [n]; room for SR_CHUNK_ROWS */
+};
+typedef void sr_sketch_share_fn(const struct sketch_share *a);
 
 /* ---- the table ------------------------------------------------------------------------------------------------ */
 

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The attention ops around the rows: storing new rows, the finish, the paper's cosine, and causal prefill.
+ */
+#include "cpu/attn/attn_scratch.h"
+#include "cpu/attn/kv_row.h"
+
+#include <math.h>
+
+/* ---- kv_append ---- */
+
+/* Rows of one task, and the number of rows above which the pool is worth its start. */
+enum { APPEND_ROWS = 64, APPEND_SERIAL = 16 };
+
+struct append_job { const struct kv_append_args *a; const struct backend_cpu *c; int32_t n_blocks; };
+
+static void append_rows(const struct backend_cpu *c, const struct kv_append_args *a, int32_t t0, int32_t t1)
+{
+    const struct attn_shape *s = a->shape;
+    for (int32_t t = t0; t < t1; t++) {
+        c->k.kv_store(s->k_type, a->k_src + t * a->stride, sr_row_at(&a->k, a->pos0 + t, s->k_row_bytes), s->head_dim);
+        c->k.kv_store(s->v_type, a->v_src + t * a->stride, sr_row_at(&a->v, a->pos0 + t, s->v_row_bytes), s->head_dim);
+    }
+}
+
+static void append_task(void *ctx, int32_t task, int32_t thread)
+{
+    const struct append_job *j = ctx;
+    const struct kv_append_args *a = &j->a[task / j->n_blocks];
+    const int32_t t0 = task % j->n_blocks * APPEND_ROWS, t1 = t0 + APPEND_ROWS;
+    (void)thread;
+    append_rows(j->c, a, t0, t1 < a->n ? t1 : a->n);
+}
+
+void sr_cpu_kv_append(struct backend *b, const struct kv_append_args *a, int32_t n_units)
+{
+    struct append_job job = {a, sr_cpu_of(b), 0};
+    int32_t most = 0;
+    for (int32_t u = 0; u < n_units; u++) most = a[u].n > most ? a[u].n : most;
+    job.n_blocks = (most + APPEND_ROWS - 1) / APPEND_ROWS;
+    if (most > APPEND_SERIAL)
+        sr_pool_run(job.c->pool, job.n_blocks * n_units, append_task, &job);
+    else
+        for (int32_t u = 0; u < n_units; u++) append_rows(job.c, &a[u], 0, a[u].n);
+}
+
+/* ---- attn_finish ---- */
+
+void sr_cpu_attn_finish(struct backend *b, const struct attn_finish_args *a)
+{
+    const int32_t d = a->shape->head_dim;
+    (void)b;
+    for (int64_t h = 0; h < (int64_t)a->n_units * a->shape->group; h++) {
+        const float l = a->state.l[h], inverse = l == 0 ? 0 : 1.0f / l;
+        for (int32_t i = 0; i < d; i++) a->out[h * d + i] = a->state.o[h * d + i] * inverse;
+    }
+}
+
+/* ---- attn_cosine ---- */
+
+static double dot(const float *x, const float *y, int32_t n)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
+    return sum;
+}
+
+void sr_cpu_attn_cosine(struct backend *b, const struct attn_cosine_args *a)
+{
+    const struct attn_shape *s = a->shape;
+    const int32_t d = s->head_dim;
+    float k[SR_ATTN_MAX_DIM];
+    (void)b;
+    for (int32_t u = 0; u < a->n_units; u++) {
+        double sum = 0;
+        sr_row_load(s->k_type, sr_row_at(&a->units[u].k, 0, s->k_row_bytes), k, d);
+        a->touched[u].k_rows++;
+        const double k_norm = sqrt(dot(k, k, d));
+        for (int32_t g = 0; g < s->group; g++) {
+            const float *q = a->units[u].q + g * d;
+            const double norms = sqrt(dot(q, q, d)) * k_norm;
+            sum += norms == 0 ? 0 : dot(q, k, d) / norms; /* a zero vector has no direction */
+        }
+        a->score[u] = (float)(sum / s->group);
+    }
+}
+
+/* ---- attn_prefill ---- */
+
+struct prefill_job { const struct attn_prefill_args *a; const struct backend_cpu *c; int32_t n_blocks, block; };
+
+/* Later queries see more rows: they go first, so that the threads end together. */
+static void prefill_task(void *ctx, int32_t task, int32_t thread)
+{
+    const struct prefill_job *j = ctx;
+    const struct attn_prefill_args *a = j->a;
+    const int32_t u = task % a->n_units, t0 = (j->n_blocks - 1 - task / a->n_units) * j->block;
+    const int64_t at = (int64_t)u * a->shape->group * a->shape->head_dim;
+    const struct attn_flash f = {
+        .shape = a->shape, .unit = &a->units[u],
+        .q = a->q + t0 * a->q_stride + at, .q_stride = a->q_stride,
+        .out = a->out + t0 * a->out_stride + at, .out_stride = a->out_stride,
+        .pos = a->pos0 + t0, .n_q = a->n - t0 < j->block ? a->n - t0 : j->block,
+        .scratch = sr_attn_thread_scratch(j->c->attn, thread),
+    };
+    j->c->k.attn_flash(&f);
+}
+
+/* A query's result does not depend on which queries share its block, so the block may follow the thread count: small
+ * enough to give every thread a few, large enough that converting the rows is cheap beside using them. */
+static int32_t queries_per_block(const struct attn_prefill_args *a, int32_t n_threads)
+{
+    int32_t most = SR_FLASH_ROWS / a->shape->group, block = most;
+    while (block > most / 8 && (a->n + block - 1) / block * a->n_units < 3 * n_threads) block /= 2;
+    return block;
+}
+
+void sr_cpu_attn_prefill(struct backend *b, const struct attn_prefill_args *a)
+{
+    const struct backend_cpu *c = sr_cpu_of(b);
+    assert(c->attn && a->shape->head_dim <= c->attn->limits.head_dim);
+    struct prefill_job job = {a, c, 0, queries_per_block(a, sr_pool_threads(c->pool))};
+    job.n_blocks = (a->n + job.block - 1) / job.block;
+    sr_pool_run(c->pool, job.n_blocks * a->n_units, prefill_task, &job);
+}

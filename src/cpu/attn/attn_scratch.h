@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Scratch of the attention and sketch ops: one block, laid out for the largest shapes reserved so far. The step
+ * allocates nothing; what an op needs beyond the reserve is the caller's mistake (assert).
+ */
+#ifndef SR_CPU_ATTN_SCRATCH_H
+#define SR_CPU_ATTN_SCRATCH_H
+
+#include "base/memory.h"
+#include "cpu/ops_cpu.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+
+/* A unit's rows are dealt in pieces of SR_PIECE_ROWS, twice as many where there would be more than SR_MAX_PIECES: a
+ * function of the number of rows alone, so that the thread count changes nothing. */
+#define SR_PIECE_ROWS 256
+#define SR_MAX_PIECES 64
+
+/* Entries [first, first + n) of a unit's rows, whatever the set's order of them. */
+struct attn_piece { int32_t unit, first, n; };
+
+/* Pieces of a unit: [first, first + n), and how many are not yet done. */
+struct attn_unit_work { atomic_int left; int32_t first, n, n_rows; };
+
+/* A chunk's part of a unit's far rows: [row0, row1) within the chunk. */
+struct choose_span { int32_t unit, chunk, row0, row1, n_kept; };
+
+enum { QUERY_TODO, QUERY_CLAIMED, QUERY_READY };
+
+/* A unit while its rows are chosen. Spans are [first, first + n). */
+struct choose_unit {
+    atomic_int left, query;          /* spans not yet done; whether w and base are there */
+    int32_t first, n, n_far;
+    float cut, near_log[SR_ATTN_MAX_GROUP], base[SR_ATTN_MAX_GROUP];
+    float *w;                        /* [group][sr_sketch_padded(rank)] */
+};
+
+struct attn_limits { int32_t n_units, max_len, group, head_dim, n_threads; };
+
+struct attn_scratch {
+    struct attn_limits limits;
+    void *block;
+    int32_t max_pieces;              /* of all units together */
+    struct attn_piece *pieces;       /* [max_pieces] */
+    struct attn_unit_work *work;     /* [n_units] */
+    float *o, *m, *l;                /* states of pieces: [max_pieces][group][head_dim], [max_pieces][group] twice */
+    struct attn_touched *touched;    /* [max_pieces] */
+
+    int32_t max_spans;               /* of all units together */
+    struct choose_span *spans;       /* [max_spans] */
+    struct choose_unit *choose;      /* [n_units] */
+    float *span_max, *span_sum;      /* [max_spans][SR_ATTN_MAX_GROUP] */
+    float *kept;                     /* [max_spans][group][SR_CHUNK_ROWS] */
+    int32_t *kept_rows;              /* [max_spans][SR_CHUNK_ROWS] */
+    uint16_t *kept_bins;             /* [max_spans][SR_CHUNK_ROWS] */
+    struct attn_touched *span_touched;/* [max_spans] */
+
+    size_t thread_bytes;
+    uint8_t *threads;                /* [n_threads][thread_bytes] */
+};
+
+/* What a thread needs for a span of the choice, beside nothing else at that time. */
+struct choose_thread {
+    float logits[SR_ATTN_MAX_GROUP * SR_CHUNK_ROWS];
+    double bins[SR_SKETCH_BINS * SR_ATTN_MAX_GROUP];
+};
+
+static inline void *sr_attn_thread_scratch(const struct attn_scratch *s, int32_t thread)
+{
+    return s->threads + (size_t)thread * s->thread_bytes;
+}
+
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sketch_choose: estimates the logits of a unit's far rows, and lists those that must be read.
+ *
+ * One pass over the sketch, chunk by chunk over the pool, and no store of all logits: a row whose share is below
+ * eps / n_far for every head can be left unread whatever happens to the others (all such rows together weigh at most
+ * eps, for each head), and the near part alone already bounds the total from below, so most rows are settled as soon
+ * as they are scored. Whoever finishes a unit's last chunk sums the masses in order and chooses among the rows kept.
+ */
+#include "cpu/attn/attn_scratch.h"
+#include "cpu/attn/kv_row.h"
+
+#include <math.h>
+#include <sched.h>
+#include <string.h>
+
+struct choose_job { const struct sketch_choose_args *a; const struct backend_cpu *c; struct attn_scratch *s; };
+
+/* ---- the query in the basis ---- */
+
+static void project_query(const struct choose_job *j, int32_t u)
+{
+    const struct sketch_choose_args *a = j->a;
+    const struct sketch_basis *basis = &a->basis[u];
+    const int32_t d = a->shape->head_dim, group = a->shape->group, rank = a->sketch->rank, padded = sr_sketch_padded(rank);
+    struct choose_unit *w = &j->s->choose[u];
+    float z[SR_ATTN_MAX_GROUP * SR_ATTN_MAX_DIM];
+    for (int32_t g = 0; g < group; g += SR_MATVEC_TOKENS) {
+        const struct acts acts = {.x = a->units[u].q + g * d, .x_stride = d};
+        j->c->k.matvec_f32(&(struct matvec_args){
+            .w = (const uint8_t *)basis->synthesis, .row_bytes = (size_t)d * sizeof(float), .n_rows = d, .n_in = d,
+            .acts = &acts, .n = group - g < SR_MATVEC_TOKENS ? group - g : SR_MATVEC_TOKENS, .y = z + g * d, .y_stride = d});
+    }
+    memset(w->w, 0, (size_t)(group * padded) * sizeof(float));
+    for (int32_t g = 0; g < group; g++) {
+        const float *q = a->units[u].q + g * d, *zg = z + g * d;
+        float rounding = 0, tail = 0, base = 0;
+        for (int32_t i = 0; i < d; i++) base += q[i] * basis->mu[i];
+        for (int32_t i = 0; i < rank; i++) {
+            w->w[g * padded + i] = zg[i] * basis->step[i];
+            rounding += w->w[g * padded + i] * w->w[g * padded + i];
+        }
+        for (int32_t i = rank; i < d; i++) tail += zg[i] * zg[i] * basis->lambda[i];
+        w->base[g] = base + 0.5f * (rounding / 12.0f + tail);
+    }
+}
+
+/* The first thread that needs a unit's query projects it; others wait for it, since it is being worked on. */
+static void want_query(const struct choose_job *j, int32_t u)
+{
+    struct choose_unit *w = &j->s->choose[u];
+    int expected = QUERY_TODO;
+    if (atomic_load_explicit(&w->query, memory_order_acquire) == QUERY_READY) return;
+    if (atomic_compare_exchange_strong(&w->query, &expected, QUERY_CLAIMED)) {
+        project_query(j, u);
+        atomic_store_explicit(&w->query, QUERY_READY, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&w->query, memory_order_acquire) != QUERY_READY; spins++)
+        if (spins > 1000) sched_yield();
+}
+
+/* ---- a chunk ---- */
+
+static float *kept_of(const struct choose_job *j, int32_t span)
+{
+    return j->s->kept + (size_t)span * (size_t)j->a->shape->group * SR_CHUNK_ROWS;
+}
+
+static void copy_logits(const struct choose_job *j, const struct choose_span *s, const float *logits)
+{
+    for (int32_t g = 0; g < j->a->shape->group; g++)
+        memcpy(j->a->logits[s->unit] + (size_t)g * (size_t)j->a->units[s->unit].kv_len + s->chunk * SR_CHUNK_ROWS + s->row0,
+               logits + g * SR_CHUNK_ROWS + s->row0, (size_t)(s->row1 - s->row0) * sizeof(float));
+}
+
+static void score_span(const struct choose_job *j, int32_t span, struct choose_thread *t)
+{
+    struct choose_span *s = &j->s->spans[span];
+    const struct choose_unit *w = &j->s->choose[s->unit];
+    float *max = j->s->span_max + (size_t)span * SR_ATTN_MAX_GROUP;
+    const int32_t group = j->a->shape->group;
+    struct sketch_score score = {
+        .sketch = j->a->sketch, .y_chunk = j->a->units[s->unit].y.chunk[s->chunk], .group = group,
+        .row0 = s->row0, .row1 = s->row1, .w = w->w, .base = w->base, .logits = t->logits, .max = max,
+        .y_rows = &j->s->span_touched[span].y_rows,
+    };
+    j->s->span_touched[span] = (struct attn_touched){0, 0, 0};
+    j->c->k.sketch_score(&score);
+    if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, t->logits);
+    struct sketch_mass mass = {
+        .group = group, .row0 = s->row0, .row1 = s->row1, .logits = t->logits, .max = max, .floor = w->near_log,
+        .cut = w->cut, .first_row = s->chunk * SR_CHUNK_ROWS, .sum = j->s->span_sum + (size_t)span * SR_ATTN_MAX_GROUP,
+        .kept_rows = j->s->kept_rows + (size_t)span * SR_CHUNK_ROWS, .kept = kept_of(j, span),
+    };
+    j->c->k.sketch_mass(&mass);
+    s->n_kept = mass.n_kept;
+}
+
+/* ---- a unit ---- */
+
+struct totals { float log[SR_ATTN_MAX_GROUP]; double far_share[SR_ATTN_MAX_GROUP]; };
+
+/* Returns 0 if some head's total is not a finite number: then nothing is known of any row. */
+static int sum_totals(const struct choose_job *j, int32_t u, struct totals *t)
+{
+    const struct choose_unit *w = &j->s->choose[u];
+    const int32_t group = j->a->shape->group;
+    for (int32_t g = 0; g < group; g++) {
+        const float near_m = j->a->near_state.m[u * group + g], near_l = j->a->near_state.l[u * group + g];
+        double max = near_l > 0 ? near_m : -INFINITY, far = 0;
+        for (int32_t i = w->first; i < w->first + w->n; i++) {
+            const double m = j->s->span_max[(size_t)i * SR_ATTN_MAX_GROUP + (size_t)g];
+            max = m > max ? m : max;
+        }
+        const double near = near_l == 0 ? 0 : near_l * exp(near_m - max);
+        for (int32_t i = w->first; i < w->first + w->n; i++) {
+            const size_t at = (size_t)i * SR_ATTN_MAX_GROUP + (size_t)g;
+            far += j->s->span_sum[at] * exp(j->s->span_max[at] - max);
+        }
+        const double total = max + log(near + far);
+        if (!isfinite(total)) return 0;
+        t->log[g] = (float)total;
+        t->far_share[g] = far / (near + far);
+    }
+    return 1;
+}
+
+static void report(const struct choose_job *j, int32_t u, const struct totals *t, const double *unread)
+{
+    const int32_t group = j->a->shape->group;
+    for (int32_t g = 0; g < group; g++) {
+        j->a->unread[u * group + g] = unread && unread[g] > 0 ? (float)unread[g] : 0.0f;
+        if (j->a->far_share) j->a->far_share[u * group + g] = t ? (float)t->far_share[g] : 1.0f;
+    }
+}
+
+static void choose_all(const struct choose_job *j, int32_t u, const struct totals *t)
+{
+    const int32_t n_far = j->s->choose[u].n_far;
+    for (int32_t i = 0; i < n_far; i++) j->a->list[u][i] = j->a->n_sinks + i;
+    j->a->n_list[u] = n_far;
+    report(j, u, t, NULL);
+}
+
+static int within(const double *share, int32_t group, float eps)
+{
+    for (int32_t g = 0; g < group; g++)
+        if (!(share[g] <= eps)) return 0;
+    return 1;
+}
+
+/* Shares of the kept rows, summed per bin of their score. */
+static void fill_bins(const struct choose_job *j, int32_t u, const struct totals *t, double *bins)
+{
+    const struct choose_unit *w = &j->s->choose[u];
+    const int32_t group = j->a->shape->group;
+    memset(bins, 0, (size_t)(SR_SKETCH_BINS * group) * sizeof(*bins));
+    for (int32_t i = w->first; i < w->first + w->n; i++) {
+        const struct sketch_share share = {
+            .group = group, .n = j->s->spans[i].n_kept, .kept = kept_of(j, i), .log_total = t->log, .cut = w->cut,
+            .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
+        };
+        j->c->k.sketch_share(&share);
+        for (int32_t r = 0; r < share.n; r++) {
+            if (share.bin[r] == SR_SKETCH_BINS) continue;
+            for (int32_t g = 0; g < group; g++)
+                bins[share.bin[r] * group + g] += share.kept[g * SR_CHUNK_ROWS + r];
+        }
+    }
+}
+
+/* Rows of bins below `end`, rising. */
+static int32_t list_rows(const struct choose_job *j, int32_t u, int32_t end)
+{
+    const struct choose_unit *w = &j->s->choose[u];
+    int32_t *list = j->a->list[u], n = 0;
+    for (int32_t i = w->first; i < w->first + w->n; i++) {
+        const uint16_t *bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS;
+        const int32_t *rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS;
+        for (int32_t r = 0; r < j->s->spans[i].n_kept; r++) {
+            list[n] = rows[r]; /* room for kv_len, and fewer rows were far: never past the end */
+            n += bin[r] < end;
+        }
+    }
+    return n;
+}
+
+static void choose_unit_rows(const struct choose_job *j, int32_t u, double *bins)
+{
+    const float eps = j->a->eps[u];
+    const int32_t group = j->a->shape->group;
+    struct totals t;
+    double unread[SR_ATTN_MAX_GROUP];
+    if (!sum_totals(j, u, &t)) {
+        choose_all(j, u, NULL);
+        return;
+    }
+    memcpy(unread, t.far_share, sizeof(unread));
+    j->a->n_list[u] = 0;
+    if (eps <= 0) {
+        choose_all(j, u, &t);
+        return;
+    }
+    if (eps < 1 && !within(unread, group, eps)) {
+        int32_t end = 0;
+        fill_bins(j, u, &t, bins);
+        for (; end < SR_SKETCH_BINS && !within(unread, group, eps); end++)
+            for (int32_t g = 0; g < group; g++) unread[g] -= bins[end * group + g];
+        j->a->n_list[u] = list_rows(j, u, end);
+    }
+    report(j, u, &t, unread);
+}
+
+static void choose_task(void *ctx, int32_t task, int32_t thread)
+{
+    const struct choose_job *j = ctx;
+    const int32_t u = j->s->spans[task].unit;
+    struct choose_unit *w = &j->s->choose[u];
+    struct choose_thread *t = sr_attn_thread_scratch(j->s, thread);
+    want_query(j, u);
+    score_span(j, task, t);
+    if (atomic_fetch_sub_explicit(&w->left, 1, memory_order_acq_rel) != 1) return;
+    choose_unit_rows(j, u, t->bins);
+    for (int32_t i = w->first; i < w->first + w->n; i++) j->a->touched[u].y_rows += j->s->span_touched[i].y_rows;
+}
+
+/* ---- the op ---- */
+
+/* Rows are kept from the log share `cut` on; above every share if the answer does not depend on them. */
+static float cut_of(float eps, int32_t n_far)
+{
+    if (!(eps > 0) || eps >= 1) return INFINITY;
+    const float cut = logf(eps / (float)n_far);
+    return cut < -1e-3f ? cut : -1e-3f;
+}
+
+static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
+{
+    const struct sketch_choose_args *a = j->a;
+    const int32_t end = a->units[u].kv_len - a->window, n_far = end - a->n_sinks, group = a->shape->group;
+    struct choose_unit *w = &j->s->choose[u];
+    w->n_far = n_far;
+    w->first = *n_spans;
+    for (int32_t row = a->n_sinks; row < end;) {
+        const int32_t chunk = row / SR_CHUNK_ROWS, base = chunk * SR_CHUNK_ROWS;
+        const int32_t stop = end < base + SR_CHUNK_ROWS ? end : base + SR_CHUNK_ROWS;
+        assert(*n_spans < j->s->max_spans);
+        j->s->spans[(*n_spans)++] = (struct choose_span){u, chunk, row - base, stop - base, 0};
+        row = stop;
+    }
+    w->n = *n_spans - w->first;
+    w->cut = cut_of(a->eps[u], n_far > 0 ? n_far : 1);
+    for (int32_t g = 0; g < group; g++) {
+        const float l = a->near_state.l[u * group + g];
+        w->near_log[g] = l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l);
+    }
+    atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
+    atomic_store_explicit(&w->query, QUERY_TODO, memory_order_relaxed);
+    if (w->n > 0) return;
+    const struct totals nothing = {{0}, {0}};
+    a->n_list[u] = 0;
+    report(j, u, &nothing, NULL);
+}
+
+void sr_cpu_sketch_choose(struct backend *b, const struct sketch_choose_args *a)
+{
+    struct backend_cpu *c = sr_cpu_of(b);
+    struct choose_job job = {a, c, c->attn};
+    int32_t n_spans = 0;
+    assert(c->attn && a->n_units <= c->attn->limits.n_units && a->shape->group <= c->attn->limits.group &&
+           a->shape->head_dim <= c->attn->limits.head_dim);
+    for (int32_t u = 0; u < a->n_units; u++)
+        if (a->mask[u]) plan_unit(&job, u, &n_spans);
+    sr_pool_run(c->pool, n_spans, choose_task, &job);
+}
