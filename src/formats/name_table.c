@@ -6,10 +6,10 @@
 #include "formats/name_table.h"
 
 #include "base/memory.h"
+#include "base/rng.h"
 
 #include <assert.h>
 #include <string.h>
-#include <sys/random.h>
 #include <xxhash.h>
 
 struct name_slot {
@@ -27,7 +27,7 @@ sr_status sr_name_table_init(struct name_table *t, const void *records, size_t r
     t->mask = n_slots - 1;
     t->records = records;
     t->record_bytes = record_bytes;
-    if (getrandom(&t->seed, sizeof(t->seed), GRND_NONBLOCK) != (ssize_t)sizeof(t->seed)) t->seed = (uintptr_t)t->slots;
+    t->seed = sr_random_seed();
     return SR_OK;
 }
 
