@@ -11,16 +11,20 @@
 
 struct model_config {
     char architecture[16];
-    char name[96];                        /* escaped, may be empty */
+    char name[96]; /* escaped, may be empty */
     int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
     float norm_eps;
     double rope_base;
     struct rope_spec rope;
-    int qkv_bias, qk_norm;                /* family facts */
+    int qkv_bias; /* family fact: q, k and v must have biases; elsewhere they may */
+    int qk_norm;  /* family fact: q and k heads are normed before rotary embedding */
 };
 
 /* Families that this build knows: llama, and qwen2 (same pass: biases, other rotary pairs). An unknown architecture is
  * SR_ERR_UNSUPPORTED and lists them. */
 sr_status sr_config_read(struct model_config *out, const struct gguf *g, sr_error *err);
+
+/* "llama, qwen2" */
+const char *sr_config_families(void);
 
 #endif

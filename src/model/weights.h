@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The tensors of a model, found by name, checked against the config's shapes, borrowed from the mapping. Norms and
- * other F32 tensors are scanned for NaN here; the rest on request. Rows GT12, GT13, GT15 end here.
+ * The tensors of a model, found by name, checked against the config's shapes, borrowed from the mapping (or copied on
+ * request). Norms and other small float tensors are scanned for NaN here; the rest on request. Rows GT12, GT13, GT15
+ * of the bad-input contract end here.
  */
 #ifndef SR_MODEL_WEIGHTS_H
 #define SR_MODEL_WEIGHTS_H
@@ -10,22 +11,40 @@
 #include "model/config.h"
 
 struct layer_weights {
-    const float *attn_norm, *ffn_norm;               /* [n_embd] */
-    const float *q_norm, *k_norm;                    /* [head_dim] or NULL */
-    const float *q_bias, *k_bias, *v_bias;           /* or NULL */
+    const float *attn_norm, *ffn_norm;     /* [n_embd] */
+    const float *q_norm, *k_norm;          /* [head_dim] or NULL */
+    const float *q_bias, *k_bias, *v_bias; /* or NULL */
     struct weight q, k, v, o, gate, up, down;
 };
 
 struct model_weights {
-    struct weight embd, output;                      /* output shares embd's data when tied */
+    struct weight embd, output; /* output shares embd's data when tied */
     const float *output_norm;
-    struct layer_weights *layers;                    /* [n_layers], owned */
+    struct layer_weights *layers; /* [n_layers], owned */
     int32_t n_layers;
     int tied;
-    float *floats;                                   /* owned copies where a file's F32 data is not 4-byte aligned */
+    float *floats; /* owned: the vectors as aligned floats */
+    size_t n_floats, used_floats;
+    uint8_t *copy; /* owned copy of the matrices, or NULL: they are borrowed from the mapping */
+    size_t copy_bytes, used_copy;
 };
 
-sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const struct model_config *c, struct backend *b, sr_error *err);
+/* Called with the share done of a stage; non-zero cancels (SR_ERR_USAGE). */
+typedef int weights_progress_fn(void *user, const char *stage, double share);
+
+struct weights_options {
+    int check; /* scan every tensor */
+    int copy;  /* read the matrices into memory, so that the file is not needed afterwards */
+    int lock;  /* lock the matrices in memory; a refusal is logged */
+    weights_progress_fn *progress;
+    void *user;
+};
+
+sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const struct model_config *c, struct backend *b,
+                          const struct weights_options *o, sr_error *err);
 void sr_weights_free(struct model_weights *w, struct backend *b);
+
+/* Scans every tensor of the file for NaN and infinity: SR_ERR_NUMERIC names the first one's tensor and row. */
+sr_status sr_weights_check(const struct gguf *g, const struct weights_options *o, sr_error *err);
 
 #endif

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The forward pass of a pre-norm transformer:
+ *     a = norm(x); q, k, v = W a + b; rotate; x += Wo attention(q, cache); b = norm(x); x += Wdown(silu(Wgate b) * Wup b)
+ * and logits = Wout norm(x). Prefill and decode differ only in who computes attention. All buffers are laid out once
+ * for max_n tokens: a pass allocates nothing.
+ */
+#include "model/forward.h"
+
+#include "base/memory.h"
+
+#include <assert.h>
+#include <time.h>
+
+enum op { OP_EMBED, OP_NORM, OP_QKV, OP_ROPE, OP_APPEND, OP_ATTENTION, OP_OUT, OP_GATE_UP, OP_SILU, OP_DOWN, OP_ADD,
+          OP_LOGITS, N_OPS };
+
+static const char *const op_names[N_OPS] = {"embed", "norm", "qkv", "rope", "append", "attention", "attn_out", "gate_up",
+                                            "silu_mul", "down", "add", "logits"};
+
+struct forward {
+    const struct model_config *c;
+    const struct model_weights *w;
+    struct backend *b;
+    int32_t max_n;
+    int64_t q_dim, kv_dim;
+    float *x, *h;        /* [max_n][n_embd]: residual stream, normed or projected rows */
+    float *q, *attn;     /* [max_n][q_dim] */
+    float *k, *v;        /* [max_n][kv_dim] */
+    float *gate, *up;    /* [max_n][n_ff] */
+    void *block;         /* owns all of these */
+    int64_t clock_ns;    /* when the last op ended */
+    int64_t ns[N_OPS], calls[N_OPS];
+};
+
+static void forward_layout(struct forward *f, struct arena *a, const struct model_config *c, int32_t max_n)
+{
+    const size_t n = (size_t)max_n, q = (size_t)c->n_heads * (size_t)c->head_dim, kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    f->x = sr_arena_take(a, n * (size_t)c->n_embd, sizeof(float));
+    f->h = sr_arena_take(a, n * (size_t)c->n_embd, sizeof(float));
+    f->q = sr_arena_take(a, n * q, sizeof(float));
+    f->attn = sr_arena_take(a, n * q, sizeof(float));
+    f->k = sr_arena_take(a, n * kv, sizeof(float));
+    f->v = sr_arena_take(a, n * kv, sizeof(float));
+    f->gate = sr_arena_take(a, n * (size_t)c->n_ff, sizeof(float));
+    f->up = sr_arena_take(a, n * (size_t)c->n_ff, sizeof(float));
+}
+
+size_t sr_forward_bytes(const struct model_config *c, int32_t max_n)
+{
+    struct forward f;
+    struct arena a = {0};
+    forward_layout(&f, &a, c, max_n);
+    return a.used;
+}
+
+static int64_t max3(int64_t a, int64_t b, int64_t c) { return a > b ? (a > c ? a : c) : (b > c ? b : c); }
+
+sr_status sr_forward_new(struct forward **out, const struct model_config *c, const struct model_weights *w, struct backend *b,
+                         int32_t max_n, sr_error *err)
+{
+    assert(max_n > 0);
+    const size_t bytes = sr_forward_bytes(c, max_n);
+    struct forward *f = sr_alloc_zero(1, sizeof(*f));
+    if (!f) return sr_fail_memory(err, sizeof(*f), "forward pass");
+    *f = (struct forward){.c = c, .w = w, .b = b, .max_n = max_n, .q_dim = (int64_t)c->n_heads * c->head_dim,
+                          .kv_dim = (int64_t)c->n_kv_heads * c->head_dim};
+    sr_status st;
+    f->block = sr_alloc(bytes);
+    if (!f->block) {
+        st = sr_fail_memory(err, bytes, "forward pass");
+        goto fail;
+    }
+    struct arena a = {.base = f->block};
+    forward_layout(f, &a, c, max_n);
+    const int64_t widest = max3(c->n_embd, c->n_ff, f->q_dim);
+    SR_TRY_GOTO(b->ops->matmul_reserve(b, max_n, widest, max3(widest, c->n_vocab, 0), err));
+    *out = f;
+    return SR_OK;
+fail:
+    sr_forward_free(f);
+    return st;
+}
+
+void sr_forward_free(struct forward *f)
+{
+    if (!f) return;
+    sr_free(f->block);
+    sr_free(f);
+}
+
+/* ---- profile ---- */
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* The time since the last op ended belongs to this one. */
+static void lap(struct forward *f, enum op op)
+{
+    const int64_t t = now_ns();
+    f->ns[op] += t - f->clock_ns;
+    f->calls[op]++;
+    f->clock_ns = t;
+}
+
+const char *sr_forward_profile(const struct forward *f, int32_t i, double *ms, int64_t *calls)
+{
+    if (i < 0 || i >= N_OPS) return NULL;
+    *ms = (double)f->ns[i] * 1e-6;
+    *calls = f->calls[i];
+    return op_names[i];
+}
+
+void sr_forward_profile_reset(struct forward *f)
+{
+    for (int i = 0; i < N_OPS; i++) f->ns[i] = f->calls[i] = 0;
+}
+
+/* ---- the parts of a layer; n rows of the buffers, from the first ---- */
+
+static void norm(struct forward *f, const float *x, const float *w, int32_t n)
+{
+    f->b->ops->norm(f->b, &(struct norm_args){.x = x, .y = f->h, .w = w, .d = f->c->n_embd, .n = n, .heads = 1,
+                                              .eps = f->c->norm_eps});
+    lap(f, OP_NORM);
+}
+
+static void norm_heads(struct forward *f, float *x, const float *w, int32_t heads, int32_t n)
+{
+    if (!w) return;
+    f->b->ops->norm(f->b, &(struct norm_args){.x = x, .y = x, .w = w, .d = f->c->head_dim, .n = n, .heads = heads,
+                                              .eps = f->c->norm_eps});
+    lap(f, OP_NORM);
+}
+
+static void qkv(struct forward *f, const struct layer_weights *y, int32_t n)
+{
+    f->b->ops->matmul(f->b, &(struct matmul_args){
+        .n_weights = 3, .w = {&y->q, &y->k, &y->v}, .bias = {y->q_bias, y->k_bias, y->v_bias}, .y = {f->q, f->k, f->v},
+        .y_stride = {f->q_dim, f->kv_dim, f->kv_dim}, .x = f->h, .x_stride = f->c->n_embd, .n = n});
+    lap(f, OP_QKV);
+    norm_heads(f, f->q, y->q_norm, f->c->n_heads, n);
+    norm_heads(f, f->k, y->k_norm, f->c->n_kv_heads, n);
+}
+
+/* Rotates rows [row, row + n), the first of them at position pos0. */
+static void rotate(struct forward *f, int64_t row, int32_t n, int64_t pos0)
+{
+    const struct model_config *c = f->c;
+    struct rope_args a = {.x = f->q + row * f->q_dim, .spec = &c->rope, .stride = f->q_dim, .n = n, .heads = c->n_heads,
+                          .head_dim = c->head_dim, .pos0 = pos0};
+    f->b->ops->rope(f->b, &a);
+    a.x = f->k + row * f->kv_dim;
+    a.stride = f->kv_dim;
+    a.heads = c->n_kv_heads;
+    f->b->ops->rope(f->b, &a);
+}
+
+/* y = W x for n rows; n_embd, q_dim or n_ff wide. */
+static void project(struct forward *f, const struct weight *w, const float *x, float *y, int32_t n)
+{
+    f->b->ops->matmul(f->b, &(struct matmul_args){.n_weights = 1, .w = {w}, .y = {y}, .y_stride = {w->n_out}, .x = x,
+                                                  .x_stride = w->n_in, .n = n});
+}
+
+static void add(struct forward *f, float *x, int32_t n)
+{
+    f->b->ops->add(f->b, &(struct add_args){.x = x, .y = f->h, .d = f->c->n_embd, .n = n});
+    lap(f, OP_ADD);
+}
+
+/* After attention, for rows [from, from + n) of x. */
+static void rest_of_layer(struct forward *f, const struct layer_weights *y, int32_t from, int32_t n)
+{
+    float *x = f->x + (int64_t)from * f->c->n_embd;
+    const int64_t d = f->c->n_embd, ff = f->c->n_ff;
+    project(f, &y->o, f->attn + from * f->q_dim, f->h, n);
+    lap(f, OP_OUT);
+    add(f, x, n);
+    norm(f, x, y->ffn_norm, n);
+    f->b->ops->matmul(f->b, &(struct matmul_args){.n_weights = 2, .w = {&y->gate, &y->up}, .y = {f->gate, f->up},
+                                                  .y_stride = {ff, ff}, .x = f->h, .x_stride = d, .n = n});
+    lap(f, OP_GATE_UP);
+    f->b->ops->silu_mul(f->b, &(struct silu_mul_args){.gate = f->gate, .up = f->up, .h = f->gate, .d = ff, .n = n});
+    lap(f, OP_SILU);
+    project(f, &y->down, f->gate, f->h, n);
+    lap(f, OP_DOWN);
+    add(f, x, n);
+}
+
+static void begin(struct forward *f, const int32_t *ids, int32_t n)
+{
+    assert(n > 0 && n <= f->max_n);
+    f->clock_ns = now_ns();
+    f->b->ops->embed(f->b, &(struct embed_args){.w = &f->w->embd, .ids = ids, .x = f->x, .n = n});
+    lap(f, OP_EMBED);
+}
+
+static void logits_of(struct forward *f, int32_t from, int32_t n, float *logits)
+{
+    norm(f, f->x + (int64_t)from * f->c->n_embd, f->w->output_norm, n);
+    project(f, &f->w->output, f->h, logits, n);
+    lap(f, OP_LOGITS);
+}
+
+sr_status sr_forward_prefill(struct forward *f, struct attn_seq *s, const int32_t *ids, int32_t n, int want, float *logits,
+                             sr_error *err)
+{
+    (void)err;
+    const int64_t pos0 = sr_attn_seq_len(s, 0);
+    const int32_t last = f->c->n_layers - 1;
+    const int32_t n_out = want == 2 ? n : want; /* rows whose logits are wanted: the last ones */
+    begin(f, ids, n);
+    for (int32_t i = 0; i <= last; i++) {
+        const struct layer_weights *y = &f->w->layers[i];
+        norm(f, f->x, y->attn_norm, n);
+        qkv(f, y, n);
+        rotate(f, 0, n, pos0);
+        lap(f, OP_ROPE);
+        sr_attn_append(s, i, f->k, f->v, n);
+        lap(f, OP_APPEND);
+        sr_attn_prefill(s, i, f->q, n, f->attn);
+        lap(f, OP_ATTENTION);
+        /* Past the last attention only rows whose logits are wanted matter. */
+        const int32_t rows = i == last ? n_out : n;
+        if (rows) rest_of_layer(f, y, n - rows, rows);
+    }
+    if (n_out) logits_of(f, n - n_out, n_out, logits);
+    return SR_OK;
+}
+
+sr_status sr_forward_decode(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
+                            int32_t n_seqs, float *logits, sr_error *err)
+{
+    begin(f, ids, n_seqs);
+    for (int32_t i = 0; i < f->c->n_layers; i++) {
+        const struct layer_weights *y = &f->w->layers[i];
+        norm(f, f->x, y->attn_norm, n_seqs);
+        qkv(f, y, n_seqs);
+        for (int32_t s = 0; s < n_seqs; s++) rotate(f, s, 1, sr_attn_seq_len(seqs[s], i));
+        lap(f, OP_ROPE);
+        for (int32_t s = 0; s < n_seqs; s++)
+            sr_attn_append(seqs[s], i, f->k + s * f->kv_dim, f->v + s * f->kv_dim, 1);
+        lap(f, OP_APPEND);
+        SR_TRY(sr_attn_decode(a, seqs, n_seqs, i, f->q, f->attn, err));
+        lap(f, OP_ATTENTION);
+        rest_of_layer(f, y, 0, n_seqs);
+    }
+    logits_of(f, 0, n_seqs, logits);
+    return SR_OK;
+}

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Finds and checks tensors. Every name that a config needs is asked for once, through `take`; what is missing is
+ * collected so that one message lists it, and what nobody asked for is reported as a warning.
+ */
+#include "model/weights.h"
+
+#include "base/memory.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { PER_LAYER = 14 };
+
+/* A file being taken apart. */
+struct loader {
+    const struct gguf *g;
+    const struct model_config *c;
+    struct model_weights *w;
+    struct backend *backend;
+    const struct weights_options *o;
+    sr_error *err;
+    const struct gguf_tensor **used; /* tensors asked for and found */
+    int64_t n_used, n_missing;
+    char missing[160];
+};
+
+static void note_missing(struct loader *l, const char *name)
+{
+    const size_t at = strlen(l->missing), left = sizeof(l->missing) - at;
+    if (strlen(name) + 2 < left) snprintf(l->missing + at, left, "%s%s", at ? ", " : "", name);
+    l->n_missing++;
+}
+
+/* NULL with SR_OK where the tensor is absent; a required one is then noted. */
+static sr_status take(struct loader *l, const char *name, int required, const int64_t want[2],
+                      const struct gguf_tensor **out)
+{
+    const struct gguf_tensor *t = sr_gguf_find_tensor(l->g, name);
+    *out = t;
+    if (!t) {
+        if (required) note_missing(l, name);
+        return SR_OK;
+    }
+    const int n_dims = want[1] ? 2 : 1;
+    const int64_t rows = want[1] ? want[1] : 1;
+    if (t->ne[0] != want[0] || t->ne[1] != rows || t->ne[2] != 1 || t->ne[3] != 1)
+        return sr_gguf_reject(l->g, l->err, "%s: shape [%lld, %lld, %lld, %lld], want [%lld, %lld]", name,
+                              (long long)t->ne[0], (long long)t->ne[1], (long long)t->ne[2], (long long)t->ne[3],
+                              (long long)want[0], (long long)rows);
+    if (n_dims == 1) SR_TRY(sr_gguf_check_tensor(l->g, t, l->err));
+    assert(l->n_used < 8 + (int64_t)PER_LAYER * l->c->n_layers);
+    l->used[l->n_used++] = t;
+    return SR_OK;
+}
+
+/* ---- vectors: always owned floats, a few hundred KiB in all ---- */
+
+static sr_status take_vector(struct loader *l, const char *name, int required, int64_t n, const float **out)
+{
+    const struct gguf_tensor *t;
+    *out = NULL;
+    SR_TRY(take(l, name, required, (const int64_t[2]){n, 0}, &t));
+    if (!t) return SR_OK;
+    struct model_weights *w = l->w;
+    assert(w->used_floats + (size_t)n <= w->n_floats);
+    float *dst = w->floats + w->used_floats;
+    sr_dequantize_row(t->dtype, t->data, dst, n);
+    w->used_floats += ((size_t)n + 15) / 16 * 16;
+    *out = dst;
+    return SR_OK;
+}
+
+static size_t count_floats(const struct model_config *c)
+{
+    const size_t pad = 16, d = (size_t)c->n_embd + pad, h = (size_t)c->head_dim + pad;
+    const size_t q = (size_t)c->n_heads * (size_t)c->head_dim + pad, kv = (size_t)c->n_kv_heads * (size_t)c->head_dim + pad;
+    return d + (size_t)c->n_layers * (2 * d + 2 * h + q + 2 * kv);
+}
+
+/* ---- matrices ---- */
+
+static void set_weight(struct loader *l, struct weight *w, const struct gguf_tensor *t)
+{
+    *w = (struct weight){.data = t->data, .dtype = t->dtype, .n_in = t->ne[0], .n_out = t->ne[1],
+                         .row_bytes = sr_row_bytes(t->dtype, t->ne[0])};
+    if (!l->w->copy) return;
+    uint8_t *dst = l->w->copy + l->w->used_copy;
+    assert(l->w->used_copy + t->bytes <= l->w->copy_bytes);
+    memcpy(dst, t->data, t->bytes);
+    l->w->used_copy += (t->bytes + 63) / 64 * 64;
+    w->data = dst;
+}
+
+static sr_status take_matrix(struct loader *l, const char *name, int required, int64_t n_in, int64_t n_out, struct weight *w)
+{
+    const struct gguf_tensor *t;
+    SR_TRY(take(l, name, required, (const int64_t[2]){n_in, n_out}, &t));
+    if (!t) return SR_OK;
+    set_weight(l, w, t);
+    return l->backend->ops->weight_prepare(l->backend, w, l->err);
+}
+
+static sr_status take_layer(struct loader *l, int32_t i)
+{
+    const struct model_config *c = l->c;
+    struct layer_weights *y = &l->w->layers[i];
+    const int64_t d = c->n_embd, f = c->n_ff, q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
+    const struct { const char *name; int64_t n_in, n_out; struct weight *w; } matrices[] = {
+        {"attn_q", d, q, &y->q},   {"attn_k", d, kv, &y->k},     {"attn_v", d, kv, &y->v},     {"attn_output", q, d, &y->o},
+        {"ffn_gate", d, f, &y->gate}, {"ffn_up", d, f, &y->up}, {"ffn_down", f, d, &y->down}};
+    const struct { const char *name; int required; int64_t n; const float **v; } vectors[] = {
+        {"attn_norm.weight", 1, d, &y->attn_norm},
+        {"ffn_norm.weight", 1, d, &y->ffn_norm},
+        {"attn_q.bias", c->qkv_bias, q, &y->q_bias},
+        {"attn_k.bias", c->qkv_bias, kv, &y->k_bias},
+        {"attn_v.bias", c->qkv_bias, kv, &y->v_bias},
+        {"attn_q_norm.weight", c->qk_norm, c->qk_norm ? c->head_dim : 0, &y->q_norm},
+        {"attn_k_norm.weight", c->qk_norm, c->qk_norm ? c->head_dim : 0, &y->k_norm}};
+    char name[64];
+    for (size_t k = 0; k < sizeof(matrices) / sizeof(matrices[0]); k++) {
+        snprintf(name, sizeof(name), "blk.%d.%s.weight", i, matrices[k].name);
+        SR_TRY(take_matrix(l, name, 1, matrices[k].n_in, matrices[k].n_out, matrices[k].w));
+    }
+    for (size_t k = 0; k < sizeof(vectors) / sizeof(vectors[0]); k++) {
+        *vectors[k].v = NULL;
+        if (vectors[k].n == 0) continue; /* not of this family */
+        snprintf(name, sizeof(name), "blk.%d.%s", i, vectors[k].name);
+        SR_TRY(take_vector(l, name, vectors[k].required, vectors[k].n, vectors[k].v));
+    }
+    if (l->o->progress && l->o->progress(l->o->user, "load", (i + 1.0) / c->n_layers))
+        return sr_fail(l->err, SR_ERR_USAGE, "loading was cancelled");
+    return SR_OK;
+}
+
+static sr_status take_all(struct loader *l)
+{
+    const struct model_config *c = l->c;
+    struct model_weights *w = l->w;
+    SR_TRY(take_matrix(l, "token_embd.weight", 1, c->n_embd, c->n_vocab, &w->embd));
+    SR_TRY(take_vector(l, "output_norm.weight", 1, c->n_embd, &w->output_norm));
+    SR_TRY(take_matrix(l, "output.weight", 0, c->n_embd, c->n_vocab, &w->output));
+    w->tied = w->output.data == NULL;
+    if (w->tied) w->output = w->embd;
+    for (int32_t i = 0; i < c->n_layers; i++) SR_TRY(take_layer(l, i));
+    const struct gguf_tensor *freqs = sr_gguf_find_tensor(l->g, "rope_freqs.weight"); /* config.c has read it */
+    if (freqs) l->used[l->n_used++] = freqs;
+    return SR_OK;
+}
+
+/* ---- what is missing, what is left over ---- */
+
+static sr_status report_missing(struct loader *l)
+{
+    if (l->n_missing == 0) return SR_OK;
+    if (sr_gguf_find_tensor(l->g, "blk.0.attn_qkv.weight"))
+        return sr_fail(l->err, SR_ERR_UNSUPPORTED, "blk.0.attn_qkv.weight: fused q, k, v are not supported; missing: %s",
+                       l->missing);
+    return sr_gguf_reject(l->g, l->err, "%lld tensors are missing: %s", (long long)l->n_missing, l->missing);
+}
+
+static int is_used(const struct loader *l, const struct gguf_tensor *t)
+{
+    for (int64_t i = 0; i < l->n_used; i++)
+        if (l->used[i] == t) return 1;
+    return 0;
+}
+
+static void warn_extra(const struct loader *l)
+{
+    const int64_t n = sr_gguf_n_tensors(l->g);
+    if (n == l->n_used) return;
+    for (int64_t i = 0; i < n; i++) {
+        const struct gguf_tensor *t = sr_gguf_tensor(l->g, i);
+        char name[80];
+        if (is_used(l, t)) continue;
+        sr_log(SR_LOG_WARN, "%s: %lld tensors are not used, the first is %s", sr_gguf_path(l->g),
+               (long long)(n - l->n_used), sr_escape(name, sizeof(name), t->name.data, t->name.bytes));
+        return;
+    }
+}
+
+/* ---- memory ---- */
+
+/* Room for copies of all 2-D tensors of the file. */
+static sr_status reserve_copy(struct loader *l)
+{
+    size_t need = 0;
+    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++) need += (sr_gguf_tensor(l->g, i)->bytes + 63) / 64 * 64;
+    const uint64_t have = sr_memory_available();
+    if (need > have)
+        return sr_fail(l->err, SR_ERR_RESOURCE, "%s: weights in memory need %zu bytes, %llu available", sr_gguf_path(l->g),
+                       need, (unsigned long long)have);
+    l->w->copy = sr_region_map(need);
+    if (!l->w->copy) return sr_fail_memory(l->err, need, "weights");
+    l->w->copy_bytes = need;
+    return SR_OK;
+}
+
+static void lock_range(const void *p, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p / page * page;
+    static int said;
+    if (mlock((const void *)from, (uintptr_t)p + bytes - from) && !said) {
+        said = 1;
+        sr_log(SR_LOG_WARN, "weights are not locked in memory: %s", strerror(errno));
+    }
+}
+
+static void lock_all(const struct loader *l)
+{
+    if (l->w->copy) {
+        lock_range(l->w->copy, l->w->used_copy);
+        return;
+    }
+    for (int64_t i = 0; i < l->n_used; i++) lock_range(l->used[i]->data, l->used[i]->bytes);
+}
+
+sr_status sr_weights_check(const struct gguf *g, const struct weights_options *o, sr_error *err)
+{
+    const int64_t n = sr_gguf_n_tensors(g);
+    for (int64_t i = 0; i < n; i++) {
+        SR_TRY(sr_gguf_check_tensor(g, sr_gguf_tensor(g, i), err));
+        if (o->progress && o->progress(o->user, "check", (double)(i + 1) / (double)n))
+            return sr_fail(err, SR_ERR_USAGE, "loading was cancelled");
+    }
+    return SR_OK;
+}
+
+sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const struct model_config *c, struct backend *b,
+                          const struct weights_options *o, sr_error *err)
+{
+    struct model_weights w = {.n_layers = c->n_layers, .n_floats = count_floats(c)};
+    struct loader l = {.g = g, .c = c, .w = &w, .backend = b, .o = o, .err = err};
+    const size_t n_used = 8 + (size_t)PER_LAYER * (size_t)c->n_layers;
+    sr_status st = SR_ERR_RESOURCE;
+    w.layers = sr_alloc_zero((size_t)c->n_layers, sizeof(*w.layers));
+    w.floats = sr_alloc(w.n_floats * sizeof(float));
+    l.used = sr_alloc(n_used * sizeof(*l.used));
+    if (!w.layers || !w.floats || !l.used) {
+        sr_fail_memory(err, w.n_floats * sizeof(float), "tensor tables");
+        goto fail;
+    }
+    if (o->check) SR_TRY_GOTO(sr_weights_check(g, o, err));
+    if (o->copy) SR_TRY_GOTO(reserve_copy(&l));
+    SR_TRY_GOTO(take_all(&l));
+    SR_TRY_GOTO(report_missing(&l));
+    warn_extra(&l);
+    if (o->lock) lock_all(&l);
+    sr_free(l.used);
+    *out = w;
+    return SR_OK;
+fail:
+    sr_free(l.used);
+    sr_weights_free(&w, b);
+    return st;
+}
+
+static void release(struct backend *b, struct weight *w)
+{
+    if (w->data) b->ops->weight_release(b, w);
+    w->data = NULL;
+}
+
+void sr_weights_free(struct model_weights *w, struct backend *b)
+{
+    for (int32_t i = 0; w->layers && i < w->n_layers; i++) {
+        struct layer_weights *y = &w->layers[i];
+        struct weight *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
+        for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) release(b, all[k]);
+    }
+    if (!w->tied) release(b, &w->output);
+    release(b, &w->embd);
+    sr_free(w->layers);
+    sr_free(w->floats);
+    sr_region_unmap(w->copy, w->copy_bytes);
+    *w = (struct model_weights){0};
+}
