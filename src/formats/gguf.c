@@ -23,6 +23,10 @@ struct gguf {
     struct name_table names;
 };
 
+/* The tables of one file: records, name slots of 8 bytes at half load, and the order of the tensors. */
+_Static_assert(GGUF_MAX_VALUES * (sizeof(struct gguf_value) + 16) + GGUF_MAX_TENSORS * (sizeof(struct gguf_tensor) + 20) <= 64u << 20,
+               "a hostile header may cost 64 MiB");
+
 /* ---- parts -------------------------------------------------------------------------------------------------- */
 
 static sr_status add_part(struct gguf *g, const char *path, struct gguf_part **out, sr_error *err)
@@ -56,7 +60,8 @@ static sr_status take_tensors(struct gguf *g, struct gguf_part *p, sr_error *err
         if (n > GGUF_MAX_TENSORS)
             return sr_gguf_part_reject(p, 8, err, "%lld tensors with those of the shards before, limit %d", (long long)n, GGUF_MAX_TENSORS);
         if (n > g->tensors_room) {
-            const int64_t room = n > 2 * g->tensors_room ? n : 2 * g->tensors_room;
+            int64_t room = n > 2 * g->tensors_room ? n : 2 * g->tensors_room;
+            if (room > GGUF_MAX_TENSORS) room = GGUF_MAX_TENSORS;
             struct gguf_tensor *all = sr_realloc(g->tensors, (size_t)g->n_tensors * sizeof(*all), (size_t)room * sizeof(*all));
             if (!all) return sr_fail_memory(err, (size_t)room * sizeof(*all), "tensors of a split model");
             g->tensors = all;
