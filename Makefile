@@ -68,7 +68,7 @@ AGAIN         = +@$(MAKE) --no-print-directory
 all: $(BUILD)/sinkrouter lib
 lib: $(BUILD)/libsinkrouter.a $(BUILD)/libsinkrouter.so
 tests: $(TEST_BIN)
-unit-tests: $(filter $(BUILD)/tests/unit/%,$(TEST_BIN))
+unit-tests: $(filter $(BUILD)/tests/unit/% $(BUILD)/tests/fault/%,$(TEST_BIN))
 kernel-tests-alone: $(ALONE_BIN)
 fuzz-replay: $(FUZZ_BIN)
 deps:
@@ -125,9 +125,10 @@ fuzz:
 	    SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' fuzz-run
 
 fuzz-run: $(FUZZ_BIN)
-	@set -e; for f in $^; do name=$${f##*/fuzz_}; mkdir -p $(BUILD)/found/$$name; echo "fuzz: $$name"; \
-	    $$f -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -verbosity=0 -print_final_stats=1 \
-	        -artifact_prefix=$(BUILD)/found/$$name- $(BUILD)/found/$$name tests/fuzz/corpus/$$name; done
+	@mkdir -p $(BUILD)/found; for f in $^; do n=$${f##*/fuzz_}; d=$(BUILD)/found/$$n; mkdir -p $$d; \
+	    $$f -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 \
+	        -artifact_prefix=$$d- $$d tests/fuzz/corpus/$$n >$$d.log 2>&1 || { tail -40 $$d.log; exit 1; }; \
+	    echo "fuzz: $$n: $$(sed -n 's/^stat::number_of_executed_units: *//p' $$d.log) inputs, nothing found"; done
 
 check-format:
 	clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h')

@@ -111,7 +111,7 @@ case ${1:-} in
     prefix='scalar ' launch=(SR_ISA=scalar)
     run_built '' golden
     prefix='sanitized ' launch=()
-    run_built -san unit
+    run_built -san unit fault
     run_fuzz_corpora
     prefix='neon '
     [ "$(uname -m)" = aarch64 ] || { launch=(qemu-aarch64) && run_built -neon kernels; }
