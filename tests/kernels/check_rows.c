@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Reads and writes cache rows through formats/quant, which the kernels do not use: an independent view of the bytes.
+ */
+#include "check_rows.h"
+
+#include "base/half.h"
+#include "formats/quant.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+size_t sr_check_row_bytes(sr_dtype type, int32_t n) { return sr_row_bytes(type, n); }
+const char *sr_check_type_name(sr_dtype type) { return sr_dtype_find(type)->name; }
+void sr_check_row_load(sr_dtype type, const uint8_t *src, float *dst, int32_t n) { sr_dequantize_row(type, src, dst, n); }
+
+struct attn_shape sr_check_shape(int32_t head_dim, int32_t group, sr_dtype k_type, sr_dtype v_type)
+{
+    return (struct attn_shape){head_dim, group, k_type, v_type, sr_row_bytes(k_type, head_dim), sr_row_bytes(v_type, head_dim)};
+}
+
+void sr_check_row_set(sr_dtype type, uint8_t *row, int32_t i, float x)
+{
+    const uint16_t f16 = sr_f16_of_f32(x), bf16 = sr_bf16_of_f32(x);
+    if (type == SR_DTYPE_F32) memcpy(row + 4 * i, &x, 4);
+    if (type == SR_DTYPE_F16) memcpy(row + 2 * i, &f16, 2);
+    if (type == SR_DTYPE_BF16) memcpy(row + 2 * i, &bf16, 2);
+    if (type != SR_DTYPE_Q8_0) return;
+    uint8_t *block = row + i / 32 * 34;
+    uint16_t h;
+    memcpy(&h, block, 2);
+    const float scale = sr_f32_of_f16(h), code = scale > 0 ? x / scale : 0;
+    if (isnan(x)) memcpy(block, &f16, 2);
+    else block[2 + i % 32] = (uint8_t)(int8_t)fmaxf(-127, fminf(127, rintf(code)));
+}
+
+void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n, int32_t d, double scale)
+{
+    float x[SR_ATTN_MAX_DIM];
+    for (int32_t i = 0; i < n; i++) {
+        sr_check_fill_normal(c, x, d, scale);
+        sr_quantize_row(type, x, rows + (size_t)i * sr_row_bytes(type, d), d, NULL);
+    }
+}
+
+void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d)
+{
+    s->m = m;
+    s->l = l;
+    s->logit_error = 0;
+    s->lost = 0;
+    for (int32_t i = 0; i < d; i++) s->lost += 0x1p-125 * fabs((double)o[i]);
+    for (int32_t i = 0; i < d; i++) {
+        s->o[i] = o[i];
+        s->o_abs[i] = fabs((double)o[i]);
+    }
+}
+
+static void add_row(struct ref_state *s, double logit, const float *v, int32_t d)
+{
+    const double m = isnan(logit) ? s->m : fmax(s->m, logit);
+    const double shrink = s->m == -INFINITY ? 0 : exp(s->m - m), p = exp(logit - m);
+    for (int32_t i = 0; i < d; i++) {
+        s->o[i] = s->o[i] * shrink + p * (double)v[i];
+        s->lost += isnan(v[i]) ? 0 : 0x1p-125 * fabs((double)v[i]);
+        s->o_abs[i] = s->o_abs[i] * shrink + p * fabs((double)v[i]);
+    }
+    s->l = s->l * shrink + p;
+    s->m = m;
+}
+
+void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const float *q, const uint8_t *const *k,
+                      const uint8_t *const *v, int32_t n)
+{
+    float row[SR_ATTN_MAX_DIM];
+    const int32_t d = shape->head_dim;
+    for (int32_t i = 0; i < n; i++) {
+        double logit = 0, abs_sum = 0;
+        sr_dequantize_row(shape->k_type, k[i], row, d);
+        for (int32_t j = 0; j < d; j++) {
+            logit += (double)q[j] * (double)row[j];
+            abs_sum += fabs((double)q[j] * (double)row[j]);
+        }
+        s->logit_error = fmax(s->logit_error, (d + 4) * SR_CHECK_U * abs_sum);
+        sr_dequantize_row(shape->v_type, v[i], row, d);
+        add_row(s, logit, row, d);
+    }
+}

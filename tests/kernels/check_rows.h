@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Cache rows for the attention checks, and attention in double precision.
+ */
+#ifndef SR_TESTS_KERNELS_CHECK_ROWS_H
+#define SR_TESTS_KERNELS_CHECK_ROWS_H
+
+#include "check.h"
+
+#include <stdio.h>
+
+size_t sr_check_row_bytes(sr_dtype type, int32_t n);
+const char *sr_check_type_name(sr_dtype type);
+struct attn_shape sr_check_shape(int32_t head_dim, int32_t group, sr_dtype k_type, sr_dtype v_type);
+
+void sr_check_row_load(sr_dtype type, const uint8_t *src, float *dst, int32_t n);
+/* One element; in Q8_0 the block's scale stays, except that NaN makes it NaN. */
+void sr_check_row_set(sr_dtype type, uint8_t *row, int32_t i, float x);
+void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n, int32_t d, double scale);
+
+/* One head's state in double, with what its tolerance needs: o_abs = sum p |v|, logit_error = the largest
+ * (d + 4) u sum |q k|, lost = the smallest normal float times sum |v|. */
+struct ref_state { double m, l, logit_error, lost, o[SR_ATTN_MAX_DIM], o_abs[SR_ATTN_MAX_DIM]; };
+void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d);
+void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const float *q, const uint8_t *const *k,
+                      const uint8_t *const *v, int32_t n);
+
+#endif

@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Checks of the sketch kernels against double precision. Codes, kept rows and bins come from comparing a rounded value
+ * with a boundary: only values within their own rounding error of a boundary may fall on either side.
+ */
+#include "check.h"
+#include "check_rows.h"
+
+#include <math.h>
+#include <string.h>
+
+static const int32_t ranks[] = {1, 4, 5, 8, 16, 20, 32, 64};
+enum { N_RANKS = sizeof(ranks) / sizeof(ranks[0]) };
+
+static struct sketch_shape sketch_shape(int32_t rank, int32_t bits)
+{
+    return (struct sketch_shape){rank, bits, (size_t)((rank * bits + 31) / 32 * 4)};
+}
+
+static uint32_t code_at(const uint8_t *chunk, const struct sketch_shape *s, int32_t row, int32_t j)
+{
+    const int32_t per_word = 32 / s->bits;
+    uint32_t word;
+    memcpy(&word, chunk + sr_sketch_word_at(row, j / per_word, s->row_bytes), 4);
+    return word >> (j % per_word * s->bits) & ((1u << s->bits) - 1u);
+}
+
+/* ---- sketch_encode ----------------------------------------------------------------------------------------------- */
+
+void sr_spoilt_sketch_encode(const struct sketch_rows *a)
+{
+    ((sr_sketch_encode_fn *)sr_check_now->real)(a);
+    a->y_chunk[sr_sketch_word_at(a->row0, 0, a->sketch->row_bytes)] ^= 3; /* two levels off */
+}
+
+static struct sketch_basis random_basis(struct check *c, int32_t d, int32_t rank)
+{
+    float *mu = sr_check_in(c, (size_t)d * 4), *analysis = sr_check_in(c, (size_t)(rank * d) * 4);
+    float *step = sr_check_in(c, (size_t)rank * 4);
+    sr_check_fill_normal(c, mu, d, 3.0);
+    sr_check_fill_normal(c, analysis, rank * d, 1.0);
+    for (int32_t j = 0; j < rank; j++) step[j] = (float)(sqrt(d) * (0.1 + 0.5 * sr_rng_unit(&c->rng)));
+    return (struct sketch_basis){mu, analysis, NULL, step, NULL};
+}
+
+struct encode_ref { int64_t clipped, unsure; };
+
+static void compare_row(struct check *c, const struct sketch_rows *a, int32_t row, struct encode_ref *ref)
+{
+    const int32_t d = a->shape->head_dim, levels = 1 << a->sketch->bits;
+    float k[SR_ATTN_MAX_DIM];
+    sr_check_row_load(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, k, d);
+    for (int32_t j = 0; j < a->sketch->rank; j++) {
+        double y = 0, abs_sum = 0;
+        for (int32_t i = 0; i < d; i++) {
+            y += (double)a->basis->analysis[j * d + i] * ((double)k[i] - (double)a->basis->mu[i]);
+            abs_sum += fabs((double)a->basis->analysis[j * d + i]) * (fabs((double)k[i]) + fabs((double)a->basis->mu[i]));
+        }
+        const double at = y / (double)a->basis->step[j] + levels / 2, slack = (d + 6) * SR_CHECK_U * abs_sum / (double)a->basis->step[j];
+        const double low = fmax(0, fmin(levels - 1, floor(at - slack))), high = fmax(0, fmin(levels - 1, floor(at + slack)));
+        const double code = code_at(a->y_chunk, a->sketch, row, j);
+        ref->clipped += at < 0 || at >= levels;
+        ref->unsure += fabs(at) <= slack || fabs(at - levels) <= slack;
+        if (code < low || code > high) sr_check_fail(c, "row %d code %d: %g, want %g", row, j, code, floor(at));
+    }
+}
+
+static void check_encode(struct check *c, int32_t d, sr_dtype type, int32_t rank, int32_t bits)
+{
+    const struct attn_shape shape = sr_check_shape(d, 1, type, type);
+    const struct sketch_shape sketch = sketch_shape(rank, bits);
+    const struct sketch_basis basis = random_basis(c, d, rank);
+    const size_t bytes = 128 * sketch.row_bytes;
+    uint8_t *y = sr_check_out(c, bytes), *before = sr_check_in(c, bytes);
+    int64_t k_rows = 0, clipped = 0;
+    const int32_t row0 = (int32_t)sr_check_pick(c, 40), row1 = row0 + 1 + (int32_t)sr_check_pick(c, 80);
+    uint8_t *k = sr_check_in(c, (size_t)row1 * shape.k_row_bytes);
+    sr_check_fill_rows(c, type, k, row1, d, 1.0);
+    memcpy(before, y, bytes);
+    const struct sketch_rows a = {&shape, &sketch, &basis, k, y, row0, row1, &k_rows, &clipped};
+    struct encode_ref ref = {0, 0};
+    ((sr_sketch_encode_fn *)c->fn)(&a);
+    for (int32_t i = row0; i < row1; i++) compare_row(c, &a, i, &ref);
+    for (int32_t i = 0; i < 112; i++)
+        for (int32_t w = 0; (i < row0 || i >= row1) && w < (int32_t)sketch.row_bytes / 4; w++) {
+            const size_t at = sr_sketch_word_at(i, w, sketch.row_bytes);
+            sr_check_same(c, "a row outside the range", y + at, before + at, 4);
+        }
+    if (k_rows != row1 - row0) sr_check_fail(c, "counted %lld rows, want %d", (long long)k_rows, row1 - row0);
+    if (clipped < ref.clipped - ref.unsure || clipped > ref.clipped + ref.unsure)
+        sr_check_fail(c, "clipped %lld, want %lld", (long long)clipped, (long long)ref.clipped);
+    sr_check_free_buffers(c);
+}
+
+struct encode_call { sr_sketch_encode_fn *fn; struct sketch_rows a; };
+
+static void call_encode(void *ctx)
+{
+    const struct encode_call *e = ctx;
+    e->fn(&e->a);
+}
+
+static void bench_encode(struct check *c, int32_t d, int32_t rank)
+{
+    const struct attn_shape shape = sr_check_shape(d, 1, SR_DTYPE_F16, SR_DTYPE_F16);
+    const struct sketch_shape sketch = sketch_shape(rank, 4);
+    const struct sketch_basis basis = random_basis(c, d, rank);
+    int64_t n = 0;
+    char label[48];
+    struct encode_call e = {(sr_sketch_encode_fn *)c->fn,
+                            {&shape, &sketch, &basis, sr_check_in(c, 1024 * shape.k_row_bytes),
+                             sr_check_out(c, 1024 * sketch.row_bytes), 0, 1024, &n, &n}};
+    snprintf(label, sizeof(label), "d %d rank %d, 1024 rows", d, rank);
+    sr_check_time(c, label, 1024.0 * (double)shape.k_row_bytes, 2.0 * 1024 * d * rank, call_encode, &e);
+    sr_check_free_buffers(c);
+}
+
+void sr_check_sketch_encode(struct check *c)
+{
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
+    static const int32_t dims[] = {24, 64, 72, 96, 128};
+    if (c->bench) {
+        bench_encode(c, 64, 16);
+        bench_encode(c, 128, 32);
+        return;
+    }
+    for (int t = 0; t < 4; t++)
+        for (int i = 0; i < 5; i++)
+            for (int r = 0; r < N_RANKS; r++) {
+                if (ranks[r] > dims[i] || (types[t] == SR_DTYPE_Q8_0 && dims[i] % 32)) continue;
+                check_encode(c, dims[i], types[t], ranks[r], (r + i) % 2 ? 8 : 4);
+            }
+}
+
+/* ---- sketch_score ------------------------------------------------------------------------------------------------ */
+
+void sr_spoilt_sketch_score(const struct sketch_score *a)
+{
+    ((sr_sketch_score_fn *)sr_check_now->real)(a);
+    sr_check_spoil(&a->logits[a->row0]);
+}
+
+struct score_case { int32_t rank, bits, group, row0, row1; double scale; };
+
+static struct sketch_score score_setup(struct check *c, const struct score_case *s, const struct sketch_shape *sketch, int64_t *rows)
+{
+    const int32_t padded = sr_sketch_padded(s->rank);
+    const size_t bytes = (size_t)((s->row1 + 15) & ~15) * sketch->row_bytes;
+    float *w = sr_check_in(c, (size_t)(s->group * padded) * 4), *base = sr_check_in(c, (size_t)s->group * 4);
+    uint8_t *y = sr_check_in(c, bytes);
+    for (size_t i = 0; i < bytes; i++) y[i] = (uint8_t)sr_check_pick(c, 256);
+    for (int32_t g = 0; g < s->group; g++) sr_check_fill_normal(c, w + g * padded, s->rank, s->scale);
+    sr_check_fill_normal(c, base, s->group, 4.0);
+    return (struct sketch_score){.sketch = sketch, .y_chunk = y, .group = s->group, .row0 = s->row0, .row1 = s->row1,
+                                 .w = w, .base = base, .y_rows = rows,
+                                 .logits = sr_check_out(c, (size_t)(s->group * SR_CHUNK_ROWS) * 4),
+                                 .max = sr_check_out(c, (size_t)s->group * 4)};
+}
+
+static void compare_score(struct check *c, const struct sketch_score *a, int32_t g)
+{
+    const int32_t rank = a->sketch->rank, levels = 1 << a->sketch->bits;
+    const float *w = a->w + g * sr_sketch_padded(rank);
+    double most = 0, max = -INFINITY;
+    for (int32_t j = 0; j < rank; j++) most = fmax(most, fabs((double)w[j]));
+    for (int32_t i = a->row0 & ~15; i < ((a->row1 + 15) & ~15); i++) {
+        const double got = a->logits[g * SR_CHUNK_ROWS + i];
+        double want = a->base[g], abs_sum = fabs(want);
+        for (int32_t j = 0; j < rank; j++) {
+            const double x = (double)w[j] * ((double)code_at(a->y_chunk, a->sketch, i, j) - levels / 2 + 0.5);
+            want += x;
+            abs_sum += fabs(x) + fabs((double)w[j]) * levels; /* a variant may sum codes and levels apart */
+        }
+        double tol = (rank + 4) * SR_CHECK_U * abs_sum;
+        /* the integer variant: w to 15 bits beside its largest */
+        if (c->isa >= ISA_VNNI && c->isa != ISA_NEON) tol += rank * levels * most / 32000.0 / 2;
+        if (i < a->row0 || i >= a->row1) want = -INFINITY;
+        if (!sr_check_near(c, "logit", i, got, want, tol)) return;
+        if (i >= a->row0 && i < a->row1) max = fmax(max, got);
+    }
+    sr_check_near(c, "max", g, a->max[g], max, 0);
+}
+
+static void check_score(struct check *c, const struct score_case *s)
+{
+    const struct sketch_shape sketch = sketch_shape(s->rank, s->bits);
+    int64_t rows = 0;
+    const struct sketch_score a = score_setup(c, s, &sketch, &rows);
+    ((sr_sketch_score_fn *)c->fn)(&a);
+    for (int32_t g = 0; g < s->group; g++) compare_score(c, &a, g);
+    if (rows != s->row1 - s->row0) sr_check_fail(c, "counted %lld rows, want %d", (long long)rows, s->row1 - s->row0);
+    sr_check_free_buffers(c);
+}
+
+struct score_call { sr_sketch_score_fn *fn; struct sketch_score a; };
+
+static void call_score(void *ctx)
+{
+    const struct score_call *s = ctx;
+    s->fn(&s->a);
+}
+
+static void bench_score(struct check *c, int32_t rank, int32_t bits, int32_t group)
+{
+    const struct score_case s = {rank, bits, group, 0, SR_CHUNK_ROWS, 0.1};
+    const struct sketch_shape sketch = sketch_shape(rank, bits);
+    int64_t rows = 0;
+    char label[48];
+    struct score_call call = {(sr_sketch_score_fn *)c->fn, score_setup(c, &s, &sketch, &rows)};
+    snprintf(label, sizeof(label), "rank %d x %d g %d, 1024 rows", rank, bits, group);
+    sr_check_time(c, label, (double)SR_CHUNK_ROWS * (double)sketch.row_bytes, 2.0 * SR_CHUNK_ROWS * rank * group, call_score, &call);
+    sr_check_free_buffers(c);
+}
+
+void sr_check_sketch_score(struct check *c)
+{
+    if (c->bench) {
+        bench_score(c, 16, 4, 3);
+        bench_score(c, 16, 4, 7);
+        bench_score(c, 32, 4, 4);
+        bench_score(c, 16, 8, 3);
+        return;
+    }
+    for (int32_t group = 1; group <= 16; group++)
+        for (int r = 0; r < N_RANKS; r++) {
+            const int32_t row0 = (int32_t)sr_check_pick(c, 60), row1 = row0 + 1 + (int32_t)sr_check_pick(c, r == 3 ? 960 : 60);
+            check_score(c, &(struct score_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1});
+        }
+    check_score(c, &(struct score_case){16, 4, 3, 0, SR_CHUNK_ROWS, 1});
+}
+
+/* ---- sketch_mass and sketch_share --------------------------------------------------------------------------------- */
+
+void sr_spoilt_sketch_mass(struct sketch_mass *a)
+{
+    ((sr_sketch_mass_fn *)sr_check_now->real)(a);
+    sr_check_spoil(&a->sum[a->group - 1]);
+}
+
+/* A row is kept if its score is at or above the cut; one within rounding of it may go either way. */
+static void compare_kept(struct check *c, const struct sketch_mass *a)
+{
+    int32_t n = 0;
+    for (int32_t i = a->row0; i < a->row1; i++) {
+        double t = -INFINITY, slack = 0;
+        for (int32_t g = 0; g < a->group; g++) {
+            const double x = a->logits[g * SR_CHUNK_ROWS + i], f = a->floor[g];
+            t = fmax(t, x - f);
+            slack = fmax(slack, isfinite(f) ? 2 * SR_CHECK_U * fabs(x - f) : 0);
+        }
+        const int kept = n < a->n_kept && a->kept_rows[n] == a->first_row + i;
+        if (fabs(t - (double)a->cut) > slack && kept != (t >= (double)a->cut))
+            sr_check_fail(c, "row %d: %s at %.9g, cut %.9g", i, kept ? "kept" : "dropped", t, (double)a->cut);
+        for (int32_t g = 0; kept && g < a->group; g++)
+            sr_check_near(c, "kept logit", n, a->kept[g * SR_CHUNK_ROWS + n], a->logits[g * SR_CHUNK_ROWS + i], 0);
+        n += kept;
+    }
+    if (n != a->n_kept) sr_check_fail(c, "%d rows listed, %d found", a->n_kept, n);
+}
+
+static void check_mass(struct check *c, int32_t group, int32_t row0, int32_t row1, float cut)
+{
+    float *logits = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *max = sr_check_in(c, (size_t)group * 4);
+    float *floor_log = sr_check_in(c, (size_t)group * 4);
+    for (int32_t i = 0; i < group * SR_CHUNK_ROWS; i++) {
+        const int32_t row = i % SR_CHUNK_ROWS;
+        logits[i] = row >= row0 && row < row1 ? (float)(6 * sr_check_normal(c)) : -INFINITY;
+    }
+    struct sketch_mass a = {.group = group, .row0 = row0, .row1 = row1, .logits = logits, .max = max, .floor = floor_log,
+                            .cut = cut, .first_row = 3 * SR_CHUNK_ROWS, .sum = sr_check_out(c, (size_t)group * 4),
+                            .kept_rows = sr_check_out(c, SR_CHUNK_ROWS * 4),
+                            .kept = sr_check_out(c, (size_t)(group * SR_CHUNK_ROWS) * 4)};
+    for (int32_t g = 0; g < group; g++) {
+        max[g] = -INFINITY;
+        for (int32_t i = row0; i < row1; i++) max[g] = fmaxf(max[g], logits[g * SR_CHUNK_ROWS + i]);
+        floor_log[g] = sr_check_pick(c, 9) == 0 ? -INFINITY : (float)(8 + 3 * sr_check_normal(c));
+    }
+    if (group > 1) floor_log[0] = 12;
+    ((sr_sketch_mass_fn *)c->fn)(&a);
+    for (int32_t g = 0; g < group; g++) {
+        double sum = 0;
+        for (int32_t i = row0; i < row1; i++) sum += exp((double)logits[g * SR_CHUNK_ROWS + i] - (double)max[g]);
+        /* n roundings of the sum, and those of the exponential, whose argument is below 100 */
+        sr_check_near(c, "sum", g, a.sum[g], sum, sum * (row1 - row0 + 120) * SR_CHECK_U);
+    }
+    compare_kept(c, &a);
+    sr_check_free_buffers(c);
+}
+
+struct mass_call { sr_sketch_mass_fn *fn; struct sketch_mass a; };
+
+static void call_mass(void *ctx)
+{
+    struct mass_call *m = ctx;
+    m->fn(&m->a);
+}
+
+static void bench_mass(struct check *c, int32_t group)
+{
+    float *logits = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *max = sr_check_in(c, (size_t)group * 4);
+    char label[48];
+    struct mass_call m = {(sr_sketch_mass_fn *)c->fn,
+                          {.group = group, .row0 = 0, .row1 = SR_CHUNK_ROWS, .logits = logits, .max = max,
+                           .floor = sr_check_in(c, (size_t)group * 4), .cut = 4, .sum = sr_check_out(c, (size_t)group * 4),
+                           .kept_rows = sr_check_out(c, SR_CHUNK_ROWS * 4),
+                           .kept = sr_check_out(c, (size_t)(group * SR_CHUNK_ROWS) * 4)}};
+    sr_check_fill_normal(c, logits, group * SR_CHUNK_ROWS, 2.5); /* about 5 % are kept for each head */
+    for (int32_t g = 0; g < group; g++) max[g] = 10;
+    snprintf(label, sizeof(label), "g %d, 1024 rows", group);
+    sr_check_time(c, label, 0, 0, call_mass, &m);
+    sr_check_free_buffers(c);
+}
+
+void sr_check_sketch_mass(struct check *c)
+{
+    if (c->bench) {
+        bench_mass(c, 3);
+        bench_mass(c, 4);
+        bench_mass(c, 7);
+        return;
+    }
+    for (int32_t group = 1; group <= 16; group++) {
+        check_mass(c, group, 0, SR_CHUNK_ROWS, -11);
+        check_mass(c, group, 5, 6, -1e-3f);
+        check_mass(c, group, 17, 900 + group, -3);
+        check_mass(c, group, 0, 100, INFINITY);
+    }
+}
+
+void sr_spoilt_sketch_share(const struct sketch_share *a)
+{
+    ((sr_sketch_share_fn *)sr_check_now->real)(a);
+    if (a->n > 0) sr_check_spoil(&a->kept[a->n - 1]);
+}
+
+static void check_share(struct check *c, int32_t group, int32_t n)
+{
+    float *kept = sr_check_out(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *before = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4);
+    float *log_total = sr_check_in(c, (size_t)group * 4);
+    const struct sketch_share a = {group, n, kept, log_total, -9.5f, SR_SKETCH_BINS / 9.5f, sr_check_out(c, SR_CHUNK_ROWS * 2)};
+    sr_check_fill_normal(c, before, group * SR_CHUNK_ROWS, 4);
+    memcpy(kept, before, (size_t)(group * SR_CHUNK_ROWS) * 4);
+    for (int32_t g = 0; g < group; g++) log_total[g] = (float)(14 + sr_check_normal(c));
+    ((sr_sketch_share_fn *)c->fn)(&a);
+    for (int32_t i = 0; i < n; i++) {
+        double t = -INFINITY;
+        for (int32_t g = 0; g < group; g++) {
+            const double x = (double)before[g * SR_CHUNK_ROWS + i] - (double)log_total[g], share = exp(x);
+            sr_check_near(c, "share", i, kept[g * SR_CHUNK_ROWS + i], share, share * (fabs(x) + 16) * SR_CHECK_U);
+            t = fmax(t, x);
+        }
+        const double at = fmin(SR_SKETCH_BINS - 1, fmax(0, -t * (double)a.bins_per_nat)), slack = 8 * SR_CHECK_U * (at + 1);
+        const int near_cut = fabs(t - (double)a.cut) <= 4 * SR_CHECK_U * fabs(t);
+        const int low = (int)fmax(0, floor(at - slack)), high = (int)floor(at + slack);
+        const int ok = a.bin[i] >= low && a.bin[i] <= high;
+        if (near_cut ? !ok && a.bin[i] != SR_SKETCH_BINS : t >= (double)a.cut ? !ok : a.bin[i] != SR_SKETCH_BINS)
+            sr_check_fail(c, "bin of row %d: %d, want %d, log share %.9g", i, a.bin[i], low, t);
+    }
+    sr_check_free_buffers(c);
+}
+
+struct share_call { sr_sketch_share_fn *fn; struct sketch_share a; };
+
+static void call_share(void *ctx)
+{
+    const struct share_call *s = ctx;
+    s->fn(&s->a);
+}
+
+void sr_check_sketch_share(struct check *c)
+{
+    if (c->bench) {
+        struct share_call s = {(sr_sketch_share_fn *)c->fn,
+                               {3, 100, sr_check_out(c, 3 * SR_CHUNK_ROWS * 4), sr_check_in(c, 12), -9, 50, sr_check_out(c, SR_CHUNK_ROWS * 2)}};
+        sr_check_time(c, "g 3, 100 rows", 0, 0, call_share, &s);
+        return;
+    }
+    for (int32_t group = 1; group <= 16; group++)
+        for (int32_t n = 0; n < 40; n += 7) check_share(c, group, n);
+    check_share(c, 3, SR_CHUNK_ROWS);
+}
