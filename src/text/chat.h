@@ -38,8 +38,15 @@ struct chat_options {
 };
 
 struct chat_piece { const char *data; size_t bytes; int from_user; };
-/* Rendered text: `text` owned; pieces index into it, in order and without gaps. */
-struct chat_text { char *text; size_t bytes; struct chat_piece *pieces; int32_t n_pieces; };
+/* Rendered text: `text` owned; pieces index into it, in order and without gaps. Llama-2 and 3 write their BOS here:
+ * a caller that adds BOS does so only where the tokens do not begin with it. */
+struct chat_text {
+    char *text;
+    size_t bytes;
+    struct chat_piece *pieces;
+    int32_t n_pieces;
+    enum chat_template of;
+};
 void sr_chat_text_free(struct chat_text *c);
 
 /* Renders all messages. A role order that the template's own program would refuse is SR_ERR_USAGE. */
@@ -47,7 +54,8 @@ sr_status sr_chat_render(struct chat_text *out, enum chat_template t, const stru
                          const struct chat_options *o, sr_error *err);
 
 /* Tokenizes a rendered text: template pieces with SPECIAL_PARSE, user pieces with SPECIAL_AS_TEXT. Neighbouring
- * ordinary text is tokenized as one run, exactly as the whole string would be. */
+ * ordinary text is tokenized as one run, exactly as the whole string would be. A vocabulary without the tokens that
+ * the template begins and ends turns with is SR_ERR_UNSUPPORTED. On failure *out is as before. */
 sr_status sr_chat_tokenize(const struct chat_text *c, const struct tokenizer *t, struct token_list *out, sr_error *err);
 
 /* Texts that end an assistant turn beyond the end tokens (Vicuna's "USER:"); NULL-terminated list, static. */
