@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a session will need, before anything is allocated: checked options, bytes of K/V, sketch and scratch.
+ */
+#include "engine/model.h"
+
+#include "model/forward.h"
+
+enum { MAX_BATCH = 4096, CHUNK = SR_CHUNK_ROWS };
+
+sr_session_options sr_session_options_default(void)
+{
+    return (sr_session_options){.k_type = SR_DTYPE_F16, .v_type = SR_DTYPE_F16, .n_batch = 512,
+                                .route = sr_route_options_default()};
+}
+
+static int is_cache_type(sr_dtype t)
+{
+    return t == SR_DTYPE_F32 || t == SR_DTYPE_F16 || t == SR_DTYPE_BF16 || t == SR_DTYPE_Q8_0;
+}
+
+static sr_status check_cache_type(const struct sr_model *m, const char *which, sr_dtype t, sr_error *err)
+{
+    const char *name = sr_dtype_name(t);
+    if (!is_cache_type(t))
+        return sr_fail(err, SR_ERR_USAGE, "%s cache type %s: want f32, f16, bf16 or q8_0", which, name ? name : "(none)");
+    if (m->config.head_dim % sr_dtype_find((int64_t)t)->block_elems)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s cache type %s: the head size %d is not a multiple of its block of %d",
+                       which, name, m->config.head_dim, sr_dtype_find((int64_t)t)->block_elems);
+    return SR_OK;
+}
+
+sr_status sr_session_options_check(const struct sr_model *m, sr_session_options *o, sr_error *err)
+{
+    if (!m->backend) return sr_fail(err, SR_ERR_USAGE, "%s: opened for its vocabulary only", m->path);
+    if (o->n_ctx == 0) o->n_ctx = m->config.n_ctx_train;
+    if (o->n_ctx < 1) return sr_fail(err, SR_ERR_USAGE, "context of %d tokens: want at least 1", o->n_ctx);
+    if (o->n_ctx > m->config.n_ctx_train && !o->allow_extrapolation)
+        return sr_fail(err, SR_ERR_USAGE,
+                       "context of %d tokens: the model was trained for %d; --allow-extrapolation goes beyond", o->n_ctx,
+                       m->config.n_ctx_train);
+    if (o->n_batch < 1 || o->n_batch > MAX_BATCH)
+        return sr_fail(err, SR_ERR_USAGE, "batch of %d tokens: want 1..%d", o->n_batch, MAX_BATCH);
+    if (o->n_batch > o->n_ctx) o->n_batch = o->n_ctx;
+    SR_TRY(check_cache_type(m, "K", o->k_type, err));
+    return check_cache_type(m, "V", o->v_type, err);
+}
+
+uint64_t sr_model_kv_bytes(const sr_model *m, sr_dtype k_type, sr_dtype v_type)
+{
+    const struct model_config *c = &m->config;
+    if (!m->has_config || !is_cache_type(k_type) || !is_cache_type(v_type)) return 0;
+    const size_t row = sr_row_bytes(k_type, c->head_dim) + sr_row_bytes(v_type, c->head_dim);
+    return (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads * row;
+}
+
+static uint64_t whole_chunks(int32_t n_ctx) { return ((uint64_t)n_ctx + CHUNK - 1) / CHUNK * CHUNK; }
+
+/* Rows of rank * bits, padded to 4 bytes, and the bases of two bands beside the moments. */
+uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx)
+{
+    const struct model_config *c = &m->config;
+    if (r->mode != SR_ROUTE_MASS || n_ctx < r->min_len) return 0;
+    const uint64_t d = (uint64_t)c->head_dim, rank = r->rank > 0 ? (uint64_t)r->rank : d / 4, bits = (uint64_t)r->bits;
+    const uint64_t units = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads, row = (rank * bits + 31) / 32 * 4;
+    const uint64_t basis = 4 * (d + rank * d + d * d + rank + d), moments = 8 * (2 * d * d + d);
+    return units * (whole_chunks(n_ctx) * row + 2 * basis + moments);
+}
+
+sr_status sr_model_memory_need(const sr_model *m, const sr_session_options *o, sr_memory_need *out, sr_error *err)
+{
+    sr_session_options s = o ? *o : sr_session_options_default();
+    SR_TRY(sr_session_options_check(m, &s, err));
+    sr_memory_need n = {.weights = sr_gguf_file_bytes(m->file)};
+    n.kv = whole_chunks(s.n_ctx) * sr_model_kv_bytes(m, s.k_type, s.v_type);
+    n.sketch = sr_model_sketch_bytes(m, &s.route, s.n_ctx);
+    n.scratch = sr_forward_bytes(&m->config, s.n_batch) + 2 * 4 * (uint64_t)m->config.n_vocab + 4 * (uint64_t)s.n_ctx;
+    n.total = n.weights + n.kv + n.sketch + n.scratch;
+    *out = n;
+    return SR_OK;
+}

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Opening a model: file, numbers, tokenizer, chat template, backend, weights, attention, each checked before the next
+ * is touched, and the hash by which session files know their model.
+ */
+#include "engine/model.h"
+
+#include "base/memory.h"
+#include "base/pool.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#define XXH_STATIC_LINKING_ONLY /* the state as a plain struct: nothing is allocated */
+#include <xxhash.h>
+
+sr_model_options sr_model_options_default(void) { return (sr_model_options){0}; }
+
+/* ---- facts about the file ---- */
+
+/* Upper case of the type that holds most elements, "mixed" where none holds half of them. */
+static void find_type_name(struct sr_model *m)
+{
+    int64_t count[64] = {0};
+    int best = 0;
+    for (int64_t i = 0; i < sr_gguf_n_tensors(m->file); i++) {
+        const struct gguf_tensor *t = sr_gguf_tensor(m->file, i);
+        const int64_t n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+        m->n_params += n;
+        if ((int)t->dtype < 0 || (int)t->dtype >= 64) continue;
+        count[t->dtype] += n;
+        if (count[t->dtype] > count[best]) best = (int)t->dtype;
+    }
+    const char *name = sr_dtype_name((sr_dtype)best);
+    snprintf(m->type_name, sizeof(m->type_name), "%s", 2 * count[best] < m->n_params || !name ? "mixed" : name);
+    if (strcmp(m->type_name, "mixed") != 0)
+        for (char *c = m->type_name; *c; c++) *c = (char)toupper((unsigned char)*c);
+}
+
+/* Bytes of part `part` that precede its tensor data, found from where its tensors lie in the mapping. */
+static size_t header_of(const struct gguf *g, int32_t part, const uint8_t **base)
+{
+    size_t first = 0;
+    *base = NULL;
+    for (int64_t i = 0; i < sr_gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = sr_gguf_tensor(g, i);
+        if (t->part != part || (*base && t->file_offset >= first)) continue;
+        first = t->file_offset;
+        *base = (const uint8_t *)t->data - t->file_offset;
+    }
+    return first;
+}
+
+/* Cheap but sound: a model with the same metadata, shapes and sampled weights is the same model. */
+static void hash_identity(struct sr_model *m)
+{
+    enum { SAMPLE = 4096 };
+    XXH3_state_t h;
+    XXH3_INITSTATE(&h);
+    XXH3_128bits_reset(&h);
+    for (int32_t part = 0; part < sr_gguf_n_parts(m->file); part++) {
+        const uint8_t *base;
+        const size_t bytes = header_of(m->file, part, &base);
+        if (base) XXH3_128bits_update(&h, base, bytes);
+    }
+    for (int64_t i = 0; i < sr_gguf_n_tensors(m->file); i++) {
+        const struct gguf_tensor *t = sr_gguf_tensor(m->file, i);
+        const size_t n = t->bytes < SAMPLE ? t->bytes : SAMPLE;
+        XXH3_128bits_update(&h, t->data, n);
+        XXH3_128bits_update(&h, (const uint8_t *)t->data + t->bytes - n, n);
+    }
+    const XXH128_hash_t d = XXH3_128bits_digest(&h);
+    m->identity[0] = d.low64;
+    m->identity[1] = d.high64;
+}
+
+static void read_names(struct sr_model *m)
+{
+    struct gguf_str s;
+    int found;
+    if (sr_gguf_get_str(m->file, "general.architecture", &s, &found, NULL) == SR_OK && found)
+        sr_escape(m->architecture, sizeof(m->architecture), s.data, s.bytes);
+    if (sr_gguf_get_str(m->file, "general.name", &s, &found, NULL) == SR_OK && found)
+        sr_escape(m->name, sizeof(m->name), s.data, s.bytes);
+}
+
+/* An unknown template is no fault until somebody asks for it. */
+static sr_status find_chat_template(struct sr_model *m, sr_error *err)
+{
+    struct gguf_str s;
+    int found;
+    m->chat = CHAT_NONE;
+    m->chat_known = 1;
+    SR_TRY(sr_gguf_get_str(m->file, "tokenizer.chat_template", &s, &found, err));
+    if (found) m->chat_known = sr_chat_template_detect(&m->chat, s.data, s.bytes, NULL) == SR_OK;
+    return SR_OK;
+}
+
+/* ---- open, in stages ---- */
+
+static sr_status open_text(struct sr_model *m, const sr_model_options *o, sr_error *err)
+{
+    read_names(m);
+    find_type_name(m);
+    sr_status st = sr_config_read(&m->config, m->file, o->vocab_only ? NULL : err);
+    if (st != SR_OK && !o->vocab_only) return st;
+    m->has_config = st == SR_OK;
+    const int lenient = o->vocab_only && o->metadata_only;
+    st = sr_tokenizer_open(&m->tokenizer, m->file, lenient ? NULL : err);
+    if (st == SR_OK) st = find_chat_template(m, lenient ? NULL : err);
+    return lenient ? SR_OK : st;
+}
+
+/* The file named, or "<model>.moments" if it is there. */
+static sr_status load_moments(struct sr_model *m, const sr_model_options *o, sr_error *err)
+{
+    char beside[4096];
+    const char *path = o->moments_path;
+    if (path && !*path) return SR_OK;
+    if (!path) {
+        const int n = snprintf(beside, sizeof(beside), "%s.moments", m->path);
+        if (n < 0 || (size_t)n >= sizeof(beside) || access(beside, F_OK) != 0) return SR_OK;
+        path = beside;
+    }
+    return sr_attn_load_moments(m->attention, path, err);
+}
+
+static sr_status open_compute(struct sr_model *m, const sr_model_options *o, sr_error *err)
+{
+    const struct model_config *c = &m->config;
+    const struct weights_options w = {.check = o->check, .copy = o->no_mmap, .lock = o->mlock, .progress = o->progress,
+                                      .user = o->progress_user};
+    SR_TRY(sr_backend_cpu_open(&m->backend, o->n_threads, err));
+    SR_TRY(sr_weights_load(&m->weights, m->file, c, m->backend, &w, err));
+    hash_identity(m);
+    const struct attention_config a = {.n_layers = c->n_layers, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
+                                       .head_dim = c->head_dim, .rope = c->rope};
+    SR_TRY(sr_attn_new(&m->attention, m->backend, &a, err));
+    return load_moments(m, o, err);
+}
+
+sr_status sr_model_open(sr_model **out, const char *path, const sr_model_options *o, sr_error *err)
+{
+    const sr_model_options defaults = sr_model_options_default();
+    if (!out || !path) return sr_fail(err, SR_ERR_USAGE, "sr_model_open: no %s", out ? "path" : "place for the model");
+    if (!o) o = &defaults;
+    struct sr_model *m = sr_alloc_zero(1, sizeof(*m));
+    if (!m) return sr_fail_memory(err, sizeof(*m), "model");
+    sr_status st = SR_OK;
+    const size_t n = strlen(path) + 1;
+    m->path = sr_alloc(n);
+    if (!m->path) {
+        st = sr_fail_memory(err, n, "model path");
+        goto fail;
+    }
+    memcpy(m->path, path, n);
+    sr_mapfile_guard_install(); /* a file that shrinks while it is used must not end the process */
+    SR_TRY_GOTO(sr_gguf_open(&m->file, path, err));
+    SR_TRY_GOTO(open_text(m, o, err));
+    if (!o->vocab_only) SR_TRY_GOTO(open_compute(m, o, err));
+    if (sr_mapfile_lost()) {
+        st = sr_fail(err, SR_ERR_IO, "%s: the file became shorter while it was read", path);
+        goto fail;
+    }
+    *out = m;
+    return SR_OK;
+fail:
+    sr_model_close(m);
+    return st;
+}
+
+void sr_model_close(sr_model *m)
+{
+    if (!m) return;
+    sr_attn_free(m->attention);
+    if (m->backend) sr_weights_free(&m->weights, m->backend);
+    sr_backend_close(m->backend);
+    sr_tokenizer_close(m->tokenizer);
+    sr_gguf_close(m->file);
+    sr_free(m->path);
+    sr_free(m);
+}
+
+/* ---- information ---- */
+
+static const char *chat_name(const struct sr_model *m)
+{
+    if (!m->chat_known) return "unknown";
+    return m->chat == CHAT_NONE ? "none" : sr_chat_template_name(m->chat);
+}
+
+void sr_model_get_info(const sr_model *m, sr_model_info *out)
+{
+    const struct model_config *c = &m->config;
+    *out = (sr_model_info){
+        .path = m->path, .architecture = m->architecture, .name = m->name, .type_name = m->type_name,
+        .tokenizer = m->tokenizer ? sr_tokenizer_model_name(m->tokenizer) : "none", .chat_template = chat_name(m),
+        .backend = m->backend ? m->backend->ops->describe(m->backend) : "none",
+        .n_layers = c->n_layers, .n_embd = c->n_embd, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
+        .head_dim = c->head_dim, .n_ff = c->n_ff, .n_ctx_train = c->n_ctx_train,
+        .n_vocab = m->tokenizer ? sr_tokenizer_vocab_size(m->tokenizer) : c->n_vocab,
+        .rope_base = c->rope_base, .norm_eps = (double)c->norm_eps, .n_params = m->n_params,
+        .tied_embeddings = !sr_gguf_find_tensor(m->file, "output.weight"),
+        .has_moments = m->attention && sr_attn_has_moments(m->attention),
+        .file_bytes = sr_gguf_file_bytes(m->file), .n_parts = sr_gguf_n_parts(m->file),
+        .n_tensors = (int32_t)sr_gguf_n_tensors(m->file),
+        .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0};
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The inside of an sr_model, for the files of this folder: what was opened, in the order of its closing. Immutable
+ * after open, except for the backend's scratch.
+ */
+#ifndef SR_ENGINE_MODEL_H
+#define SR_ENGINE_MODEL_H
+
+#include "sinkrouter/engine.h"
+
+#include "attention/sequence.h"
+#include "model/weights.h"
+#include "text/chat.h"
+#include "text/tokenizer.h"
+
+struct sr_model {
+    char *path;
+    struct gguf *file;
+    struct model_config config;
+    int has_config;             /* 0: only metadata (and a tokenizer) could be used */
+    struct tokenizer *tokenizer;/* NULL with metadata_only where the file's is not usable */
+    struct backend *backend;    /* from here on NULL with vocab_only */
+    struct model_weights weights;
+    struct attention *attention;
+    enum chat_template chat;
+    int chat_known;             /* 0: the file's template is not one of ours */
+    char architecture[48], name[96], type_name[16];
+    int64_t n_params;
+    uint64_t identity[2];       /* hash of every part's header and of samples of each tensor */
+};
+
+/* K/V bytes that one token takes in all layers, and bytes of the sketch of n tokens for these options. */
+uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx);
+
+/* Fills defaults (n_ctx 0) and checks; SR_ERR_USAGE names the option, its value and the limit. */
+sr_status sr_session_options_check(const struct sr_model *m, sr_session_options *o, sr_error *err);
+
+#endif
