@@ -1,24 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The sketch basis of a band of positions from the model's moments (docs/routing.md). Band b serves decode positions
- * [b h, (b+1) h), h = 2,000. A basis is a function of (model, layer, KV group, band, rank) and nothing else.
- * Rotation averages in closed form (sums of cosines); eigenvectors by LAPACK, single-threaded, so the bits do not depend
- * on the pool.
+ * The sketch basis of a band of positions from the model's moments (docs/routing.md). Band b serves the steps whose
+ * position (kv_len - 1) is in [b h, (b + 1) h), h = 2,000: queries are averaged over the rotations of h positions on
+ * either side of the band's middle, keys over all positions before the middle. A basis is a function of (model, layer,
+ * KV group, band, rank, bits) and of nothing else. Eigenvectors by LAPACK, each problem on one thread, so the bits do not
+ * depend on the pool.
  */
 #ifndef SR_ATTENTION_BASIS_H
 #define SR_ATTENTION_BASIS_H
 
 #include "attention/moments.h"
+#include "attention/rotation.h"
 
 #define SR_BAND_TOKENS 2000
 
-/* All bases of one band: [n_layers][n_kv_heads]. Storage is one block. */
+/* What the bases of a band are made from. */
+struct basis_spec {
+    const struct moments *moments;
+    const struct rotation *rotation;
+    struct moments_shape shape;
+    int32_t band, rank, bits;
+};
+
+/* All bases of one band: [n_layers][n_kv_heads]. Counted references, so that sequences can share one; not thread-safe. */
 struct band_bases;
 
-sr_status sr_bases_new(struct band_bases **out, const struct moments *m, const struct rope_spec *rope, struct pool *pool,
-                       int32_t n_layers, int32_t n_kv_heads, int32_t head_dim, int32_t band, int32_t rank, int32_t bits,
-                       sr_error *err);
-void sr_bases_free(struct band_bases *b);
+/* The band of a step over kv_len rows; always 0 for a model whose basis is the same everywhere (no rotation). */
+int32_t sr_band_of(const struct rotation *r, int32_t kv_len);
+
+/* Comes with one reference. SR_ERR_NUMERIC names layer and group where moments are not finite. */
+sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool, sr_error *err);
+struct band_bases *sr_bases_ref(struct band_bases *b);
+void sr_bases_unref(struct band_bases *b); /* NULL is fine */
+int sr_bases_refs(const struct band_bases *b);
+/* Whether it is the one of this band, rank and bits. */
+int sr_bases_match(const struct band_bases *b, int32_t band, int32_t rank, int32_t bits);
 void sr_bases_get(const struct band_bases *b, int32_t layer, int32_t kv_head, struct sketch_basis *out);
 size_t sr_bases_bytes(const struct band_bases *b);
 

@@ -26,6 +26,9 @@ void sr_attn_free(struct attention *a);
 /* The model's moments from a file (see moments.h); sequences made later, and present ones without a sketch, use them. */
 sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *err);
 int sr_attn_has_moments(const struct attention *a);
+/* Writes the moments a sequence would use: the file's if loaded, else its own; SR_ERR_USAGE while those are not complete
+ * (positions 4..2,047 not all attended yet). */
+sr_status sr_attn_seq_save_moments(const struct attn_seq *s, const char *path, sr_error *err);
 
 struct attn_seq_config { sr_dtype k_type, v_type; int32_t max_len; sr_route_options route; };
 
@@ -47,6 +50,8 @@ void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const flo
 /* Exact; q [n][n_heads * head_dim], any scale is applied inside (q / sqrt(head_dim)); collects moments. q is scaled
  * in place. */
 void sr_attn_prefill(struct attn_seq *s, int32_t layer, float *q, int32_t n, float *out);
+/* The same for n tokens from position pos0 on, which need not be the last ones. */
+void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos0, int32_t n, float *out);
 /* One token for each of n_seqs sequences of the same attention; q, out [n_seqs][n_heads * head_dim]. q is scaled in
  * place. Allocates nothing except when a new band's bases are made (once per 2,000 tokens). */
 sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer, float *q,
@@ -65,8 +70,15 @@ void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const
 typedef sr_status attn_piece_fn(void *ctx, const char *what, void *data, size_t bytes, sr_error *err);
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err);
 sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err);
-/* The fixed-size facts that visit's pieces depend on: written first, checked on restore. */
-struct attn_seq_state { int32_t len, band, own_moments; int64_t moments_rows; };
+/* The fixed-size facts that visit's pieces depend on: written first (every field), given to state_set on restore before
+ * the visit; state_set also does set_len. Refuses another sketch shape or other moments (SR_ERR_UNSUPPORTED names it). */
+struct attn_seq_state {
+    int32_t len, band;              /* band -1: no sketch */
+    int32_t own_moments;            /* 0 not kept, 1 being collected, 2 the sketch stands on them */
+    int32_t rank, bits, n_sinks;    /* of the sketch */
+    int64_t moments_rows;
+    uint64_t moments_id;            /* hash of the moments file in use, 0 if none */
+};
 void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out);
 sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state *st, sr_error *err);
 /* SR_ERR_NUMERIC naming layer, group and row if a K or V row holds NaN or infinity. */

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Storage of a sequence: chunks of 1,024 rows, mapped as the sequence grows and never moved, so that a row's address holds
+ * as long as the sequence. Nothing here knows what rows mean.
+ */
+#include "attention/timeline.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+static size_t n_units(const struct attn_seq *s) { return (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads; }
+
+size_t sr_cache_chunk_bytes(const struct attn_seq *s)
+{
+    return n_units(s) * SR_CHUNK_ROWS * (s->shape.k_row_bytes + s->shape.v_row_bytes);
+}
+
+size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch_shape *shape)
+{
+    return n_units(s) * SR_CHUNK_ROWS * shape->row_bytes;
+}
+
+/* ---- tables of addresses ---- */
+
+/* All tables have the same room: the wider ones are all made before one of them takes effect. */
+static sr_status grow_tables(struct attn_seq *s, int32_t n_chunks, sr_error *err)
+{
+    if (n_chunks <= s->table_room) return SR_OK;
+    int32_t room = s->table_room ? s->table_room : 8;
+    while (room < n_chunks) room = room > INT32_MAX / 2 ? n_chunks : room * 2;
+    void **tables[5] = {s->k, s->v, s->y, s->region, s->sketch_region};
+    void **wide[5] = {NULL};
+    for (int i = 0; i < 5; i++) {
+        size_t rows = i < 3 ? n_units(s) : 1;
+        wide[i] = sr_alloc_zero(rows * (size_t)room, sizeof(void *));
+        if (!wide[i]) {
+            while (i-- > 0) sr_free(wide[i]);
+            return sr_fail_memory(err, rows * (size_t)room * sizeof(void *), "KV cache table");
+        }
+        for (size_t r = 0; r < rows && s->table_room > 0; r++) {
+            memcpy(wide[i] + r * (size_t)room, tables[i] + r * (size_t)s->table_room, (size_t)s->table_room * sizeof(void *));
+        }
+    }
+    for (int i = 0; i < 5; i++) sr_free(tables[i]);
+    s->k = wide[0];
+    s->v = wide[1];
+    s->y = wide[2];
+    s->region = wide[3];
+    s->sketch_region = wide[4];
+    s->table_room = room;
+    return SR_OK;
+}
+
+/* ---- chunks ---- */
+
+static sr_status add_chunk(struct attn_seq *s, sr_error *err)
+{
+    size_t k_run = SR_CHUNK_ROWS * s->shape.k_row_bytes, v_run = SR_CHUNK_ROWS * s->shape.v_row_bytes;
+    uint8_t *p = sr_region_map(sr_cache_chunk_bytes(s));
+    if (!p) return sr_fail_memory(err, sr_cache_chunk_bytes(s), "KV cache");
+    s->region[s->n_chunks] = p;
+    for (size_t u = 0; u < n_units(s); u++, p += k_run + v_run) {
+        s->k[u * (size_t)s->table_room + (size_t)s->n_chunks] = p;
+        s->v[u * (size_t)s->table_room + (size_t)s->n_chunks] = p + k_run;
+    }
+    s->n_chunks++;
+    return SR_OK;
+}
+
+static void place_sketch_chunk(struct attn_seq *s, uint8_t *p)
+{
+    s->sketch_region[s->n_sketch_chunks] = p;
+    for (size_t u = 0; u < n_units(s); u++, p += SR_CHUNK_ROWS * s->sketch.row_bytes) {
+        s->y[u * (size_t)s->table_room + (size_t)s->n_sketch_chunks] = p;
+    }
+    s->n_sketch_chunks++;
+}
+
+static sr_status add_sketch_chunk(struct attn_seq *s, sr_error *err)
+{
+    size_t bytes = sr_cache_sketch_chunk_bytes(s, &s->sketch);
+    uint8_t *p = sr_region_map(bytes);
+    if (!p) return sr_fail_memory(err, bytes, "sketch");
+    place_sketch_chunk(s, p);
+    return SR_OK;
+}
+
+static void free_sketch_chunks(struct attn_seq *s)
+{
+    for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
+        sr_region_unmap(s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &s->sketch));
+    }
+    s->n_sketch_chunks = 0;
+}
+
+/* Chunks are committed only as rows are written: whether they will fit is asked here, where it can be refused. */
+static sr_status check_memory(const struct attn_seq *s, int32_t n_new, int32_t n_new_sketch, sr_error *err)
+{
+    uint64_t need = (uint64_t)n_new * sr_cache_chunk_bytes(s) + (uint64_t)n_new_sketch * sr_cache_sketch_chunk_bytes(s, &s->sketch);
+    uint64_t left = need ? sr_memory_available() : UINT64_MAX;
+    if (need <= left) return SR_OK;
+    return sr_fail(err, SR_ERR_RESOURCE, "KV cache: %d more tokens need %llu bytes, %llu can be had", n_new * SR_CHUNK_ROWS,
+                   (unsigned long long)need, (unsigned long long)left);
+}
+
+static sr_status grow_list(struct attn_seq *s, int32_t n_chunks, sr_error *err)
+{
+    size_t n = (size_t)s->a->c.n_kv_heads * (size_t)n_chunks * SR_CHUNK_ROWS;
+    int32_t *list = sr_alloc(n * sizeof *list);
+    if (!list) return sr_fail_memory(err, n * sizeof *list, "list of chosen rows");
+    sr_free(s->list);
+    s->list = list;
+    return SR_OK;
+}
+
+sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err)
+{
+    int32_t want = (int32_t)(((int64_t)len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS);
+    int32_t want_sketch = s->route.mode == SR_ROUTE_MASS ? want : 0;
+    int32_t n_new = want > s->n_chunks ? want - s->n_chunks : 0;
+    int32_t n_new_sketch = want_sketch > s->n_sketch_chunks ? want_sketch - s->n_sketch_chunks : 0;
+    if (n_new == 0 && n_new_sketch == 0) return SR_OK;
+    SR_TRY(check_memory(s, n_new, n_new_sketch, err));
+    SR_TRY(grow_tables(s, want, err));
+    if (n_new) {
+        struct backend *b = s->a->backend;
+        SR_TRY(b->ops->attn_reserve(b, &s->shape, s->a->scratch.room, want * SR_CHUNK_ROWS, err));
+        SR_TRY(grow_list(s, want, err));
+    }
+    while (s->n_chunks < want) SR_TRY(add_chunk(s, err));
+    while (s->n_sketch_chunks < want_sketch) SR_TRY(add_sketch_chunk(s, err));
+    return SR_OK;
+}
+
+/* Sketch rows of another shape need other chunks: the old ones go once all of the new ones are there. */
+static sr_status replace_sketch(struct attn_seq *s, const struct sketch_shape *shape, sr_error *err)
+{
+    struct sketch_shape old_shape = s->sketch;
+    int32_t n_old = s->n_sketch_chunks, i = 0;
+    size_t bytes = sr_cache_sketch_chunk_bytes(s, shape);
+    void **fresh = sr_alloc_zero((size_t)s->n_chunks, sizeof *fresh);
+    if (!fresh) return sr_fail_memory(err, (size_t)s->n_chunks * sizeof *fresh, "sketch table");
+    for (; i < s->n_chunks; i++) {
+        fresh[i] = sr_region_map(bytes);
+        if (!fresh[i]) break;
+    }
+    if (i < s->n_chunks) {
+        while (i-- > 0) sr_region_unmap(fresh[i], bytes);
+        sr_free(fresh);
+        return sr_fail_memory(err, bytes, "sketch");
+    }
+    for (i = 0; i < n_old; i++) sr_region_unmap(s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &old_shape));
+    s->sketch = *shape;
+    s->n_sketch_chunks = 0;
+    for (i = 0; i < s->n_chunks; i++) place_sketch_chunk(s, fresh[i]);
+    sr_free(fresh);
+    sr_sketch_drop(s);
+    return SR_OK;
+}
+
+sr_status sr_cache_sketch_reserve(struct attn_seq *s, const struct sketch_shape *shape, sr_error *err)
+{
+    int is_new = shape->rank != s->sketch.rank || shape->bits != s->sketch.bits;
+    if (s->n_chunks > 0) SR_TRY(check_memory(s, 0, is_new ? s->n_chunks : s->n_chunks - s->n_sketch_chunks, err));
+    if (is_new) return replace_sketch(s, shape, err);
+    while (s->n_sketch_chunks < s->n_chunks) SR_TRY(add_sketch_chunk(s, err));
+    return SR_OK;
+}
+
+void sr_cache_free(struct attn_seq *s)
+{
+    free_sketch_chunks(s);
+    for (int32_t i = 0; i < s->n_chunks; i++) sr_region_unmap(s->region[i], sr_cache_chunk_bytes(s));
+    s->n_chunks = s->table_room = 0;
+    void ***tables[5] = {&s->k, &s->v, &s->y, &s->region, &s->sketch_region};
+    for (int i = 0; i < 5; i++) {
+        sr_free(*tables[i]);
+        *tables[i] = NULL;
+    }
+    sr_free(s->list);
+    s->list = NULL;
+}
+
+void sr_cache_units(const struct attn_seq *s, int32_t layer, struct attn_unit *out)
+{
+    for (int32_t g = 0; g < s->a->c.n_kv_heads; g++) {
+        size_t at = ((size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)g) * (size_t)s->table_room;
+        out[g] = (struct attn_unit){.k = {s->k + at}, .v = {s->v + at}, .y = {s->n_sketch_chunks ? s->y + at : NULL}, .kv_len = s->len[layer]};
+    }
+}

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Life of an attention and of its sequences, their rows and options. See sequence.h.
+ */
+#include "attention/sequence.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "attention/timeline.h"
+#include "base/memory.h"
+#include "formats/quant.h"
+
+/* ---- the attention ---- */
+
+static sr_status check_config(const struct attention_config *c, sr_error *err)
+{
+    if (c->n_layers < 1 || c->n_layers > 65536) return sr_fail(err, SR_ERR_USAGE, "attention: n_layers %d: want 1..65536", c->n_layers);
+    if (c->head_dim < 8 || c->head_dim > 256 || c->head_dim % 8) {
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: head_dim %d: want a multiple of 8, 8..256", c->head_dim);
+    }
+    if (c->n_kv_heads < 1 || c->n_kv_heads > 65536) return sr_fail(err, SR_ERR_USAGE, "attention: n_kv_heads %d: want 1..65536", c->n_kv_heads);
+    if (c->n_heads < 1 || c->n_heads % c->n_kv_heads) {
+        return sr_fail(err, SR_ERR_USAGE, "attention: n_heads %d: want a multiple of n_kv_heads %d", c->n_heads, c->n_kv_heads);
+    }
+    if (c->n_heads / c->n_kv_heads > 16) {
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %d query heads per KV head (n_heads %d, n_kv_heads %d): limit 16",
+                       c->n_heads / c->n_kv_heads, c->n_heads, c->n_kv_heads);
+    }
+    const struct rope_spec *r = &c->rope;
+    if (r->kind == ROPE_NONE) return SR_OK;
+    if (r->kind != ROPE_NORM && r->kind != ROPE_NEOX) return sr_fail(err, SR_ERR_USAGE, "attention: rope kind %d: want 0..2", (int)r->kind);
+    if (r->n_dims < 2 || r->n_dims > c->head_dim || r->n_dims % 2) {
+        return sr_fail(err, SR_ERR_USAGE, "attention: rope dims %d: want an even number, 2..%d", r->n_dims, c->head_dim);
+    }
+    if (!(isfinite(r->magnitude) && r->magnitude > 0)) {
+        return sr_fail(err, SR_ERR_USAGE, "attention: rope magnitude %g: want more than 0", r->magnitude);
+    }
+    for (int32_t i = 0; i < r->n_dims / 2; i++) {
+        if (!isfinite(r->inv_freq[i])) return sr_fail(err, SR_ERR_USAGE, "attention: rope inv_freq[%d] %g: want a number", i, r->inv_freq[i]);
+    }
+    return SR_OK;
+}
+
+sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c, sr_error *err)
+{
+    SR_TRY(check_config(c, err));
+    struct attention *a = sr_alloc_zero(1, sizeof *a);
+    if (!a) return sr_fail_memory(err, sizeof *a, "attention");
+    a->backend = b;
+    a->pool = sr_backend_pool(b);
+    a->c = *c;
+    a->group = c->n_heads / c->n_kv_heads;
+    sr_rotation_init(&a->rotation, &c->rope, c->head_dim);
+    *out = a;
+    return SR_OK;
+}
+
+void sr_attn_free(struct attention *a)
+{
+    if (!a) return;
+    assert(a->n_seqs == 0);
+    sr_moments_free(a->moments);
+    sr_free(a->seqs);
+    sr_free(a->scratch.block);
+    sr_free(a);
+}
+
+static struct moments_shape moments_shape_of(const struct attention *a)
+{
+    return (struct moments_shape){a->c.n_layers, a->c.n_heads, a->c.n_kv_heads, a->c.head_dim};
+}
+
+sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *err)
+{
+    struct moments_shape shape = moments_shape_of(a);
+    struct moments *m;
+    for (int32_t i = 0; a->moments && i < a->n_seqs; i++) {
+        if (a->seqs[i]->band >= 0 && !a->seqs[i]->use_own) {
+            return sr_fail(err, SR_ERR_USAGE, "%s: the moments loaded before are in use by a sequence", path);
+        }
+    }
+    SR_TRY(sr_moments_load(&m, &shape, &a->c.rope, path, err));
+    sr_moments_free(a->moments);
+    a->moments = m;
+    return SR_OK;
+}
+
+int sr_attn_has_moments(const struct attention *a) { return a->moments != NULL; }
+
+/* ---- a sequence ---- */
+
+static int is_cache_type(sr_dtype t)
+{
+    return t == SR_DTYPE_F32 || t == SR_DTYPE_F16 || t == SR_DTYPE_BF16 || t == SR_DTYPE_Q8_0;
+}
+
+static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, sr_error *err)
+{
+    const char *name = sr_dtype_name(t);
+    if (!is_cache_type(t)) {
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want f32, f16, bf16 or q8_0", which, name ? name : "unknown", (int)t);
+    }
+    if (t == SR_DTYPE_Q8_0 && head_dim % 32) {
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s q8_0 stores blocks of 32 values, head_dim %d is no multiple", which, head_dim);
+    }
+    return SR_OK;
+}
+
+static sr_status register_seq(struct attention *a, struct attn_seq *s, sr_error *err)
+{
+    if (a->n_seqs == a->seqs_room) {
+        int32_t room = a->seqs_room ? 2 * a->seqs_room : 4;
+        size_t size = sizeof *a->seqs;
+        struct attn_seq **seqs = sr_realloc(a->seqs, (size_t)a->n_seqs * size, (size_t)room * size);
+        if (!seqs) return sr_fail_memory(err, (size_t)room * size, "sequences");
+        a->seqs = seqs;
+        a->seqs_room = room;
+    }
+    SR_TRY(sr_decode_reserve(a, (a->n_seqs + 1) * a->c.n_kv_heads, err));
+    SR_TRY(a->backend->ops->attn_reserve(a->backend, &s->shape, a->scratch.room, SR_CHUNK_ROWS, err));
+    a->seqs[a->n_seqs++] = s;
+    return SR_OK;
+}
+
+static void unregister_seq(struct attention *a, const struct attn_seq *s)
+{
+    for (int32_t i = 0; i < a->n_seqs; i++) {
+        if (a->seqs[i] == s) a->seqs[i--] = a->seqs[--a->n_seqs];
+    }
+}
+
+sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const struct attn_seq_config *c, sr_error *err)
+{
+    size_t n_layers = (size_t)a->c.n_layers, n_units = n_layers * (size_t)a->c.n_kv_heads;
+    int32_t d = a->c.head_dim;
+    SR_TRY(check_type("k_type", c->k_type, d, err));
+    SR_TRY(check_type("v_type", c->v_type, d, err));
+    if (c->max_len < 1) return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
+    SR_TRY(sr_route_check(&c->route, d, err));
+
+    sr_status st;
+    struct attn_seq *s = sr_alloc_zero(1, sizeof *s);
+    if (!s) return sr_fail_memory(err, sizeof *s, "sequence");
+    s->a = a;
+    s->shape = (struct attn_shape){d, a->group, c->k_type, c->v_type, sr_row_bytes(c->k_type, d), sr_row_bytes(c->v_type, d)};
+    s->max_len = c->max_len;
+    s->route = c->route;
+    s->sketch = sr_sketch_shape_of(&c->route, d);
+    s->sketch_first = c->route.n_sinks;
+    s->len = sr_alloc_zero(n_layers, sizeof *s->len);
+    s->sketch_to = sr_alloc_zero(n_layers, sizeof *s->sketch_to);
+    s->near_only = sr_alloc_zero(n_units, sizeof *s->near_only);
+    s->decisions = sr_alloc_zero(n_units, sizeof *s->decisions);
+    if (!s->len || !s->sketch_to || !s->near_only || !s->decisions) {
+        st = sr_fail_memory(err, n_units * sizeof *s->near_only, "sequence");
+        goto fail;
+    }
+    sr_sketch_drop(s);
+    if (!a->moments) {
+        struct moments_shape shape = moments_shape_of(a);
+        SR_TRY_GOTO(sr_moments_new(&s->own, &shape, &a->rotation, err));
+    }
+    SR_TRY_GOTO(register_seq(a, s, err));
+    *out = s;
+    return SR_OK;
+fail:
+    sr_attn_seq_free(s);
+    return st;
+}
+
+void sr_attn_seq_free(struct attn_seq *s)
+{
+    if (!s) return;
+    unregister_seq(s->a, s);
+    sr_bases_unref(s->bases);
+    sr_cache_free(s);
+    sr_moments_free(s->own);
+    sr_free(s->len);
+    sr_free(s->sketch_to);
+    sr_free(s->near_only);
+    sr_free(s->decisions);
+    sr_free(s);
+}
+
+sr_status sr_attn_seq_reserve(struct attn_seq *s, int32_t len, sr_error *err)
+{
+    if (len < 0 || len > s->max_len) return sr_fail(err, SR_ERR_USAGE, "context full: %d tokens, max_len is %d", len, s->max_len);
+    return sr_cache_reserve(s, len, err);
+}
+
+int32_t sr_attn_seq_len(const struct attn_seq *s, int32_t layer) { return s->len[layer]; }
+
+/* Moments that the sequence collected are kept: they belong to the model, and positions are counted once. */
+sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
+{
+    if (len < 0) return sr_fail(err, SR_ERR_USAGE, "truncate: length %d is negative", len);
+    for (int32_t l = 0; l < s->a->c.n_layers; l++) {
+        if (s->len[l] > len) s->len[l] = len;
+        if (s->sketch_to[l] > len) s->sketch_to[l] = len > s->sketch_first ? len : s->sketch_first;
+    }
+    return SR_OK;
+}
+
+/* Everything that the tokens left is forgotten, own moments too: what follows is as in a new sequence. Counters stay. */
+void sr_attn_seq_clear(struct attn_seq *s)
+{
+    memset(s->len, 0, (size_t)s->a->c.n_layers * sizeof *s->len);
+    sr_sketch_drop(s);
+    sr_cache_free(s);
+    if (s->own) sr_moments_reset(s->own);
+}
+
+sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, sr_error *err)
+{
+    SR_TRY(sr_route_check(r, s->a->c.head_dim, err));
+    struct sketch_shape shape = sr_sketch_shape_of(r, s->a->c.head_dim);
+    if (r->mode == SR_ROUTE_MASS) {
+        SR_TRY(sr_cache_sketch_reserve(s, &shape, err));
+        if (r->n_sinks != s->sketch_first) { /* the first sketch row moves */
+            s->sketch_first = r->n_sinks;
+            sr_sketch_drop(s);
+        }
+    }
+    s->route = *r;
+    return SR_OK;
+}
+
+const sr_route_options *sr_attn_seq_route(const struct attn_seq *s) { return &s->route; }
+
+sr_status sr_attn_seq_save_moments(const struct attn_seq *s, const char *path, sr_error *err)
+{
+    const struct moments *m = s->a->moments && !s->use_own ? s->a->moments : s->own;
+    return sr_moments_save(m, &s->a->c.rope, path, err);
+}
+
+/* ---- rows ---- */
+
+int sr_seq_collects(const struct attn_seq *s, int32_t layer)
+{
+    return s->own && (s->use_own || !s->a->moments) && sr_moments_wants(s->own, layer);
+}
+
+void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const float *v, int32_t n)
+{
+    struct attention *a = s->a;
+    struct decode_scratch *w = &a->scratch;
+    int32_t n_kv = a->c.n_kv_heads, d = a->c.head_dim, pos0 = s->len[layer];
+    assert(n >= 0 && pos0 + n <= s->n_chunks * SR_CHUNK_ROWS);
+    sr_cache_units(s, layer, w->seq_units);
+    for (int32_t g = 0; g < n_kv; g++) {
+        w->append[g] = (struct kv_append_args){
+            .shape = &s->shape, .k = w->seq_units[g].k, .v = w->seq_units[g].v, .k_src = k + g * d, .v_src = v + g * d,
+            .stride = (int64_t)n_kv * d, .pos0 = pos0, .n = n,
+        };
+    }
+    a->backend->ops->kv_append(a->backend, w->append, n_kv);
+    s->len[layer] = pos0 + n;
+    if (sr_seq_collects(s, layer)) sr_moments_add_k(s->own, a->pool, layer, k, n, pos0);
+}
+
+void sr_attn_prefill(struct attn_seq *s, int32_t layer, float *q, int32_t n, float *out)
+{
+    sr_attn_prefill_at(s, layer, q, s->len[layer] - n, n, out);
+}
+
+void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos0, int32_t n, float *out)
+{
+    struct attention *a = s->a;
+    struct decode_scratch *w = &a->scratch;
+    int64_t stride = (int64_t)a->c.n_heads * a->c.head_dim;
+    float scale = 1.0f / sqrtf((float)a->c.head_dim);
+    assert(n >= 1 && pos0 >= 0 && pos0 + n <= s->len[layer]);
+    for (int64_t i = 0; i < n * stride; i++) q[i] *= scale;
+    sr_cache_units(s, layer, w->seq_units);
+    a->backend->ops->attn_prefill(a->backend, &(struct attn_prefill_args){
+        .shape = &s->shape, .units = w->seq_units, .n_units = a->c.n_kv_heads, .q = q, .out = out, .q_stride = stride,
+        .out_stride = stride, .pos0 = pos0, .n = n,
+    });
+    if (sr_seq_collects(s, layer)) sr_moments_add_q(s->own, a->pool, layer, q, n, pos0);
+}

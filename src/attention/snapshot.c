@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The exact bytes of a sequence, piece by piece, for session files. The order of pieces depends on the fixed-size state
+ * only: K and V runs, own moments, then how far the sketch goes and its runs. The file's checksum, and the model's identity,
+ * are the engine's business; what would make rows mean something else is refused here.
+ */
+#include "attention/timeline.h"
+
+#include <stdio.h>
+
+#include "formats/quant.h"
+
+void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out)
+{
+    int32_t len = s->len[0];
+    for (int32_t l = 1; l < s->a->c.n_layers; l++) len = s->len[l] < len ? s->len[l] : len;
+    int has_own = s->own && (s->use_own || !s->a->moments);
+    *out = (struct attn_seq_state){
+        .len = len, .band = s->band, .own_moments = !has_own ? 0 : s->use_own ? 2 : 1, .rank = s->sketch.rank,
+        .bits = s->sketch.bits, .n_sinks = s->sketch_first, .moments_rows = has_own ? sr_moments_rows(s->own) : 0,
+        .moments_id = s->band >= 0 && !s->use_own ? sr_moments_id(s->a->moments) : 0,
+    };
+}
+
+static sr_status differs(const char *name, int64_t found, int64_t want, sr_error *err)
+{
+    if (found == want) return SR_OK;
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "session: sketch %s %lld, this one has %lld", name, (long long)found, (long long)want);
+}
+
+sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state *st, sr_error *err)
+{
+    if (st->own_moments < 0 || st->own_moments > 2) return sr_fail(err, SR_ERR_FORMAT, "session: own_moments %d: want 0..2", st->own_moments);
+    if (st->own_moments && !s->own) return sr_fail(err, SR_ERR_UNSUPPORTED, "session: has moments of its own, but a moments file is loaded");
+    if (st->band < -1 || (st->band >= 0 && st->band > sr_band_of(&s->a->rotation, st->len > 0 ? st->len : 1))) {
+        return sr_fail(err, SR_ERR_FORMAT, "session: band %d with %d tokens", st->band, st->len);
+    }
+    if (st->band >= 0) {
+        uint64_t id = s->a->moments ? sr_moments_id(s->a->moments) : 0;
+        SR_TRY(differs("rank", st->rank, s->sketch.rank, err));
+        SR_TRY(differs("bits", st->bits, s->sketch.bits, err));
+        SR_TRY(differs("n_sinks", st->n_sinks, s->sketch_first, err));
+        if (st->own_moments != 2 && (id == 0 || st->moments_id != id)) {
+            return sr_fail(err, SR_ERR_UNSUPPORTED, "session: its sketch stands on another moments file");
+        }
+    }
+    SR_TRY(sr_attn_seq_set_len(s, st->len, err));
+    sr_sketch_drop(s);
+    if (s->own && st->own_moments) sr_moments_reset(s->own);
+    s->band = st->band;
+    s->use_own = st->own_moments == 2;
+    return SR_OK;
+}
+
+sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err)
+{
+    if (len < 0 || len > s->max_len) return sr_fail(err, SR_ERR_FORMAT, "session: %d tokens, max_len is %d", len, s->max_len);
+    SR_TRY(sr_attn_seq_reserve(s, len, err));
+    for (int32_t l = 0; l < s->a->c.n_layers; l++) s->len[l] = len;
+    return SR_OK;
+}
+
+static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    int32_t n_units = s->a->c.n_layers * s->a->c.n_kv_heads;
+    for (int32_t u = 0; u < n_units; u++) {
+        for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
+            size_t at = (size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS);
+            size_t n = (size_t)(len - row < SR_CHUNK_ROWS ? len - row : SR_CHUNK_ROWS);
+            SR_TRY(fn(ctx, "K rows", s->k[at], n * s->shape.k_row_bytes, err));
+            SR_TRY(fn(ctx, "V rows", s->v[at], n * s->shape.v_row_bytes, err));
+        }
+    }
+    return SR_OK;
+}
+
+/* Sketch runs are visited whole: only the backend knows where in a run a row lies. */
+static sr_status visit_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    int32_t n_layers = s->a->c.n_layers, n_units = n_layers * s->a->c.n_kv_heads;
+    SR_TRY(fn(ctx, "sketch extent", s->sketch_to, (size_t)n_layers * sizeof *s->sketch_to, err));
+    for (int32_t l = 0; l < n_layers; l++) {
+        if (s->sketch_to[l] >= s->sketch_first && (s->sketch_to[l] <= len || s->sketch_to[l] == s->sketch_first)) continue;
+        int32_t to = s->sketch_to[l];
+        sr_sketch_drop(s);
+        return sr_fail(err, SR_ERR_FORMAT, "session: layer %d: sketch rows up to %d of %d", l, to, len);
+    }
+    for (int32_t u = 0; u < n_units; u++) {
+        for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
+            void *run = s->y[(size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS)];
+            SR_TRY(fn(ctx, "sketch rows", run, SR_CHUNK_ROWS * s->sketch.row_bytes, err));
+        }
+    }
+    return SR_OK;
+}
+
+/* A sequence that went from mass to another mode may have grown past its sketch's memory: that is made up for first. */
+sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    struct attn_seq_state st;
+    sr_attn_seq_state_get(s, &st);
+    SR_TRY(visit_rows(s, st.len, fn, ctx, err));
+    if (st.own_moments) {
+        size_t bytes;
+        void *p;
+        for (int i = 0; (p = sr_moments_piece(s->own, i, &bytes)); i++) SR_TRY(fn(ctx, "moments", p, bytes, err));
+    }
+    if (st.band < 0) return SR_OK;
+    SR_TRY(sr_cache_sketch_reserve(s, &s->sketch, err));
+    return visit_sketch(s, st.len, fn, ctx, err);
+}
+
+static sr_status check_run(const struct attn_seq *s, int32_t unit, int32_t row, char which, sr_error *err)
+{
+    size_t at = (size_t)unit * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS), in = (size_t)(row % SR_CHUNK_ROWS);
+    const uint8_t *run = which == 'K' ? s->k[at] : s->v[at];
+    size_t bytes = which == 'K' ? s->shape.k_row_bytes : s->shape.v_row_bytes;
+    sr_dtype type = which == 'K' ? s->shape.k_type : s->shape.v_type;
+    if (sr_row_find_nonfinite(type, run + in * bytes, s->shape.head_dim) < 0) return SR_OK;
+    return sr_fail(err, SR_ERR_NUMERIC, "layer %d, KV group %d, row %d: %c is not finite", unit / s->a->c.n_kv_heads,
+                   unit % s->a->c.n_kv_heads, row, which);
+}
+
+sr_status sr_attn_seq_check(const struct attn_seq *s, sr_error *err)
+{
+    for (int32_t u = 0; u < s->a->c.n_layers * s->a->c.n_kv_heads; u++) {
+        for (int32_t row = 0; row < s->len[u / s->a->c.n_kv_heads]; row++) {
+            SR_TRY(check_run(s, u, row, 'K', err));
+            SR_TRY(check_run(s, u, row, 'V', err));
+        }
+    }
+    return SR_OK;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Counters of a sequence. Rows are those that kernels report as touched; kinds are what the plan decided.
+ */
+#include "attention/timeline.h"
+
+#include <string.h>
+
+static void count_unit(struct attn_seq *s, int32_t layer, int32_t group, enum route_kind kind, const struct attn_touched *t)
+{
+    sr_route_stats *c = &s->stats;
+    size_t at = (size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)group;
+    uint64_t sketch = (uint64_t)t->y_rows * s->sketch.row_bytes;
+    c->units++;
+    c->units_all += kind == READ_ALL;
+    c->units_near += kind == READ_NEAR;
+    c->units_list += kind == READ_NEAR_LIST;
+    c->units_none += kind == READ_NONE;
+    s->decisions[at]++;
+    s->near_only[at] += kind == READ_NEAR || kind == READ_NONE;
+    c->k_rows += t->k_rows;
+    c->v_rows += t->v_rows;
+    c->sketch_rows += t->y_rows;
+    c->sketch_bytes += sketch;
+    c->kv_bytes += (uint64_t)t->k_rows * s->shape.k_row_bytes + (uint64_t)t->v_rows * s->shape.v_row_bytes + sketch;
+    c->dense_bytes += (uint64_t)s->len[layer] * (s->shape.k_row_bytes + s->shape.v_row_bytes);
+}
+
+void sr_stats_count(const struct decoded *d)
+{
+    int32_t n_kv = d->a->c.n_kv_heads;
+    for (int32_t u = 0; u < d->n_units; u++) {
+        count_unit(d->seqs[u / n_kv], d->layer, u % n_kv, (enum route_kind)d->plan->kind[u], &d->a->scratch.touched[u]);
+    }
+    /* a token is decoded once its last layer is */
+    for (int32_t i = 0; i < d->n_seqs; i++) d->seqs[i]->stats.steps += d->layer == d->a->c.n_layers - 1;
+}
+
+void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out) { *out = s->stats; }
+
+void sr_attn_seq_stats_reset(struct attn_seq *s)
+{
+    size_t n = (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads;
+    s->stats = (sr_route_stats){0};
+    memset(s->near_only, 0, n * sizeof *s->near_only);
+    memset(s->decisions, 0, n * sizeof *s->decisions);
+}
+
+void sr_attn_seq_memory(const struct attn_seq *s, uint64_t *kv_bytes, uint64_t *sketch_bytes)
+{
+    *kv_bytes = (uint64_t)s->n_chunks * sr_cache_chunk_bytes(s);
+    *sketch_bytes = (uint64_t)s->n_sketch_chunks * sr_cache_sketch_chunk_bytes(s, &s->sketch) + sr_sketch_bases_bytes(s);
+}
+
+void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const int64_t **decisions)
+{
+    *near_only = s->near_only;
+    *decisions = s->decisions;
+}
