@@ -19,10 +19,10 @@ try() { # try LANGUAGE-FLAGS HEADER: through a source of one line, as a user wou
 
 while read -r header; do
     isa=''
-    case $header in
-    *_neon.h) [ "$arch" = aarch64 ] || continue ;;
-    *_avx2.h) isa='-mavx2 -mfma -mf16c' ;;
-    *_avx512.h | *_vnni.h | *_bf16.h | *_amx.h)
+    case _$(basename "$header" .h)_ in
+    *_neon_*) [ "$arch" = aarch64 ] || continue ;;
+    *_avx2_*) isa='-mavx2 -mfma -mf16c' ;;
+    *_avx512_* | *_vnni_* | *_bf16_* | *_amx_*)
         isa='-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mfma -mf16c' ;;
     esac
     [ -z "$isa" ] || [ "$arch" = x86_64 ] || continue
