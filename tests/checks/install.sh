@@ -38,7 +38,7 @@ for source in examples/*.c; do
     args=()
     if grep -q 'sinkrouter/engine.h' "$source"; then
         [ -f $model ] || { tap_skip "$name runs" "no $model"; continue; }
-        args=("$model")
+        args=("$model" 'Name three colours.' 8)
     fi
     check "$name runs, shared" env LD_LIBRARY_PATH="$root/lib" "$stage/$name" "${args[@]}"
     check "$name runs, static" "$stage/$name-static" "${args[@]}"

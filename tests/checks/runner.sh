@@ -69,6 +69,12 @@ tree
 plant src/attention/m.c '#include "sinkrouter/engine.h"\n'
 check_fails 'layers: attention includes the engine' "$work/t/tools/check-layers.sh"
 tree
+plant src/attention/m.c '#include "formats/quant.h"\n'
+check 'layers: attention includes the element types' "$work/t/tools/check-layers.sh"
+tree
+plant src/attention/m.c '#include "formats/gguf.h"\n'
+check_fails 'layers: attention includes a file format' "$work/t/tools/check-layers.sh"
+tree
 yes 'int x;' | head -601 >"$work/t/src/base/long.c"
 check_fails 'sizes: 601 lines' "$work/t/tools/check-sizes.sh"
 tree
