@@ -41,6 +41,8 @@ typedef struct sr_model_options {
 } sr_model_options;
 
 SR_API sr_model_options sr_model_options_default(void);
+/* Also installs a handler for SIGBUS that turns a model file cut short while in use into SR_ERR_IO of the step; faults that are
+ * not of a model file go to the handler installed before. */
 SR_API sr_status sr_model_open(sr_model **out, const char *path, const sr_model_options *o, sr_error *err);
 SR_API void sr_model_close(sr_model *m);
 
@@ -142,15 +144,17 @@ SR_API void sr_session_memory(const sr_session *s, uint64_t *kv_bytes, uint64_t 
 /* Share of decisions per (layer, KV group) that read near rows only or nothing; heat[n_layers * n_kv_heads], NaN where none was made. */
 SR_API void sr_session_heat(const sr_session *s, float *heat);
 
-/* Exact save and restore of tokens, K/V, sketch and logits (checksum, model identity). Save writes a temporary file beside
+/* Steps that fail leave the session as it was before them. Restoring starts the counters of route anew.
+ * Exact save and restore of tokens, K/V, sketch and logits (checksum, model identity). Save writes a temporary file beside
  * path, syncs and renames; a lock file beside it makes a second writer fail with SR_ERR_IO "locked". Restore replaces the
  * session's content only when the whole file was good; model, cache types, rope and route-sketch settings must match
  * (SR_ERR_UNSUPPORTED names the field). */
 SR_API sr_status sr_session_save(sr_session *s, const char *path, sr_error *err);
 SR_API sr_status sr_session_restore(sr_session *s, const char *path, sr_error *err);
 
-/* Writes the moments of the session's first tokens (positions 4..2,047 at least; all prefilled ones are used when
- * sr_session_moments_all was called before the prefill). */
+/* Moments for a calibration file: of positions 4..2,047 of this session. moments_all comes before the first token and makes
+ * sure that they will be collected: SR_ERR_USAGE if the session has tokens, or if the model was opened with a moments file
+ * (then nothing is collected; open it with moments_path ""). moments_save writes what was collected, else the loaded ones. */
 SR_API sr_status sr_session_moments_all(sr_session *s, sr_error *err);
 SR_API sr_status sr_session_moments_save(sr_session *s, const char *path, sr_error *err);
 

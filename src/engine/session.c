@@ -311,6 +311,14 @@ const char *sr_session_profile(const sr_session *s, int32_t i, double *ms, int64
     return sr_forward_profile(s->forward, i, ms, calls);
 }
 
+sr_status sr_session_moments_all(sr_session *s, sr_error *err)
+{
+    if (s->len) return sr_fail(err, SR_ERR_USAGE, "moments are collected from the first token on; the session has %d", s->len);
+    if (sr_attn_has_moments(s->model->attention))
+        return sr_fail(err, SR_ERR_USAGE, "%s: a moments file is loaded, so that none are collected", s->model->path);
+    return SR_OK;
+}
+
 sr_status sr_session_moments_save(sr_session *s, const char *path, sr_error *err)
 {
     if (!path) return sr_fail(err, SR_ERR_USAGE, "sr_session_moments_save: no path");
