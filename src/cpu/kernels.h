@@ -30,14 +30,15 @@ struct acts {
     const float *x;       /* [n][x_stride]; not padded */
     int64_t x_stride;
     const int8_t *q;      /* [n][pad]; pad = n_in rounded up to SR_ACT_PAD */
+    const int8_t *q_split;/* [n][pad]: the same codes, of each 128 first the low halves (16) of its 4 blocks, then the high */
     const float *d, *s32; /* [n][pad / 32] */
     const float *s16;     /* [n][pad / 16] */
     int64_t pad;
 };
 
 /* One token: q, d, s32, s16 of x[n], n a multiple of 32; all outputs filled up to `pad` elements (zeros). d = max |x|
- * of the block / 127, q = x / d rounded to nearest, ties to even. The four outputs do not overlap. */
-struct quantize_args { const float *x; int64_t n, pad; int8_t *q; float *d, *s32, *s16; };
+ * of the block / 127, q = x / d rounded to nearest, ties to even. The outputs do not overlap. */
+struct quantize_args { const float *x; int64_t n, pad; int8_t *q, *q_split; float *d, *s32, *s16; };
 typedef void sr_quantize_fn(const struct quantize_args *a);
 
 /* y[t][r] = row r . activation t (+ bias[r]) for n_rows rows that start at w and n = 1..SR_MATVEC_TOKENS tokens. Never

@@ -84,7 +84,7 @@ static int64_t padded(int64_t n) { return (n + SR_ACT_PAD - 1) / SR_ACT_PAD * SR
 static struct quantize_args quantize_buffers(struct check *c, const float *x, int64_t n)
 {
     const size_t pad = (size_t)padded(n);
-    return (struct quantize_args){.x = x, .n = n, .pad = (int64_t)pad, .q = sr_check_out(c, pad),
+    return (struct quantize_args){.x = x, .n = n, .pad = (int64_t)pad, .q = sr_check_out(c, pad), .q_split = sr_check_out(c, pad),
                                   .d = sr_check_out(c, pad / 32 * sizeof(float)), .s32 = sr_check_out(c, pad / 32 * sizeof(float)),
                                   .s16 = sr_check_out(c, pad / 16 * sizeof(float))};
 }
@@ -100,6 +100,7 @@ static void check_quantize_meaning(struct check *c, const struct quantize_args *
 {
     for (int64_t i = 0; i < a->pad; i++) {
         const double x = i < a->n ? a->x[i] : 0.0, d = a->d[i / 32];
+        if (a->q[i] != a->q_split[i / 128 * 128 + i / 16 % 2 * 64 + i / 32 % 4 * 16 + i % 16]) sr_check_fail(c, "q_split of %lld", (long long)i);
         if (!sr_check_near(c, "d * q", i, d * a->q[i], x, d * 0.5 * (1 + 256 * SR_CHECK_U) + 1e-30)) return;
     }
     for (int64_t h = 0; h < a->pad / 16; h++) {
@@ -124,6 +125,7 @@ static void check_quantize(struct check *c, int64_t n, double scale)
     ((sr_quantize_fn *)c->scalar)(&want);
     check_quantize_meaning(c, &got);
     sr_check_same(c, "q", got.q, want.q, (size_t)got.pad);
+    sr_check_same(c, "q_split", got.q_split, want.q_split, (size_t)got.pad);
     sr_check_same(c, "d", got.d, want.d, (size_t)got.pad / 32 * sizeof(float));
     sr_check_same(c, "s32", got.s32, want.s32, (size_t)got.pad / 32 * sizeof(float));
     sr_check_same(c, "s16", got.s16, want.s16, (size_t)got.pad / 16 * sizeof(float));
@@ -206,13 +208,14 @@ static struct acts make_acts(struct check *c, int32_t n, int64_t n_in)
 {
     const int64_t pad = padded(n_in);
     struct acts a = {.x = make_floats(c, n * n_in, 1.0), .x_stride = n_in, .pad = pad};
-    int8_t *q = sr_check_in(c, (size_t)(n * pad));
+    int8_t *q = sr_check_in(c, (size_t)(n * pad)), *q_split = sr_check_in(c, (size_t)(n * pad));
     float *d = sr_check_in(c, (size_t)(n * pad / 32) * sizeof(float)), *s32 = sr_check_in(c, (size_t)(n * pad / 32) * sizeof(float));
     float *s16 = sr_check_in(c, (size_t)(n * pad / 16) * sizeof(float));
     for (int32_t t = 0; t < n && n_in % 32 == 0; t++)
-        c->k.quantize_q8(&(struct quantize_args){.x = a.x + t * n_in, .n = n_in, .pad = pad, .q = q + t * pad,
+        c->k.quantize_q8(&(struct quantize_args){.x = a.x + t * n_in, .n = n_in, .pad = pad, .q = q + t * pad, .q_split = q_split + t * pad,
                                                  .d = d + t * pad / 32, .s32 = s32 + t * pad / 32, .s16 = s16 + t * pad / 16});
     a.q = q;
+    a.q_split = q_split;
     a.d = d;
     a.s32 = s32;
     a.s16 = s16;
@@ -245,9 +248,9 @@ static void check_matvec(struct check *c, const struct weight_type *t, int64_t n
         sr_dequantize_row(t->dtype, a.w + (size_t)r * a.row_bytes, w, n_in);
         for (int32_t i = 0; i < n; i++) {
             seen_acts(&acts, i, n_in, !is_float(t), x);
-            /* a type with an offset is summed as d q - m: up to (32 + 31) / 31 times the magnitude, and Q8_0 as
-             * (q + 128) - 128 in integers, which are exact */
-            check_dot(c, i * stride + r, a.y[i * stride + r], w, x, n_in, a.bias ? a.bias[r] : 0.0, 8);
+            /* kernels may sum d q and the offset of unsigned codes apart: a few roundings of terms that are up to
+             * four times a block's largest |w x|, about 40 u of an average one */
+            check_dot(c, i * stride + r, a.y[i * stride + r], w, x, n_in, a.bias ? a.bias[r] : 0.0, 40);
         }
     }
     /* one token alone, one row alone: the same bits */
@@ -255,6 +258,7 @@ static void check_matvec(struct check *c, const struct weight_type *t, int64_t n
     struct acts last = acts;
     last.x += (n - 1) * acts.x_stride;
     last.q += (n - 1) * acts.pad;
+    last.q_split += (n - 1) * acts.pad;
     last.d += (n - 1) * acts.pad / 32;
     last.s32 += (n - 1) * acts.pad / 32;
     last.s16 += (n - 1) * acts.pad / 16;

@@ -24,6 +24,7 @@ void sr_quantize_q8_scalar(const struct quantize_args *a)
         for (int i = 0; i < SR_ACT_BLOCK; i++) {
             const int32_t q = inside ? (int32_t)rintf(x[i] * id) : 0;
             a->q[b * SR_ACT_BLOCK + i] = (int8_t)q;
+            a->q_split[b / 4 * 128 + i / 16 * 64 + b % 4 * 16 + i % 16] = (int8_t)q;
             sum[i / 16] += q;
         }
         a->d[b] = d;
