@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the AVX-512 attention and sketch kernels share: cache elements as floats, the exponential, small sums. Only
+ * files built for AVX-512 include it.
+ */
+#ifndef SR_CPU_ATTN_ATTN_AVX512_H
+#define SR_CPU_ATTN_ATTN_AVX512_H
+
+#include "sinkrouter/base.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+#define SR_INLINE static inline __attribute__((always_inline))
+/* Before a loop over registers: at -O2 gcc would keep them in memory. */
+#define SR_UNROLL _Pragma("GCC unroll 16")
+
+/* Scale of the Q8_0 block that holds element i; a block has 32 codes behind its f16 scale. */
+SR_INLINE __m512 sr_q8_scale_avx512(const uint8_t *row, int32_t i)
+{
+    uint16_t h;
+    memcpy(&h, row + i / 32 * 34, 2);
+    return _mm512_set1_ps(_cvtsh_ss(h));
+}
+
+/* Elements [i, i + 16) of a row, i a multiple of 16. `type` is a constant of the caller. Q8_0 comes without scale. */
+SR_INLINE __m512 sr_load16_avx512(sr_dtype type, const uint8_t *row, int32_t i)
+{
+    switch (type) {
+    case SR_DTYPE_F32: return _mm512_loadu_ps((const float *)(const void *)row + i);
+    case SR_DTYPE_F16: return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i)));
+    case SR_DTYPE_BF16:
+        return _mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))), 16));
+    default:
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+            _mm_loadu_si128((const __m128i *)(const void *)(row + i / 32 * 34 + 2 + i % 32))));
+    }
+}
+
+/* Same where only the first elements, those of `mask`, exist; the others are 0. Never for Q8_0. */
+SR_INLINE __m512 sr_load_part_avx512(sr_dtype type, const uint8_t *row, int32_t i, __mmask16 mask)
+{
+    if (type == SR_DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)(const void *)row + i);
+    const __m256i h = _mm256_maskz_loadu_epi16(mask, row + 2 * i);
+    if (type == SR_DTYPE_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+/* exp(x) for x <= 88 within 3 roundings; 0 below -87, where the result would leave the normal numbers; NaN stays.
+ * x = n ln 2 + r, exp(r) = 1 + r + r^2 p(r) with p fitted for the least largest relative error on |r| <= ln 2 / 2. */
+SR_INLINE __m512 sr_exp_avx512(__m512 x)
+{
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), r);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.10628cp-7f), r, _mm512_set1_ps(0x1.572a0cp-5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.5557aep-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fffdfcp-2f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(normal, p, n);
+}
+
+/* The four sums of a, b, c, d. */
+SR_INLINE __m128 sr_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d)
+{
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d ab2 = _mm512_castps_pd(ab), cd2 = _mm512_castps_pd(cd);
+    const __m512 t = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
+    const __m256 u = _mm256_add_ps(_mm512_castps512_ps256(t), _mm512_extractf32x8_ps(t, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
+}
+
+#endif
