@@ -60,8 +60,8 @@ typedef void sr_matvec_fn(const struct matvec_args *a);
 typedef void sr_dequant_fn(const uint8_t *src, float *dst, int64_t n);
 
 /* Many tokens. Activations are packed once (gemm_pack, blocks of SR_GEMM_TOKENS tokens in parallel), then panels of
- * SR_GEMM_ROWS weight rows are multiplied with all of them. The packed form is the variant's own; both kernels of a
- * table always come from the same ISA. */
+ * SR_GEMM_ROWS weight rows are multiplied with all of them. The packed form is the variant's own: a table never mixes a
+ * gemm with another one's pack (bf16 and amx share one, the float variants use the scalar one). */
 #define SR_GEMM_ROWS 32
 #define SR_GEMM_TOKENS 32
 struct gemm_pack_args {
