@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bench: tokens per second of prefill and decode at several depths, decode once per route mode. Only the forward pass
+ * is timed: no tokenizer, no sampler. The cache at a depth is filled once per model and types and shared by all tests.
+ */
+#include "bench_row.h"
+#include "commands.h"
+#include "corpus.h"
+#include "diag.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "setup.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+struct bench {
+    const struct options *o; /* with every list filled in */
+    sr_model *model;
+    sr_model_info info;
+    sr_session *session;
+    struct corpus corpus;
+    int32_t n_ctx;
+    struct bench_test test; /* settings of the loops around it */
+    uint64_t *samples;
+    json_t *rows;
+};
+
+static uint64_t clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1000000000u * (uint64_t)t.tv_sec + (uint64_t)t.tv_nsec;
+}
+
+/* The session holds exactly the corpus's first `depth` tokens. */
+static sr_status go_to_depth(struct bench *b, int32_t depth, sr_error *err)
+{
+    int32_t len = sr_session_len(b->session), done = 0;
+    sr_status st = SR_OK;
+    if (len > depth) st = sr_session_truncate(b->session, depth, err);
+    if (st || len >= depth) return st;
+    st = sr_session_prefill(b->session, b->corpus.ids + len, depth - len, sr_progress_show, NULL, &done, err);
+    sr_progress_clear();
+    return st;
+}
+
+/* The timed part: p tokens prefilled, then n decoded, from `depth` on. */
+static sr_status one_run(struct bench *b, int32_t depth, int32_t p, int32_t n, sr_error *err)
+{
+    const int32_t *ids = b->corpus.ids + depth;
+    int32_t done = 0;
+    sr_status st = p ? sr_session_prefill(b->session, ids, p, NULL, NULL, &done, err) : SR_OK;
+    for (int32_t i = 0; i < n && !st; i++) st = sr_session_decode(b->session, ids[p + i], err);
+    return st;
+}
+
+static void show_profile(const struct bench *b)
+{
+    double ms;
+    int64_t calls;
+    const char *op;
+    for (int32_t i = 0; (op = sr_session_profile(b->session, i, &ms, &calls)) != NULL; i++)
+        if (calls) sr_say("profile %-16s %10.2f ms %10lld calls", op, ms, (long long)calls);
+}
+
+/* KL and contract of the same steps against dense, every decision audited, untimed. */
+static sr_status compare_mode(struct bench *b, int32_t depth, int32_t n, struct comparison *out, sr_error *err)
+{
+    struct compare c;
+    int done = 0;
+    sr_status st = go_to_depth(b, depth, err);
+    if (!st) st = sr_compare_init(&c, b->info.n_vocab, b->corpus.ids + depth, n, err);
+    if (st) return st;
+    st = sr_compare_dense(&c, b->session, &b->test.route, err);
+    if (!st) st = sr_compare_mode(&c, b->session, &b->test.route, out, &done, err);
+    sr_progress_clear();
+    sr_compare_fini(&c);
+    return st;
+}
+
+/* All repetitions of one test with one mode, and its row. */
+static sr_status run_test(struct bench *b, int32_t depth, int32_t p, int32_t n, sr_error *err)
+{
+    const struct options *o = b->o;
+    struct comparison compared;
+    sr_session_stats stats;
+    sr_status st = SR_OK;
+    if (o->delay) sleep((unsigned)o->delay);
+    for (int64_t r = o->no_warmup ? 0 : -1; r < o->repetitions; r++) {
+        st = go_to_depth(b, depth, err);
+        if (!st) st = sr_session_route_set(b->session, &b->test.route, err);
+        if (st || sr_interrupt_pending()) return st;
+        if (r <= 0) sr_session_stats_reset(b->session);
+        uint64_t began = clock_ns();
+        st = one_run(b, depth, p, r < 0 && !p ? 1 : n, err); /* a single token warms decode up */
+        if (st) return st;
+        if (r >= 0) b->samples[r] = clock_ns() - began;
+    }
+    sr_session_get_stats(b->session, &stats);
+    if (o->profile) show_profile(b);
+    b->test.n_prompt = p;
+    b->test.n_gen = n;
+    b->test.n_depth = depth;
+    b->test.stats = n ? &stats.route : NULL;
+    b->test.compared = NULL;
+    if (o->file && n && !p) {
+        if ((st = compare_mode(b, depth, n, &compared, err)) != SR_OK || sr_interrupt_pending()) return st;
+        b->test.compared = &compared;
+    }
+    json_array_append_new(b->rows, sr_bench_row(&b->test));
+    return st;
+}
+
+/* A test that decodes, once per mode. */
+static sr_status run_modes(struct bench *b, int32_t depth, int32_t p, int32_t n, sr_error *err)
+{
+    size_t first = json_array_size(b->rows);
+    sr_status st = SR_OK;
+    for (int32_t i = 0; i < b->o->route.n && !st && !sr_interrupt_pending(); i++) {
+        st = sr_setup_route(&b->test.route, b->o, b->o->route.v[i], err);
+        if (!st) st = run_test(b, depth, p, n, err);
+    }
+    sr_bench_ratios(b->rows, first);
+    return st;
+}
+
+static sr_status run_depth(struct bench *b, int32_t depth, sr_error *err)
+{
+    const struct options *o = b->o;
+    sr_status st = sr_setup_route(&b->test.route, o, "dense", err); /* prefill is exact in every mode */
+    for (int32_t i = 0; i < o->n_prompt.n && !st && !sr_interrupt_pending(); i++)
+        if (o->n_prompt.v[i]) st = run_test(b, depth, (int32_t)o->n_prompt.v[i], 0, err);
+    for (int32_t i = 0; i < o->n_gen.n && !st && !sr_interrupt_pending(); i++)
+        if (o->n_gen.v[i]) st = run_modes(b, depth, 0, (int32_t)o->n_gen.v[i], err);
+    for (int32_t i = 0; i < o->prompt_gen.n && !st && !sr_interrupt_pending(); i++)
+        st = run_modes(b, depth, (int32_t)o->prompt_gen.v[i][0], (int32_t)o->prompt_gen.v[i][1], err);
+    return st;
+}
+
+/* One session: all depths with one choice of types and batch. */
+static sr_status run_session(struct bench *b, sr_error *err)
+{
+    const struct options *o = b->o;
+    sr_session_options s = sr_session_options_default();
+    sr_status st = sr_setup_dtype(&s.k_type, b->test.type_k, err);
+    if (!st) st = sr_setup_dtype(&s.v_type, b->test.type_v, err);
+    s.n_ctx = b->n_ctx;
+    s.allow_extrapolation = o->allow_extrapolation;
+    s.n_batch = sr_setup_batch(b->test.n_batch, b->test.n_ubatch);
+    if (!st) st = sr_setup_route(&s.route, o, "dense", err);
+    if (!st) st = sr_session_new(&b->session, b->model, &s, err);
+    for (int32_t i = 0; i < o->depth.n && !st && !sr_interrupt_pending(); i++) st = run_depth(b, (int32_t)o->depth.v[i], err);
+    sr_session_free(b->session);
+    b->session = NULL;
+    return st;
+}
+
+/* Calls run_session for every combination of batch sizes, types and -fa; i counts through their product. */
+static sr_status run_product(struct bench *b, sr_error *err)
+{
+    const struct options *o = b->o;
+    int64_t n = (int64_t)o->batch.n * o->ubatch.n * o->type_k.n * o->type_v.n * o->flash_list.n;
+    sr_status st = SR_OK;
+    for (int64_t i = 0; i < n && !st && !sr_interrupt_pending(); i++) {
+        int64_t k = i;
+        b->test.flash = o->flash_list.v[k % o->flash_list.n], k /= o->flash_list.n;
+        b->test.type_v = o->type_v.v[k % o->type_v.n], k /= o->type_v.n;
+        b->test.type_k = o->type_k.v[k % o->type_k.n], k /= o->type_k.n;
+        b->test.n_ubatch = o->ubatch.v[k % o->ubatch.n], k /= o->ubatch.n;
+        b->test.n_batch = o->batch.v[k % o->batch.n];
+        st = run_session(b, err);
+    }
+    return st;
+}
+
+static sr_status run_model(struct bench *b, int32_t model, int threads, sr_error *err)
+{
+    const struct options *o = b->o;
+    sr_status st = sr_setup_model(&b->model, o, model, threads, err);
+    if (st) return st;
+    sr_model_get_info(b->model, &b->info);
+    b->test.model = &b->info;
+    b->test.use_mmap = !o->mmap.n || o->mmap.v[0];
+    if (b->n_ctx > b->info.n_ctx_train && !o->allow_extrapolation)
+        st = sr_refuse(err, SR_ERR_USAGE, "-d: %d tokens with the test, the model was trained for %d (--allow-extrapolation)",
+                       b->n_ctx, b->info.n_ctx_train);
+    else if (o->file)
+        st = sr_corpus_text(&b->corpus, o, b->model, b->n_ctx, b->n_ctx, err);
+    else
+        st = sr_corpus_random(&b->corpus, b->n_ctx, b->info.n_vocab, o->seed >= 0 ? (uint64_t)o->seed : 1, err);
+    if (!st) st = run_product(b, err);
+    sr_corpus_free(&b->corpus);
+    sr_model_close(b->model);
+    b->model = NULL;
+    return st;
+}
+
+/* ---- set-up ------------------------------------------------------------------------------------------------------- */
+
+static void default_int(struct int_list *l, int64_t v)
+{
+    if (l->n) return;
+    l->n = 1;
+    l->v[0] = v;
+}
+
+static void default_text(struct text_list *l, const char *v)
+{
+    if (l->n) return;
+    l->n = 1;
+    l->v[0] = v;
+}
+
+static void fill_lists(struct options *o)
+{
+    int only_pairs = o->prompt_gen.n && !o->n_prompt.n && !o->n_gen.n;
+    default_int(&o->n_prompt, only_pairs ? 0 : 512);
+    default_int(&o->n_gen, only_pairs ? 0 : 128);
+    default_int(&o->depth, 0);
+    default_int(&o->threads, 0);
+    default_int(&o->batch, 2048);
+    default_int(&o->ubatch, 512);
+    default_text(&o->type_k, "f16");
+    default_text(&o->type_v, "f16");
+    default_text(&o->flash_list, "auto");
+    default_text(&o->route, "dense");
+}
+
+static int64_t largest(const struct int_list *l)
+{
+    int64_t most = 0;
+    for (int32_t i = 0; i < l->n; i++)
+        if (l->v[i] > most) most = l->v[i];
+    return most;
+}
+
+/* Tokens the deepest test needs; 0 when there is nothing to run. */
+static int64_t tokens_needed(const struct options *o)
+{
+    int64_t most = largest(&o->n_prompt) > largest(&o->n_gen) ? largest(&o->n_prompt) : largest(&o->n_gen);
+    for (int32_t i = 0; i < o->prompt_gen.n; i++)
+        if (o->prompt_gen.v[i][0] + o->prompt_gen.v[i][1] > most) most = o->prompt_gen.v[i][0] + o->prompt_gen.v[i][1];
+    return most ? most + largest(&o->depth) : 0;
+}
+
+static void print(const struct bench *b)
+{
+    sr_table_print(stdout, sr_table_format(b->o->output, TABLE_MD), b->rows, sr_bench_columns, sr_bench_n_columns);
+    if (b->o->output_err)
+        sr_table_print(stderr, sr_table_format(b->o->output_err, TABLE_MD), b->rows, sr_bench_columns, sr_bench_n_columns);
+}
+
+int sr_cmd_bench(const struct options *given, sr_error *err)
+{
+    struct options o = *given;
+    struct bench b = {.o = &o};
+    sr_route_options checked;
+    fill_lists(&o);
+    int64_t need = tokens_needed(&o);
+    sr_status st = sr_setup_check_model(&o, 1, err);
+    if (!st && need == 0) st = sr_refuse(err, SR_ERR_USAGE, "-p 0 -n 0: nothing to run");
+    if (!st && need > INT32_MAX) st = sr_refuse(err, SR_ERR_USAGE, "-d: %lld tokens are too many", (long long)need);
+    for (int32_t i = 0; i < o.route.n && !st; i++) st = sr_setup_route(&checked, &o, o.route.v[i], err);
+    if (st) return st;
+    b.n_ctx = (int32_t)need;
+    b.rows = json_array();
+    b.samples = calloc((size_t)o.repetitions, sizeof *b.samples);
+    b.test.samples_ns = b.samples;
+    b.test.n_samples = o.repetitions;
+    if (!b.samples) st = sr_refuse(err, SR_ERR_RESOURCE, "-r %lld: no memory", (long long)o.repetitions);
+    for (int32_t m = 0; m < o.models.n; m++)
+        for (int32_t t = 0; t < o.threads.n && !st && !sr_interrupt_pending(); t++)
+            st = run_model(&b, m, (int)o.threads.v[t], err);
+    print(&b);
+    json_decref(b.rows);
+    free(b.samples);
+    return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
+}

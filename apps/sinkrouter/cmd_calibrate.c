@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * calibrate: runs a few thousand tokens of any text through the model and writes the moments of its queries and keys,
+ * which the mass router then takes instead of those of each session's own first tokens.
+ */
+#include "commands.h"
+#include "diag.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "setup.h"
+#include "text_source.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char DEFAULT_TEXT[] = "/usr/share/common-licenses/GPL-3";
+enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 256 };
+
+static sr_status read_ids(const struct options *o, const sr_model *m, int32_t **ids, int32_t *n, sr_error *err)
+{
+    const char *path = o->file ? o->file : DEFAULT_TEXT;
+    struct text t;
+    if (!o->file && access(path, R_OK) != 0)
+        return sr_refuse(err, SR_ERR_USAGE, "-f: missing, and %s is not on this machine", DEFAULT_TEXT);
+    sr_status st = sr_text_read(&t, "-f", path, err);
+    if (st) return st;
+    size_t from = sr_text_offset(t.data, t.bytes, o->offset);
+    st = sr_tokenize(m, t.data + from, t.bytes - from, sr_setup_bos(o), 0, ids, n, err);
+    sr_text_free(&t);
+    return st;
+}
+
+static sr_status collect(sr_session *s, const int32_t *ids, int32_t n, const char *to, sr_error *err)
+{
+    int32_t done = 0;
+    sr_status st = sr_session_moments_all(s, err);
+    if (!st) st = sr_session_prefill(s, ids, n, sr_progress_show, NULL, &done, err);
+    sr_progress_clear();
+    if (st || done < n) return st;
+    return sr_session_moments_save(s, to, err);
+}
+
+static int calibrate(const struct options *o, sr_model *m, sr_error *err)
+{
+    char to[4200], shown[120];
+    int32_t *ids = NULL, n = 0;
+    sr_session *s = NULL;
+    sr_session_options so;
+    if (snprintf(to, sizeof to, "%s%s", o->output ? o->output : o->models.v[0], o->output ? "" : ".moments") >= (int)sizeof to)
+        return sr_refuse(err, SR_ERR_USAGE, "-o: longer than %zu bytes", sizeof to - 1);
+    sr_model_info info;
+    sr_model_get_info(m, &info);
+    sr_status st = read_ids(o, m, &ids, &n, err);
+    if (!st) st = sr_setup_session(&so, o, err);
+    int32_t most = o->n_ctx ? (int32_t)o->n_ctx : DEFAULT_TOKENS;
+    if (most > info.n_ctx_train) most = info.n_ctx_train;
+    if (n > most) n = most;
+    if (!st && n < LEAST_TOKENS)
+        st = sr_refuse(err, SR_ERR_USAGE, "-f: %d tokens to calibrate on, at least %d are needed", n, LEAST_TOKENS);
+    if (!st) {
+        so.n_ctx = n;
+        st = sr_session_new(&s, m, &so, err);
+    }
+    if (!st) st = collect(s, ids, n, to, err);
+    if (!st && !sr_interrupt_pending()) sr_note("moments of %d tokens written to %s", n, sr_visible(shown, sizeof shown, to));
+    sr_session_free(s);
+    sr_tokens_free(ids);
+    return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
+}
+
+int sr_cmd_calibrate(const struct options *o, sr_error *err)
+{
+    sr_model *m;
+    sr_status st = sr_setup_check_model(o, 0, err);
+    struct options own = *o; /* the file being made is not read */
+    own.moments = "none";
+    if (!st) st = sr_setup_model(&m, &own, 0, 0, err);
+    if (st) return st;
+    int rc = calibrate(o, m, err);
+    sr_model_close(m);
+    return rc;
+}

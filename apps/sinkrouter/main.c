@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sinkrouter: dispatch to subcommands. The first argument is a command, or a flag of run.
+ */
+#include "commands.h"
+#include "diag.h"
+#include "flags.h"
+#include "interrupt.h"
+#include "progress.h"
+
+#include <errno.h>
+#include <locale.h>
+#include <string.h>
+
+static int dispatch(const struct options *o, sr_error *err)
+{
+    switch (o->command) {
+    case CMD_RUN: return sr_cmd_run(o, err);
+    case CMD_CHAT: return sr_cmd_chat(o, err);
+    case CMD_BENCH: return sr_cmd_bench(o, err);
+    case CMD_PERPLEXITY: return sr_cmd_perplexity(o, err);
+    case CMD_CALIBRATE: return sr_cmd_calibrate(o, err);
+    case CMD_INSPECT: return sr_cmd_inspect(o, err);
+    }
+    return SR_ERR_USAGE;
+}
+
+/* A buffered standard output that could not be written (bench, inspect, ...) is an error too. */
+static int flush_stdout(int rc)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return rc;
+    if (rc == 0) {
+        sr_say("standard output: %s", strerror(errno));
+        rc = SR_ERR_IO;
+    }
+    return rc;
+}
+
+static int wrong_usage(const char *text, const char *command)
+{
+    sr_say("%s (see sinkrouter %s%s--help)", text, command, *command ? " " : "");
+    return SR_ERR_USAGE;
+}
+
+/* Chooses the command; *skip arguments are used up. */
+static int pick_command(enum command *command, int argc, char **argv, int *skip)
+{
+    char shown[64], near[32], text[160];
+    *command = CMD_RUN;
+    *skip = 0;
+    if (argc == 0) return wrong_usage("nothing to do", "");
+    if (argv[0][0] == '-') return 0;
+    *skip = 1;
+    if (sr_command_find(command, argv[0])) return 0;
+    const char *meant = sr_nearest(near, sizeof near, argv[0], "run chat bench perplexity calibrate inspect");
+    snprintf(text, sizeof text, "\"%s\": unknown command%s%s%s", sr_visible(shown, sizeof shown, argv[0]),
+             meant ? "; did you mean " : "", meant ? meant : "", meant ? "?" : "");
+    return wrong_usage(text, "");
+}
+
+static int execute(struct options *o, sr_error *err)
+{
+    int rc = (int)sr_diag_open(o->log_file, o->quiet || o->verbosity < 2, o->verbose || o->verbosity > 3, err);
+    if (!rc) rc = dispatch(o, err);
+    sr_progress_clear();
+    if (rc == SR_ERR_USAGE)
+        wrong_usage(err->text, sr_command_name(o->command));
+    else if (rc > 0 && rc < 128)
+        sr_say("%s", err->text);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o;
+    sr_error err = {SR_OK, ""};
+    enum command command;
+    int skip, rc;
+    setlocale(LC_CTYPE, "");
+    sr_interrupt_init();
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        printf("sinkrouter %s\n", sr_version());
+        return flush_stdout(0);
+    }
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        sr_help();
+        return flush_stdout(0);
+    }
+    rc = pick_command(&command, argc - 1, argv + 1, &skip);
+    if (rc) return rc;
+    sr_options_default(&o, command);
+    if (sr_flags_parse(&o, argc - 1 - skip, argv + 1 + skip, &err)) return wrong_usage(err.text, sr_command_name(command));
+    if (o.help) {
+        sr_flags_help(command);
+        return flush_stdout(0);
+    }
+    rc = flush_stdout(execute(&o, &err));
+    sr_diag_close();
+    return rc;
+}

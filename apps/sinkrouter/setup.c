@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Options to library objects.
+ */
+#include "setup.h"
+#include "diag.h"
+#include "progress.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+sr_status sr_setup_check_model(const struct options *o, int many, sr_error *err)
+{
+    if (o->models.n == 0) return sr_refuse(err, SR_ERR_USAGE, "-m: missing; give a GGUF file");
+    if (o->models.n > 1 && !many) return sr_refuse(err, SR_ERR_USAGE, "-m: given %d times, takes one file", o->models.n);
+    return SR_OK;
+}
+
+static int loads_by(const struct options *o, const char *word)
+{
+    return o->load_mode && strstr(o->load_mode, word) != NULL;
+}
+
+sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int threads, sr_error *err)
+{
+    sr_model_options m = sr_model_options_default();
+    m.n_threads = threads ? threads : o->threads.n ? (int)o->threads.v[0] : 0;
+    m.check = o->check;
+    m.no_mmap = o->no_mmap || (o->mmap.n && !o->mmap.v[0]) || (o->load_mode && !strcmp(o->load_mode, "none"));
+    m.mlock = o->mlock || loads_by(o, "mlock");
+    m.metadata_only = m.vocab_only = o->command == CMD_INSPECT && !o->check;
+    if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;
+    m.progress = sr_progress_show;
+    if (o->flash == CHOICE_OFF) sr_note("-fa off has no effect: there is one attention path");
+    sr_status st = sr_model_open(out, o->models.v[i], &m, err);
+    sr_progress_clear();
+    return st;
+}
+
+/* {"tau":[c0,c1,c2,c3],"scale":131072,"min_len":2048,"max_len":131072} */
+static sr_status read_tau_file(sr_route_options *r, const char *path, sr_error *err)
+{
+    char shown[120];
+    json_error_t at;
+    sr_visible(shown, sizeof shown, path);
+    json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, &at);
+    if (!j)
+        return sr_refuse(err, at.line < 0 ? SR_ERR_IO : SR_ERR_FORMAT, "--route-tau-file %s: line %d: %s", shown, at.line, at.text);
+    json_t *tau = json_object_get(j, "tau");
+    sr_status st = SR_OK;
+    const char *const names[3] = {"scale", "min_len", "max_len"};
+    double *const fields[3] = {&r->tau_scale, &r->tau_min_len, &r->tau_max_len};
+    if (json_array_size(tau) != 4)
+        st = sr_refuse(err, SR_ERR_FORMAT, "--route-tau-file %s: \"tau\" must be 4 numbers", shown);
+    for (size_t i = 0; !st && i < 7; i++) {
+        json_t *v = i < 4 ? json_array_get(tau, i) : json_object_get(j, names[i - 4]);
+        if (!json_is_number(v) || (i >= 4 && json_number_value(v) <= 0))
+            st = sr_refuse(err, SR_ERR_FORMAT, "--route-tau-file %s: \"%s\" must be a %snumber", shown,
+                           i < 4 ? "tau" : names[i - 4], i < 4 ? "" : "positive ");
+        else
+            *(i < 4 ? &r->tau[i] : fields[i - 4]) = json_number_value(v);
+    }
+    json_decref(j);
+    if (!st && r->tau_max_len < r->tau_min_len)
+        st = sr_refuse(err, SR_ERR_FORMAT, "--route-tau-file %s: max_len is below min_len", shown);
+    r->tau_set = !st;
+    return st;
+}
+
+sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err)
+{
+    sr_route_options r = sr_route_options_default();
+    if (!mode && o->route.n) mode = o->route.v[0];
+    sr_status st = mode ? sr_route_mode_find(&r.mode, mode, err) : SR_OK;
+    if (st) return st;
+    if (o->eps.n) r.eps = (float)o->eps.v[0];
+    if (o->rank.n) r.rank = (int32_t)o->rank.v[0];
+    if (o->window >= 0) r.window = (int32_t)o->window;
+    if (o->sinks >= 0) r.n_sinks = (int32_t)o->sinks;
+    if (o->min_len >= 0) r.min_len = (int32_t)o->min_len;
+    if (o->bits >= 0) r.bits = (int32_t)o->bits;
+    if (o->audit >= 0) r.audit = (float)o->audit;
+    if (o->route_seed >= 0) r.seed = (uint64_t)o->route_seed;
+    if (r.bits != 4 && r.bits != 8) return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);
+    if (o->tau.n && o->tau_file)
+        return sr_refuse(err, SR_ERR_USAGE, "--route-tau: not together with --route-tau-file");
+    if (o->tau.n) {
+        r.tau_set = 1;
+        r.tau[0] = o->tau.v[0];
+        r.tau[1] = r.tau[2] = r.tau[3] = 0;
+    }
+    if (o->tau_file && (st = read_tau_file(&r, o->tau_file, err)) != SR_OK) return st;
+    if (r.mode == SR_ROUTE_PAPER && !r.tau_set)
+        return sr_refuse(err, SR_ERR_USAGE, "--route-tau: missing; paper needs it or --route-tau-file");
+    *out = r;
+    return SR_OK;
+}
+
+sr_status sr_setup_dtype(sr_dtype *out, const char *name, sr_error *err)
+{
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
+    for (size_t i = 0; i < 4; i++)
+        if (strcmp(sr_dtype_name(types[i]), name) == 0) {
+            *out = types[i];
+            return SR_OK;
+        }
+    return sr_refuse(err, SR_ERR_USAGE, "-ctk, -ctv: unknown type %s", name);
+}
+
+int32_t sr_setup_batch(int64_t batch, int64_t ubatch)
+{
+    if (!ubatch) ubatch = sr_session_options_default().n_batch;
+    return (int32_t)(batch && batch < ubatch ? batch : ubatch);
+}
+
+sr_status sr_setup_session(sr_session_options *out, const struct options *o, sr_error *err)
+{
+    sr_session_options s = sr_session_options_default();
+    sr_status st = SR_OK;
+    s.n_ctx = (int32_t)o->n_ctx;
+    s.allow_extrapolation = o->allow_extrapolation;
+    s.n_batch = sr_setup_batch(o->batch.n ? o->batch.v[0] : 0, o->ubatch.n ? o->ubatch.v[0] : 0);
+    if (o->type_k.n) st = sr_setup_dtype(&s.k_type, o->type_k.v[0], err);
+    if (!st && o->type_v.n) st = sr_setup_dtype(&s.v_type, o->type_v.v[0], err);
+    *out = s;
+    return st;
+}
+
+/* llama.cpp's spellings of sampler names to the library's: top-k, temp. */
+static sr_status sampler_order(char *out, size_t out_bytes, const char *given, sr_error *err)
+{
+    size_t n = 0;
+    for (const char *s = given;; s++) {
+        size_t len = strcspn(s, ";");
+        int is_short = len == 4 && strncmp(s, "temp", 4) == 0;
+        if (n + len + 16 > out_bytes) return sr_refuse(err, SR_ERR_USAGE, "--samplers: longer than %zu bytes", out_bytes);
+        for (size_t i = 0; i < len; i++) out[n++] = s[i] == '-' ? '_' : s[i];
+        if (is_short) n += (size_t)sprintf(out + n, "erature");
+        s += len;
+        if (!*s) break;
+        out[n++] = ';';
+    }
+    out[n] = '\0';
+    return SR_OK;
+}
+
+sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab, sr_error *err)
+{
+    sr_sampler_options s = sr_sampler_options_default();
+    char order[256];
+    s.temperature = o->greedy ? 0.0f : (float)o->temp;
+    s.top_p = (float)o->top_p;
+    s.min_p = (float)o->min_p;
+    s.top_k = (int32_t)o->top_k;
+    s.repeat_penalty = (float)o->repeat_penalty;
+    s.presence_penalty = (float)o->presence_penalty;
+    s.frequency_penalty = (float)o->frequency_penalty;
+    s.repeat_last_n = (int32_t)o->repeat_last_n;
+    /* 32 bits of a random seed: short enough to be typed again. */
+    s.seed = o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
+    if (o->samplers) {
+        sr_status st = sampler_order(order, sizeof order, o->samplers, err);
+        if (st) return st;
+        s.order = order;
+    }
+    *seed = s.seed;
+    if (o->seed < 0 && s.temperature > 0) sr_note("seed %llu", (unsigned long long)s.seed);
+    return sr_sampler_new(out, &s, n_vocab, err);
+}
+
+sr_bos sr_setup_bos(const struct options *o)
+{
+    return o->bos == CHOICE_ON ? SR_BOS_ON : o->bos == CHOICE_OFF ? SR_BOS_OFF : SR_BOS_AUTO;
+}

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The generation loop of run and chat.
+ */
+#include "talk.h"
+#include "diag.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "setup.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const char *sr_stop_name(enum stop_reason reason)
+{
+    static const char *const names[] = {"end", "limit", "context", "signal", "output"};
+    return names[reason];
+}
+
+/* ---- open ------------------------------------------------------------------------------------------------------- */
+
+/* Whether the template is used, and the stop texts that come with it. */
+static sr_status pick_template(struct talk *t, const char *const **stop_texts, sr_error *err)
+{
+    const struct options *o = t->o;
+    int has_none = strcmp(t->info.chat_template, "none") == 0;
+    *stop_texts = NULL;
+    if (o->no_conversation && (o->conversation || o->chat_template))
+        return sr_refuse(err, SR_ERR_USAGE, "-no-cnv: not together with %s", o->conversation ? "-cnv" : "--chat-template");
+    if (o->no_conversation) return SR_OK;
+    if (has_none && !o->chat_template) {
+        if (o->command == CMD_RUN && !o->conversation) {
+            if (o->system || o->system_file)
+                return sr_refuse(err, SR_ERR_USAGE, "-sys: the model has no chat template; give --chat-template");
+            return SR_OK;
+        }
+        return sr_refuse(err, SR_ERR_UNSUPPORTED, "the model has no chat template; give --chat-template NAME, or use run");
+    }
+    t->use_template = 1;
+    return sr_chat_template_check(t->model, o->chat_template, stop_texts, err);
+}
+
+static sr_status list_stops(struct talk *t, sr_error *err)
+{
+    const struct options *o = t->o;
+    t->stop_list = calloc((size_t)o->stops.n + 1, sizeof *t->stop_list);
+    if (!t->stop_list) return sr_refuse(err, SR_ERR_RESOURCE, "no memory for the stop texts");
+    for (int32_t i = 0; i < o->stops.n; i++) {
+        sr_status st = sr_text_copy(&t->stop_texts[i], o->stops.v[i], !o->no_escape, err);
+        if (st) return st;
+        t->stop_list[i] = t->stop_texts[i].data;
+    }
+    return SR_OK;
+}
+
+/* Restores --session where the file exists. */
+static sr_status restore(struct talk *t, sr_error *err)
+{
+    const char *path = t->o->session;
+    char shown[120];
+    if (!path) return SR_OK;
+    if (access(path, F_OK) != 0 && errno == ENOENT) {
+        sr_note("--session %s: new", sr_visible(shown, sizeof shown, path));
+        return SR_OK;
+    }
+    sr_status st = sr_session_restore(t->session, path, err);
+    if (st) return st;
+    t->restored = 1;
+    sr_note("--session %s: %d tokens restored", sr_visible(shown, sizeof shown, path), sr_session_len(t->session));
+    return SR_OK;
+}
+
+static sr_status open_session(struct talk *t, sr_error *err)
+{
+    sr_session_options s;
+    sr_status st = sr_setup_session(&s, t->o, err);
+    if (!st) st = sr_setup_route(&s.route, t->o, NULL, err);
+    if (st) return st;
+    t->route = s.route;
+    if ((st = sr_session_new(&t->session, t->model, &s, err)) != SR_OK) return st;
+    if (s.route.mode == SR_ROUTE_PAPER && t->o->tau_file && sr_session_n_ctx(t->session) > s.route.tau_max_len)
+        sr_note("--route-tau-file: beyond %.0f tokens the value at %.0f is used", s.route.tau_max_len, s.route.tau_max_len);
+    return restore(t, err);
+}
+
+sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
+{
+    const char *const *stop_texts;
+    *t = (struct talk){.o = o};
+    sr_route_options checked; /* before the model is loaded: wrong usage should not wait for it */
+    sr_status st = sr_setup_check_model(o, 0, err);
+    if (!st) st = sr_setup_route(&checked, o, NULL, err);
+    int threads = o->threads.n ? (int)o->threads.v[0] : 0;
+    if (!st) st = sr_setup_model(&t->model, o, 0, threads, err);
+    if (st) return st;
+    sr_model_get_info(t->model, &t->info);
+    st = pick_template(t, &stop_texts, err);
+    if (!st) st = list_stops(t, err);
+    if (!st) st = sr_setup_sampler(&t->sampler, &t->seed, o, t->info.n_vocab, err);
+    if (!st) st = open_session(t, err);
+    if (!st && o->ignore_eos && !(t->logits = malloc((size_t)t->info.n_vocab * sizeof *t->logits)))
+        st = sr_refuse(err, SR_ERR_RESOURCE, "no memory for %d logits", t->info.n_vocab);
+    sr_stream_init(&t->out, 1, t->stop_list, stop_texts);
+    return st;
+}
+
+void sr_talk_close(struct talk *t)
+{
+    sr_stream_fini(&t->out);
+    sr_sampler_free(t->sampler);
+    sr_session_free(t->session);
+    sr_model_close(t->model);
+    for (int i = 0; i < LIST_MAX; i++) sr_text_free(&t->stop_texts[i]);
+    free(t->stop_list);
+    free(t->logits);
+}
+
+/* ---- answer ----------------------------------------------------------------------------------------------------- */
+
+static const float *logits_without_end(struct talk *t)
+{
+    const float *l = sr_session_logits(t->session);
+    if (!t->logits || !l) return l;
+    memcpy(t->logits, l, (size_t)t->info.n_vocab * sizeof *l);
+    for (int32_t i = 0; i < t->info.n_vocab; i++)
+        if (sr_token_is_end(t->model, i)) t->logits[i] = -INFINITY;
+    return t->logits;
+}
+
+static sr_status show_token(struct talk *t, int32_t id, sr_error *err)
+{
+    char small[256], *bytes = small;
+    size_t n = sr_token_text(t->model, id, t->o->special, small, sizeof small);
+    if (n > sizeof small) {
+        if (!(bytes = malloc(n))) return sr_refuse(err, SR_ERR_RESOURCE, "no memory for a token of %zu bytes", n);
+        sr_token_text(t->model, id, t->o->special, bytes, n);
+    }
+    sr_status st = sr_stream_push(&t->out, bytes, n, err);
+    if (bytes != small) free(bytes);
+    return st;
+}
+
+/* Decodes until something ends the answer. */
+static sr_status generate(struct talk *t, struct answer *a, sr_error *err)
+{
+    for (;;) {
+        int32_t id;
+        if (t->o->n_predict >= 0 && a->generated >= t->o->n_predict) return a->stop = STOP_LIMIT, SR_OK;
+        if (sr_interrupt_pending()) return a->stop = STOP_SIGNAL, SR_OK;
+        sr_status st = sr_sampler_next(t->sampler, logits_without_end(t), sr_session_tokens(t->session),
+                                       sr_session_len(t->session), &id, err);
+        if (st) return st;
+        int is_end = sr_token_is_end(t->model, id);
+        if (!is_end || t->o->special) st = show_token(t, id, err);
+        if (st) return st;
+        if (is_end) return a->stop = STOP_END, SR_OK;
+        a->generated++;
+        if (t->out.error) return a->stop = STOP_OUTPUT, SR_OK;
+        if (sr_session_len(t->session) == sr_session_n_ctx(t->session)) return a->stop = STOP_FULL, SR_OK;
+        /* The last token is decoded too: the session then holds the whole answer, for the next turn and for --session. */
+        if ((st = sr_session_decode(t->session, id, err)) != SR_OK) return st;
+        if (t->out.is_stopped) return a->stop = STOP_END, SR_OK;
+    }
+}
+
+sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct answer *a, sr_error *err)
+{
+    int32_t n_ctx = sr_session_n_ctx(t->session);
+    *a = (struct answer){.prompt_tokens = n, .stop = STOP_SIGNAL};
+    if (n > n_ctx)
+        return sr_refuse(err, SR_ERR_USAGE, "the prompt has %d tokens, the context %d (-c; the model was trained for %d)", n,
+                         n_ctx, t->info.n_ctx_train);
+    sr_stream_restart(&t->out);
+    sr_session_stats_reset(t->session);
+    sr_status st = sr_session_sync(t->session, ids, n, sr_progress_show, NULL, &a->reused, err);
+    sr_progress_clear();
+    if (st) return st;
+    a->prefilled = sr_session_len(t->session) - a->reused;
+    if (sr_session_len(t->session) == n) {
+        st = generate(t, a, err);
+        sr_status finished = sr_stream_finish(&t->out, err);
+        if (!st) st = finished;
+        if (t->out.error) a->stop = STOP_OUTPUT;
+    }
+    sr_session_get_stats(t->session, &a->stats);
+    if (!st && a->stop == STOP_FULL) sr_note("stopped: the context of %d tokens is full", n_ctx);
+    return st;
+}
+
+sr_status sr_talk_save(struct talk *t, sr_error *err)
+{
+    char shown[120];
+    if (!t->o->session || !t->session) return SR_OK;
+    sr_status st = sr_session_save(t->session, t->o->session, err);
+    if (!st) sr_note("--session %s: %d tokens saved", sr_visible(shown, sizeof shown, t->o->session), sr_session_len(t->session));
+    return st;
+}
