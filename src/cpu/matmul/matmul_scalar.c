@@ -18,11 +18,15 @@ void sr_quantize_q8_scalar(const struct quantize_args *a)
         const float *x = a->x + b * SR_ACT_BLOCK;
         const int inside = b * SR_ACT_BLOCK < a->n;
         float amax = 0.0f;
-        for (int i = 0; inside && i < SR_ACT_BLOCK; i++) amax = fmaxf(amax, fabsf(x[i]));
-        const float d = amax / 127.0f, id = amax > 1e-30f ? 127.0f / amax : 0.0f;
+        int is_number = 1; /* a NaN has no code: the block's scale carries it */
+        for (int i = 0; inside && i < SR_ACT_BLOCK; i++) {
+            amax = fmaxf(amax, fabsf(x[i]));
+            is_number &= x[i] == x[i];
+        }
+        const float d = is_number ? amax / 127.0f : NAN, id = amax > 1e-30f && is_number && amax < INFINITY ? 127.0f / amax : 0.0f;
         int32_t sum[2] = {0, 0};
         for (int i = 0; i < SR_ACT_BLOCK; i++) {
-            const int32_t q = inside ? (int32_t)rintf(x[i] * id) : 0;
+            const int32_t q = inside && id > 0.0f ? (int32_t)rintf(x[i] * id) : 0;
             a->q[b * SR_ACT_BLOCK + i] = (int8_t)q;
             a->q_split[b / 4 * 128 + i / 16 * 64 + b % 4 * 16 + i % 16] = (int8_t)q;
             sum[i / 16] += q;
@@ -92,12 +96,17 @@ void sr_dequant_q5_k_scalar(const uint8_t *src, float *dst, int64_t n) { sr_dequ
 void sr_dequant_q6_k_scalar(const uint8_t *src, float *dst, int64_t n) { sr_dequantize_row(SR_DTYPE_Q6_K, src, dst, n); }
 void sr_dequant_iq4_nl_scalar(const uint8_t *src, float *dst, int64_t n) { sr_dequantize_row(SR_DTYPE_IQ4_NL, src, dst, n); }
 
-/* ---- many tokens: packed is f32 [tokens][padded] ---------------------------------------------------------------- */
+/* ---- many tokens: packed is f32 [32 tokens][padded], zero where there is nothing ---------------------------------------------------------------- */
 
 void sr_gemm_pack_scalar(const struct gemm_pack_args *a)
 {
+    const size_t padded = (size_t)sr_gemm_padded(a->n_in), n_in = (size_t)a->n_in;
     float *out = a->packed;
-    for (int32_t t = 0; t < a->n; t++) memcpy(out + t * sr_gemm_padded(a->n_in), a->x + t * a->x_stride, (size_t)a->n_in * sizeof(float));
+    for (int32_t t = 0; t < SR_GEMM_TOKENS; t++, out += padded) {
+        const size_t n = t < a->n ? n_in : 0;
+        memcpy(out, a->x + (t < a->n ? t : 0) * a->x_stride, n * sizeof(float));
+        memset(out + n, 0, (padded - n) * sizeof(float));
+    }
 }
 
 void sr_gemm_scalar(const struct gemm_args *a)

@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 
 #include <immintrin.h>
+#include <math.h>
 
 static inline __m128i codes_of(__m512 x, __m512 id) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, id))); }
 
@@ -22,8 +23,10 @@ void sr_quantize_q8_avx512(const struct quantize_args *a)
         const float *x = a->x + b * SR_ACT_BLOCK;
         const __m512 x0 = inside ? _mm512_loadu_ps(x) : _mm512_setzero_ps(), x1 = inside ? _mm512_loadu_ps(x + 16) : x0;
         const float amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x0), _mm512_abs_ps(x1)));
-        const float d = amax / 127.0f;
-        const __m512 id = _mm512_set1_ps(amax > 1e-30f ? 127.0f / amax : 0.0f);
+        /* a NaN has no code: the block's scale carries it */
+        const int is_number = (_mm512_cmp_ps_mask(x0, x0, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(x1, x1, _CMP_UNORD_Q)) == 0;
+        const float d = is_number ? amax / 127.0f : NAN;
+        const __m512 id = _mm512_set1_ps(amax > 1e-30f && is_number && amax < INFINITY ? 127.0f / amax : 0.0f);
         const __m128i q0 = codes_of(x0, id), q1 = codes_of(x1, id);
         int8_t *split = a->q_split + b / 4 * 128 + b % 4 * 16;
         _mm_storeu_si128((__m128i *)(void *)(a->q + b * SR_ACT_BLOCK), q0);
