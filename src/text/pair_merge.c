@@ -8,6 +8,22 @@
 
 #include "base/memory.h"
 
+/* Above this the scratch comes straight from the kernel: fresh pages cost the same at any size, where the heap's
+ * allocator would recycle blocks up to a limit and make longer words seem dearer per byte than they are. */
+#define REGION_SYMBOLS ((size_t)1 << 14)
+
+static void *scratch_new(size_t cap, size_t bytes) { return cap > REGION_SYMBOLS ? sr_region_map(bytes) : sr_alloc(bytes); }
+
+static void scratch_free(void *p, size_t cap, size_t bytes)
+{
+    if (cap <= REGION_SYMBOLS) sr_free(p);
+    else if (p) sr_region_unmap(p, bytes);
+}
+
+/* n - 1 pairs to begin with; each join takes one key and adds at most two, n - 1 times */
+static size_t sym_bytes(size_t cap) { return cap * sizeof(struct symbol); }
+static size_t heap_bytes(size_t cap) { return 2 * cap * sizeof(uint64_t); }
+
 sr_status sr_pair_merge_reserve(struct pair_merge *m, size_t n, sr_error *err)
 {
     size_t cap = 64;
@@ -15,21 +31,18 @@ sr_status sr_pair_merge_reserve(struct pair_merge *m, size_t n, sr_error *err)
     if (n <= m->cap) return SR_OK;
     while (cap < n) cap *= 2;
     sr_pair_merge_fini(m);
-    m->sym = sr_alloc(cap * sizeof *m->sym);
-    /* n - 1 pairs to begin with; each join takes one key and adds at most two, n - 1 times */
-    m->heap = sr_alloc(2 * cap * sizeof *m->heap);
-    if (!m->sym || !m->heap) {
-        sr_pair_merge_fini(m);
-        return sr_fail_memory(err, cap * (sizeof *m->sym + 2 * sizeof *m->heap), "merging");
-    }
     m->cap = cap;
-    return SR_OK;
+    m->sym = scratch_new(cap, sym_bytes(cap));
+    m->heap = scratch_new(cap, heap_bytes(cap));
+    if (m->sym && m->heap) return SR_OK;
+    sr_pair_merge_fini(m);
+    return sr_fail_memory(err, sym_bytes(cap) + heap_bytes(cap), "merging");
 }
 
 void sr_pair_merge_fini(struct pair_merge *m)
 {
-    sr_free(m->sym);
-    sr_free(m->heap);
+    scratch_free(m->sym, m->cap, sym_bytes(m->cap));
+    scratch_free(m->heap, m->cap, heap_bytes(m->cap));
     *m = (struct pair_merge){0};
 }
 
