@@ -16,11 +16,9 @@
 #include "setup.h"
 #include "summary.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct chat {
     struct talk t;
@@ -31,7 +29,6 @@ struct chat {
     int knows_all;             /* the messages are all that the session holds */
     struct answer *answers;
     int32_t n_answers;
-    int color;
 };
 
 struct ids {
@@ -232,14 +229,11 @@ static int command(struct chat *c, const char *line, sr_status *st, sr_error *er
 
 /* ---- the conversation -------------------------------------------------------------------------------------------------- */
 
-/* After an answer or at the prompt: 1 if the signal that came ends the program. */
-static int ends_by_signal(struct chat *c, int *at_prompt)
+/* Whether the signal that came, if any, ends the program: Ctrl-C does not, unless nobody is there to type on. */
+static int ends_by_signal(const struct chat *c, int at_prompt)
 {
     int sig = sr_interrupt_pending();
-    if (sig == 0) return 0;
-    if (sig != SIGINT || (*at_prompt && c->t.out.error)) return 1;
-    if (!sr_line_input_is_terminal(c->input) && *at_prompt) return 1; /* nobody is there to type on */
-    return 0;
+    return sig && (sig != SIGINT || (at_prompt && !sr_line_input_is_terminal(c->input)));
 }
 
 static sr_status converse(struct chat *c, sr_error *err)
@@ -248,10 +242,9 @@ static sr_status converse(struct chat *c, sr_error *err)
     sr_status st = SR_OK;
     int warned = 0;
     while (!st && !c->t.out.error) {
-        int at_prompt = 1;
         enum line_result r = sr_line_input_read(c->input, &line);
         if (r == LINE_INTERRUPTED) {
-            if (warned || ends_by_signal(c, &at_prompt)) break;
+            if (warned || ends_by_signal(c, 1)) break;
             sr_interrupt_clear();
             sr_stream_raw(&c->t.out, "\n");
             sr_say("Ctrl-C again, /quit or Ctrl-D ends");
@@ -266,9 +259,8 @@ static sr_status converse(struct chat *c, sr_error *err)
             if (command(c, line.data, &st, err)) break;
             continue;
         }
-        at_prompt = 0;
         st = ask(c, line.data, line.bytes, err);
-        if (ends_by_signal(c, &at_prompt) || c->t.o->single_turn) break;
+        if (ends_by_signal(c, 0) || c->t.o->single_turn) break;
         sr_interrupt_clear();
     }
     sr_text_free(&line);
@@ -278,13 +270,11 @@ static sr_status converse(struct chat *c, sr_error *err)
 static sr_status begin(struct chat *c, sr_error *err)
 {
     const struct options *o = c->t.o;
-    const char *no_color = getenv("NO_COLOR");
-    c->color = o->color == CHOICE_ON || (o->color != CHOICE_OFF && isatty(1) && !(no_color && *no_color));
     sr_status st = sr_prompt_system(&c->system, o, err);
     if (st) return st;
     c->knows_all = !c->t.restored;
     if (c->system.bytes) st = add_message(c, SR_ROLE_SYSTEM, c->system.data, c->system.bytes, err);
-    if (!st && !(c->input = sr_line_input_new(c->color))) st = sr_refuse(err, SR_ERR_RESOURCE, "no memory for line editing");
+    if (!st && !(c->input = sr_line_input_new(c->t.color))) st = sr_refuse(err, SR_ERR_RESOURCE, "no memory for line editing");
     return st ? st : sr_prompt_text(&c->first, &c->t, err);
 }
 
@@ -318,8 +308,7 @@ int sr_cmd_chat(const struct options *o, sr_error *err)
         sr_note("%s, context %d tokens, route %s; /help lists commands", *c.t.info.name ? c.t.info.name : c.t.info.architecture,
                 sr_session_n_ctx(c.t.session), sr_route_mode_name(c.t.route.mode));
         rc = (int)first_turn(&c, err);
-        int at_prompt = 0;
-        if (!rc && !(o->single_turn && o->prompt) && !ends_by_signal(&c, &at_prompt)) {
+        if (!rc && !(o->single_turn && o->prompt) && !ends_by_signal(&c, 0)) {
             sr_interrupt_clear();
             rc = (int)converse(&c, err);
         }

@@ -14,6 +14,12 @@
 
 enum { KEY = 256, TYPE = 64, VALUE = 512, MOST_CONTEXTS = 24 };
 
+/* The model was opened for computing, not only to be looked at. */
+static int can_run(const sr_model_info *info)
+{
+    return info->n_threads > 0;
+}
+
 /* 4K, 8K, ... and the trained length last. */
 static int context_lengths(int32_t trained, int32_t *out)
 {
@@ -84,6 +90,7 @@ static sr_status print_memory(const struct options *o, const sr_model *m, const 
 {
     int32_t lengths[MOST_CONTEXTS];
     int n = context_lengths(info->n_ctx_train, lengths);
+    if (!can_run(info)) return SR_OK;
     printf("\nmemory, K %s and V %s\n", o->type_k.n ? o->type_k.v[0] : "f16", o->type_v.n ? o->type_v.v[0] : "f16");
     printf("  %10s %10s %10s %10s %10s %10s\n", "context", "weights", "K/V", "sketch", "scratch", "total");
     for (int i = 0; i < n; i++) {
@@ -138,7 +145,7 @@ static json_t *tensors_json(const sr_model *m, int32_t n)
 static json_t *memory_json(const struct options *o, const sr_model *m, const sr_model_info *info, sr_error *err)
 {
     int32_t lengths[MOST_CONTEXTS];
-    int n = context_lengths(info->n_ctx_train, lengths);
+    int n = can_run(info) ? context_lengths(info->n_ctx_train, lengths) : 0;
     json_t *list = json_array();
     for (int i = 0; i < n; i++) {
         sr_memory_need v;

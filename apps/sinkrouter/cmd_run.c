@@ -26,6 +26,13 @@ static sr_status tokens_of(const struct talk *t, const struct text *prompt, int3
     return st;
 }
 
+static void show_prompt(struct talk *t, const char *text)
+{
+    if (t->color) sr_stream_raw(&t->out, "\033[33m");
+    sr_stream_raw(&t->out, text);
+    if (t->color) sr_stream_raw(&t->out, "\033[0m");
+}
+
 static sr_status answer_prompt(struct talk *t, struct answer *a, sr_error *err)
 {
     struct text prompt;
@@ -36,7 +43,7 @@ static sr_status answer_prompt(struct talk *t, struct answer *a, sr_error *err)
     if (!st && n == 0) st = sr_refuse(err, SR_ERR_USAGE, "-p: the prompt has no tokens");
     if (!st) {
         sr_prompt_show_ids(t, ids, n);
-        if (t->o->display_prompt) sr_stream_raw(&t->out, prompt.data);
+        if (t->o->display_prompt) show_prompt(t, prompt.data);
         st = sr_talk_answer(t, ids, n, a, err);
     }
     if (!st && t->out.kept.bytes && t->out.kept.data[t->out.kept.bytes - 1] != '\n') sr_stream_raw(&t->out, "\n");

@@ -71,11 +71,12 @@ static void add_step(const struct compare *c, int32_t i, const float *logits, st
     double total = log_total(logits, c->n_vocab), kl = 0;
     for (int32_t v = 0; v < c->n_vocab; v++) {
         double p = exp((double)dense[v]);
-        if (p > 0) kl += p * ((double)dense[v] - ((double)logits[v] - total));
+        float q = (float)((double)logits[v] - total); /* rounded like dense, so that equal logits give 0 */
+        if (p > 0) kl += p * ((double)dense[v] - (double)q);
     }
     sum->kl += kl;
     sum->top1 += best(dense, c->n_vocab) == best(logits, c->n_vocab);
-    if (i + 1 < c->n_steps) *loss -= (double)logits[c->ids[i + 1]] - total;
+    if (i + 1 < c->n_steps) *loss -= (double)(float)((double)logits[c->ids[i + 1]] - total);
 }
 
 sr_status sr_compare_mode(const struct compare *c, sr_session *s, const sr_route_options *route, struct comparison *out,

@@ -76,6 +76,9 @@ const struct flag sr_flag_table[] = {
     {"-ctv --cache-type-v", "TYPE", FLAG_NAMES, TALK | CMD_PERPLEXITY | CMD_INSPECT, AT(type_v), 0, 0, 1, CACHE_TYPES, "type of cached values, the same"},
     {"-ctk --cache-type-k", "TYPE,..", FLAG_NAMES, CMD_BENCH, AT(type_k), 0, 0, 0, CACHE_TYPES, "type of cached keys: f32 f16 bf16 q8_0 (default f16)"},
     {"-ctv --cache-type-v", "TYPE,..", FLAG_NAMES, CMD_BENCH, AT(type_v), 0, 0, 0, CACHE_TYPES, "type of cached values, the same"},
+    /* One attention path, exact in prefill and routed in decode: there is nothing to switch. */
+    {"-fa --flash-attn", "WHEN", FLAG_SWITCH, TALK | CMD_PERPLEXITY | CMD_CALIBRATE, AT(flash), 0, 0, 0, NULL, "on, off, auto or bare: accepted; there is one attention path"},
+    {"-fa --flash-attn", "LIST", FLAG_NAMES, CMD_BENCH, AT(flash_list), 0, 0, 0, "on off auto 0 1", "on, off or auto: accepted; there is one attention path"},
     {"--allow-extrapolation", NULL, FLAG_SET, TALK | MEASURE, AT(allow_extrapolation), 1, 0, 0, NULL, "allow more context than the model was trained for"},
     {"--session", "FILE", FLAG_TEXT, TALK, AT(session), 0, 0, 0, NULL, "restore the cache from this file if it exists, save it at the end"},
 
@@ -137,10 +140,6 @@ const struct flag sr_flag_table[] = {
     {"-lv --verbosity --log-verbosity", "N", FLAG_INT, ALL, AT(verbosity), 0, 5, 0, NULL, "0, 1: as --quiet; 4, 5: as -v"},
     {"--log-file", "FILE", FLAG_TEXT, ALL, AT(log_file), 0, 0, 0, NULL, "copy of standard error's lines"},
     {"-h --help --usage", NULL, FLAG_SET, ALL, AT(help), 1, 0, 0, NULL, "this text"},
-
-    /* One attention path, exact in prefill and routed in decode: there is nothing to switch. */
-    {"-fa --flash-attn", "WHEN", FLAG_SWITCH, TALK | CMD_PERPLEXITY | CMD_CALIBRATE, AT(flash), 0, 0, 0, NULL, "on, off or auto: accepted; there is one attention path"},
-    {"-fa --flash-attn", "LIST", FLAG_NAMES, CMD_BENCH, AT(flash_list), 0, 0, 0, "on off auto 0 1", "accepted; there is one attention path"},
 
     /* ---- accepted without effect ---- */
     {"-ngl --gpu-layers --n-gpu-layers", "N", FLAG_LAYERS, ENGINE, 0, 0, INT_TOP, 0, NULL, "this build computes on the CPU"},

@@ -11,11 +11,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BAR = 40, LINE_AFTER_MS = 2000 };
+enum { BAR = 40, LINE_EVERY_MS = 5000 };
 
 static struct {
     char stage[32];
-    double began_ms;
+    double line_ms; /* when the stage began, or its last line was printed */
     int shown;   /* columns of the bar on screen */
     int percent; /* last one drawn */
     int quarter; /* last one printed as a line */
@@ -60,8 +60,9 @@ static void draw_bar(double share)
 static void print_line(double share)
 {
     int quarter = (int)(share * 4);
-    if (quarter <= now.quarter || clock_ms() - now.began_ms < LINE_AFTER_MS) return;
+    if (quarter <= now.quarter || clock_ms() - now.line_ms < LINE_EVERY_MS) return;
     now.quarter = quarter;
+    now.line_ms = clock_ms();
     sr_note("%s %d %%", now.stage, quarter * 25);
 }
 
@@ -72,7 +73,7 @@ int sr_progress_show(void *user, const char *stage, double share)
         if (strncmp(now.stage, stage, sizeof now.stage - 1) != 0 || share <= 0) {
             sr_progress_clear();
             snprintf(now.stage, sizeof now.stage, "%s", stage);
-            now.began_ms = clock_ms();
+            now.line_ms = clock_ms();
             now.quarter = 0;
             sr_diag_before_line(sr_progress_clear);
         }

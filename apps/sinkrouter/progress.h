@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Progress of load, prefill and evaluation: a bar on a terminal, a plain line per quarter of a longer stage otherwise,
+ * Progress of load, prefill and evaluation: a bar on a terminal, plain lines at the quarters of a longer stage otherwise,
  * nothing with --quiet. Shown on standard error.
  */
 #ifndef SR_APP_PROGRESS_H

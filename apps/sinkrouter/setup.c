@@ -29,11 +29,15 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     m.check = o->check;
     m.no_mmap = o->no_mmap || (o->mmap.n && !o->mmap.v[0]) || (o->load_mode && !strcmp(o->load_mode, "none"));
     m.mlock = o->mlock || loads_by(o, "mlock");
-    m.metadata_only = m.vocab_only = o->command == CMD_INSPECT && !o->check;
     if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;
     m.progress = sr_progress_show;
     if (o->flash == CHOICE_OFF) sr_note("-fa off has no effect: there is one attention path");
     sr_status st = sr_model_open(out, o->models.v[i], &m, err);
+    if (st == SR_ERR_UNSUPPORTED && o->command == CMD_INSPECT) { /* what it says about itself can be shown still */
+        sr_say("this version cannot run the model: %s", err->text);
+        m.metadata_only = m.vocab_only = 1;
+        st = sr_model_open(out, o->models.v[i], &m, err);
+    }
     sr_progress_clear();
     return st;
 }

@@ -18,6 +18,12 @@ static json_t *number(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
+/* A float option as it was typed. */
+static json_t *setting(float v)
+{
+    return json_real(round((double)v * 1e6) / 1e6);
+}
+
 static json_t *share(double part, double whole)
 {
     return whole > 0 ? json_real(part / whole) : json_null();
@@ -32,13 +38,13 @@ static json_t *route_settings(const sr_route_options *r)
 {
     json_t *j = json_object();
     json_object_set_new(j, "mode", json_string(sr_route_mode_name(r->mode)));
-    json_object_set_new(j, "eps", number((double)r->eps));
+    json_object_set_new(j, "eps", setting(r->eps));
     put_count(j, "window", r->window);
     put_count(j, "sinks", r->n_sinks);
     put_count(j, "min", r->min_len);
     put_count(j, "rank", r->rank);
     put_count(j, "bits", r->bits);
-    json_object_set_new(j, "audit", number((double)r->audit));
+    json_object_set_new(j, "audit", setting(r->audit));
     put_count(j, "seed", (double)r->seed);
     json_object_set_new(j, "tau", r->tau_set ? json_pack("[f,f,f,f]", r->tau[0], r->tau[1], r->tau[2], r->tau[3]) : json_null());
     return j;

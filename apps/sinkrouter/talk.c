@@ -86,10 +86,17 @@ static sr_status open_session(struct talk *t, sr_error *err)
     return restore(t, err);
 }
 
+static int wants_color(const struct options *o)
+{
+    const char *no_color = getenv("NO_COLOR");
+    if (o->color == CHOICE_ON || o->color == CHOICE_OFF) return o->color == CHOICE_ON;
+    return isatty(1) && !(no_color && *no_color);
+}
+
 sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
 {
     const char *const *stop_texts;
-    *t = (struct talk){.o = o};
+    *t = (struct talk){.o = o, .color = wants_color(o)};
     sr_route_options checked; /* before the model is loaded: wrong usage should not wait for it */
     sr_status st = sr_setup_check_model(o, 0, err);
     if (!st) st = sr_setup_route(&checked, o, NULL, err);

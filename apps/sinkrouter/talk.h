@@ -39,6 +39,7 @@ struct talk {
     struct text stop_texts[LIST_MAX];
     float *logits;          /* copy without end tokens, for --ignore-eos */
     int restored;           /* the session came from a file */
+    int color;
 };
 
 /* Opens all of it; says what happened on standard error. */
