@@ -200,6 +200,14 @@ static void matmul_many(struct region *g)
     sr_pool_run(g->c->pool, count_blocks(g), gemm_task, g);
 }
 
+/* The kernels for many tokens may round both sides to bf16, which weights kept in f32 are kept so to avoid. */
+static int has_f32(const struct matmul_args *a)
+{
+    int n = 0;
+    for (int32_t i = 0; i < a->n_weights; i++) n += a->w[i]->dtype == SR_DTYPE_F32;
+    return n > 0;
+}
+
 void sr_cpu_matmul(struct backend *b, const struct matmul_args *a)
 {
     struct region g = {.c = sr_cpu_of(b), .a = a};
@@ -207,6 +215,6 @@ void sr_cpu_matmul(struct backend *b, const struct matmul_args *a)
     assert(s && a->n <= s->max_n && a->n_weights >= 1 && a->n_weights <= SR_MATMUL_MAX);
     for (int32_t i = 0; i < a->n_weights; i++) assert(a->w[i]->n_in == a->w[0]->n_in && a->w[i]->n_in <= s->max_in);
     (void)s;
-    if (a->n < GEMM_MIN_TOKENS) matmul_few(&g);
+    if (a->n < GEMM_MIN_TOKENS || has_f32(a)) matmul_few(&g);
     else matmul_many(&g);
 }
