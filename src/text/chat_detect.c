@@ -169,6 +169,20 @@ static int knows_words(const struct family *f, const struct chat_program *p)
     return 1;
 }
 
+/* Every for and if is ended: a program that was cut short may have lost more than its end. */
+static int is_whole(const struct chat_program *p)
+{
+    int32_t open = 0;
+
+    for (int32_t i = 1; i < p->n_tokens; i++) {
+        if (!token_is(p, i - 1, "{%")) continue;
+        open += token_is(p, i, "for") || token_is(p, i, "if");
+        open -= token_is(p, i, "endfor") || token_is(p, i, "endif");
+        if (open < 0) return 0;
+    }
+    return open == 0;
+}
+
 sr_status sr_chat_template_detect(enum chat_template *out, const char *text, size_t bytes, sr_error *err)
 {
     struct chat_program p;
@@ -181,7 +195,7 @@ sr_status sr_chat_template_detect(enum chat_template *out, const char *text, siz
     }
     st = sr_chat_program_read(&p, text, bytes, err);
     if (st == SR_ERR_RESOURCE) return st;
-    for (size_t i = 0; st == SR_OK && i < sizeof families / sizeof families[0]; i++) {
+    for (size_t i = 0; st == SR_OK && is_whole(&p) && i < sizeof families / sizeof families[0]; i++) {
         if (!has_marks(&families[i], &p) || !knows_words(&families[i], &p)) continue;
         *out = families[i].id;
         sr_chat_program_free(&p);
