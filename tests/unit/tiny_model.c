@@ -67,14 +67,14 @@ static void remove_folder(void)
 
 const char *tiny_path(const char *name)
 {
-    static char ring[8][128];
+    static char ring[64][128];
     static int next;
     if (!folder[0]) {
         snprintf(folder, sizeof(folder), "/tmp/sr-tiny-XXXXXX");
         assert_non_null(mkdtemp(folder));
         atexit(remove_folder);
     }
-    char *path = ring[next++ % 8];
+    char *path = ring[next++ % 64];
     snprintf(path, sizeof(ring[0]), "%s/%s", folder, name);
     return path;
 }

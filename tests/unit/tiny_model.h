@@ -55,7 +55,7 @@ struct tiny_spec tiny_spec_default(void);
 void tiny_model_write(const char *path, const struct tiny_spec *spec);
 void tiny_tokens(uint64_t seed, int32_t *ids, int32_t n);
 
-/* A path in a fresh folder of this process; the folder and what is in it goes at exit. */
+/* A path in a fresh folder of this process; the folder and what is in it goes at exit. Good for the next 63 calls. */
 const char *tiny_path(const char *name);
 
 #endif
