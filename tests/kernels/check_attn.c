@@ -248,8 +248,8 @@ static void **chunks_of(struct check *c, sr_dtype type, int64_t n, int32_t d, do
 
 /* The matrix units multiply sums of two bf16 values, each product within 2^-15 of the exact one, and the weights are
  * one bf16 value each. */
-static double flash_unit(const struct check *c) { return c->isa == ISA_AMX ? 0x1p-15 : SR_CHECK_U; }
-static double weight_unit(const struct check *c) { return c->isa == ISA_AMX ? 0x1p-8 : 0; }
+static double product_unit(const struct check *c) { return c->isa == ISA_AMX ? 0x1p-15 : 0; }
+static double weight_unit(const struct check *c) { return c->isa == ISA_AMX ? 0x1p-9 : 0; }
 
 static void compare_flash(struct check *c, const struct attn_flash *a, int32_t t, int32_t g)
 {
@@ -265,7 +265,8 @@ static void compare_flash(struct check *c, const struct attn_flash *a, int32_t t
     }
     sr_ref_state_start(&ref, zero, -INFINITY, 0, d);
     sr_ref_state_add(&ref, s, a->q + t * a->q_stride + g * d, k, v, (int32_t)n);
-    const double e = 2 * ref.logit_error * flash_unit(c) / SR_CHECK_U + 16 * SR_CHECK_U + weight_unit(c);
+    const double product_error = ref.logit_error / ((d + 4) * SR_CHECK_U) * product_unit(c);
+    const double e = 2 * (ref.logit_error + product_error) + 16 * SR_CHECK_U + weight_unit(c);
     for (int32_t i = 0; i < d; i++)
         if (!sr_check_near(c, "output", (t * s->group + g) * d + i, a->out[t * a->out_stride + g * d + i], ref.o[i] / ref.l,
                            ref.o_abs[i] / ref.l * (2 * e + (2 * (double)n + 8) * SR_CHECK_U) + ref.lost / ref.l)) break;

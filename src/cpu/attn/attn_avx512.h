@@ -73,4 +73,37 @@ SR_INLINE __m128 sr_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d)
     return _mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
 }
 
+/* r[i] lane j becomes r[j] lane i. */
+SR_INLINE void sr_transpose16_avx512(__m512 *r)
+{
+    __m512 t[16];
+    SR_UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    SR_UNROLL for (int i = 0; i < 16; i += 4)
+        SR_UNROLL for (int j = 0; j < 2; j++) {
+            const __m512d x = _mm512_castps_pd(t[i + j]), y = _mm512_castps_pd(t[i + 2 + j]);
+            r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+            r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+        }
+    SR_UNROLL for (int i = 0; i < 16; i += 8)
+        SR_UNROLL for (int j = 0; j < 4; j++) {
+            t[i + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0x88);
+            t[i + 4 + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0xdd);
+        }
+    SR_UNROLL for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+    }
+}
+
+/* Elements [i, i + 16) of a row of d; beyond d they are 0 and not read. */
+SR_INLINE __m512 sr_widen_avx512(const sr_dtype type, const uint8_t *row, int32_t i, int32_t d)
+{
+    if (type != SR_DTYPE_Q8_0 && i + 16 > d) return sr_load_part_avx512(type, row, i, 0xff);
+    const __m512 x = sr_load16_avx512(type, row, i);
+    return type == SR_DTYPE_Q8_0 ? _mm512_mul_ps(x, sr_q8_scale_avx512(row, i)) : x;
+}
+
 #endif

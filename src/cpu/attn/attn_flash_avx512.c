@@ -23,37 +23,6 @@ struct flash {
 
 /* ---- a tile's K and V ---- */
 
-SR_INLINE void transpose16(__m512 *r)
-{
-    __m512 t[16];
-    SR_UNROLL for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    SR_UNROLL for (int i = 0; i < 16; i += 4)
-        SR_UNROLL for (int j = 0; j < 2; j++) {
-            const __m512d x = _mm512_castps_pd(t[i + j]), y = _mm512_castps_pd(t[i + 2 + j]);
-            r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
-            r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
-        }
-    SR_UNROLL for (int i = 0; i < 16; i += 8)
-        SR_UNROLL for (int j = 0; j < 4; j++) {
-            t[i + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0x88);
-            t[i + 4 + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0xdd);
-        }
-    SR_UNROLL for (int j = 0; j < 8; j++) {
-        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
-        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
-    }
-}
-
-SR_INLINE __m512 widen(const sr_dtype type, const uint8_t *row, int32_t i, int32_t d)
-{
-    if (type != SR_DTYPE_Q8_0 && i + 16 > d) return sr_load_part_avx512(type, row, i, 0xff);
-    const __m512 x = sr_load16_avx512(type, row, i);
-    return type == SR_DTYPE_Q8_0 ? _mm512_mul_ps(x, sr_q8_scale_avx512(row, i)) : x;
-}
-
 /* n rows, the rest of the tile zero. */
 SR_INLINE void turn_k(const sr_dtype type, const struct flash *f, const uint8_t *rows, int32_t n)
 {
@@ -62,8 +31,8 @@ SR_INLINE void turn_k(const sr_dtype type, const struct flash *f, const uint8_t 
         for (int32_t i = 0; i < f->d; i += 16) {
             __m512 r[16];
             SR_UNROLL for (int j = 0; j < 16; j++)
-                r[j] = key + j < n ? widen(type, rows + (size_t)(key + j) * bytes, i, f->d) : _mm512_setzero_ps();
-            transpose16(r);
+                r[j] = key + j < n ? sr_widen_avx512(type, rows + (size_t)(key + j) * bytes, i, f->d) : _mm512_setzero_ps();
+            sr_transpose16_avx512(r);
             SR_UNROLL for (int j = 0; j < 16; j++) _mm512_store_ps(f->k + (i + j) * KEYS + key, r[j]);
         }
 }
@@ -73,7 +42,7 @@ SR_INLINE void widen_v(const sr_dtype type, const struct flash *f, const uint8_t
     const size_t bytes = f->a->shape->v_row_bytes;
     for (int32_t key = 0; key < n; key++)
         for (int32_t i = 0; i < f->d; i += 16)
-            _mm512_store_ps(f->v + key * f->dp + i, widen(type, rows + (size_t)key * bytes, i, f->d));
+            _mm512_store_ps(f->v + key * f->dp + i, sr_widen_avx512(type, rows + (size_t)key * bytes, i, f->d));
 }
 
 static void load_tile(const struct flash *f, int64_t key, int32_t n)
