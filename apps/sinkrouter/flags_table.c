@@ -147,7 +147,7 @@ const struct flag sr_flag_table[] = {
     IDLE("-kvo --kv-offload -cmoe --cpu-moe --op-offload --no-op-offload --no-host", ENGINE, "this build computes on the CPU"),
     IDLE("-nkvo --no-kv-offload", ENGINE & ~CMD_BENCH, "this build computes on the CPU"),
     IDLE_1("-nkvo --no-kv-offload -nopo", CMD_BENCH, "this build computes on the CPU"),
-    IDLE("--repack -nr --no-repack", ENGINE, "weights are used as the file has them"),
+    IDLE("--repack -nr --no-repack", ENGINE, "weights are laid out as this build needs them"),
     IDLE("--warmup", ENGINE, "bench always runs each test once before timing it, the others need none"),
     IDLE("--no-warmup", ENGINE & ~CMD_BENCH, "only bench runs anything before it is needed"),
     IDLE("--no-context-shift", TALK, "a full context always stops the answer"),

@@ -86,6 +86,20 @@ static sr_status open_session(struct talk *t, sr_error *err)
     return restore(t, err);
 }
 
+/* With -tb the model has the larger of the two numbers of threads, and each phase uses its own. */
+static sr_status open_model(struct talk *t, sr_error *err)
+{
+    const struct options *o = t->o;
+    int decode = o->threads.n ? (int)o->threads.v[0] : 0, batch = o->threads_batch.n ? (int)o->threads_batch.v[0] : 0;
+    sr_status st = sr_setup_model(&t->model, o, 0, batch > decode && decode ? batch : decode, err);
+    if (st) return st;
+    sr_model_get_info(t->model, &t->info);
+    t->decode_threads = decode && decode < t->info.n_threads ? decode : 0;
+    if (batch > t->info.n_threads) sr_note("-tb %d: without -t there are %d threads", batch, t->info.n_threads);
+    t->batch_threads = batch && batch < t->info.n_threads ? batch : 0;
+    return SR_OK;
+}
+
 static int wants_color(const struct options *o)
 {
     const char *no_color = getenv("NO_COLOR");
@@ -100,10 +114,8 @@ sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
     sr_route_options checked; /* before the model is loaded: wrong usage should not wait for it */
     sr_status st = sr_setup_check_model(o, 0, err);
     if (!st) st = sr_setup_route(&checked, o, NULL, err);
-    int threads = o->threads.n ? (int)o->threads.v[0] : 0;
-    if (!st) st = sr_setup_model(&t->model, o, 0, threads, err);
+    if (!st) st = open_model(t, err);
     if (st) return st;
-    sr_model_get_info(t->model, &t->info);
     st = pick_template(t, &stop_texts, err);
     if (!st) st = list_stops(t, err);
     if (!st) st = sr_setup_sampler(&t->sampler, &t->seed, o, t->info.n_vocab, err);
@@ -182,12 +194,14 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct a
                          n_ctx, t->info.n_ctx_train);
     sr_stream_restart(&t->out);
     sr_session_stats_reset(t->session);
-    sr_status st = sr_session_sync(t->session, ids, n, sr_progress_show, NULL, &a->reused, err);
+    sr_status st = sr_model_limit_threads(t->model, t->batch_threads, err);
+    if (!st) st = sr_session_sync(t->session, ids, n, sr_progress_show, NULL, &a->reused, err);
     sr_progress_clear();
     if (st) return st;
     a->prefilled = sr_session_len(t->session) - a->reused;
     if (sr_session_len(t->session) == n) {
-        st = generate(t, a, err);
+        st = sr_model_limit_threads(t->model, t->decode_threads, err);
+        if (!st) st = generate(t, a, err);
         sr_status finished = sr_stream_finish(&t->out, err);
         if (!st) st = finished;
         if (t->out.error) a->stop = STOP_OUTPUT;

@@ -40,6 +40,7 @@ struct talk {
     float *logits;          /* copy without end tokens, for --ignore-eos */
     int restored;           /* the session came from a file */
     int color;
+    int batch_threads, decode_threads; /* 0: all the model has */
 };
 
 /* Opens all of it; says what happened on standard error. */

@@ -61,6 +61,8 @@ typedef struct sr_model_info {
 } sr_model_info;
 
 SR_API void sr_model_get_info(const sr_model *m, sr_model_info *out);
+/* From the next call on at most n_threads of the model's threads compute; 0: all. Results do not depend on it. */
+SR_API sr_status sr_model_limit_threads(sr_model *m, int n_threads, sr_error *err);
 /* K and V bytes per token over all layers for these types. */
 SR_API uint64_t sr_model_kv_bytes(const sr_model *m, sr_dtype k_type, sr_dtype v_type);
 /* Memory that a session of n_ctx tokens needs: K/V, sketch (route options), scratch. */

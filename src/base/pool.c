@@ -32,6 +32,7 @@ struct pool {
     atomic_int n_asleep;
     atomic_int caller_asleep;
     atomic_int quit;
+    atomic_int limit; /* threads below this index take tasks */
 
     /* The loop: written before n_left is, read after a claim. */
     int32_t n_tasks;
@@ -153,7 +154,7 @@ static void *worker_main(void *arg)
     for (unsigned seen = 0;;) {
         seen = wait_epoch(w->pool, seen);
         if (atomic_load(&w->pool->quit)) return NULL;
-        run_tasks(w->pool, w->index);
+        if (w->index < atomic_load_explicit(&w->pool->limit, memory_order_relaxed)) run_tasks(w->pool, w->index);
     }
 }
 
@@ -187,7 +188,8 @@ static void wait_done(struct pool *p, int n_tasks)
 
 void sr_pool_run(struct pool *p, int32_t n_tasks, pool_fn *fn, void *ctx)
 {
-    if (!p || p->n_threads == 1 || n_tasks <= 1) {
+    const int limit = p ? atomic_load_explicit(&p->limit, memory_order_relaxed) : 1;
+    if (limit == 1 || n_tasks <= 1) {
         for (int32_t i = 0; i < n_tasks; i++) fn(ctx, i, 0);
         return;
     }
@@ -196,7 +198,7 @@ void sr_pool_run(struct pool *p, int32_t n_tasks, pool_fn *fn, void *ctx)
     p->ctx = ctx;
     atomic_store(&p->n_done, 0);
     atomic_store_explicit(&p->n_left, n_tasks, memory_order_release);
-    start_epoch(p, n_tasks - 1);
+    start_epoch(p, limit < p->n_threads ? p->n_threads : n_tasks - 1); /* who is woken cannot be chosen */
     run_tasks(p, 0);
     wait_done(p, n_tasks);
 }
@@ -237,6 +239,7 @@ sr_status sr_pool_new(struct pool **out, int n_threads, sr_error *err)
     if (!p) return sr_fail_memory(err, bytes, "thread pool");
     cpu_set_t usable;
     p->n_threads = n_threads;
+    atomic_init(&p->limit, n_threads);
     /* With more threads than CPUs a spinning thread only keeps the one that has work from running. */
     p->spin_ns = n_threads <= usable_cpus(&usable) ? SPIN_NS : 0;
     pthread_mutex_init(&p->lock, NULL);
@@ -267,4 +270,10 @@ void sr_pool_free(struct pool *p)
 int sr_pool_threads(const struct pool *p)
 {
     return p ? p->n_threads : 1;
+}
+
+void sr_pool_limit(struct pool *p, int n_threads)
+{
+    if (!p) return;
+    atomic_store(&p->limit, n_threads < 1 || n_threads > p->n_threads ? p->n_threads : n_threads);
 }

@@ -16,6 +16,9 @@ struct pool;
 sr_status sr_pool_new(struct pool **out, int n_threads, sr_error *err);
 void sr_pool_free(struct pool *p);
 int sr_pool_threads(const struct pool *p);
+/* From the next loop on at most n_threads take tasks, the caller included; 0 or more than there are: all. The others
+ * stay for later, so scratch is still indexed by sr_pool_threads. Not while a loop runs. */
+void sr_pool_limit(struct pool *p, int n_threads);
 
 /* Runs fn(ctx, task, thread) for every task in [0, n_tasks); thread in [0, n_threads) indexes scratch. Tasks are
  * dealt dynamically. Returns when all are done. p may be NULL: runs them in the caller. */

@@ -207,3 +207,12 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .n_tensors = (int32_t)sr_gguf_n_tensors(m->file),
         .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0};
 }
+
+sr_status sr_model_limit_threads(sr_model *m, int n_threads, sr_error *err)
+{
+    if (!m || !m->backend) return sr_fail(err, SR_ERR_USAGE, "threads: the model was not opened for computing");
+    const int most = sr_pool_threads(sr_backend_pool(m->backend));
+    if (n_threads < 0 || n_threads > most) return sr_fail(err, SR_ERR_USAGE, "threads: %d, the model has %d", n_threads, most);
+    sr_pool_limit(sr_backend_pool(m->backend), n_threads);
+    return SR_OK;
+}

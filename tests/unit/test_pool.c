@@ -146,6 +146,25 @@ static void limits_are_refused(void **state)
     sr_pool_free(NULL);
 }
 
+static void limit_keeps_the_others_out(void **state)
+{
+    (void)state;
+    static struct job j;
+    struct pool *p = NULL;
+    assert_int_equal(sr_pool_new(&p, 4, NULL), SR_OK);
+    for (int limit = 1; limit <= 4; limit++) {
+        memset(&j, 0, sizeof j);
+        j.n_threads = limit;
+        sr_pool_limit(p, limit);
+        sr_pool_run(p, N, count_task, &j);
+        for (int i = 0; i < N; i++) assert_int_equal(j.runs[i], 1);
+        assert_int_equal(j.bad_thread, 0);
+    }
+    sr_pool_limit(p, 0);
+    assert_int_equal(sr_pool_threads(p), 4);
+    sr_pool_free(p);
+}
+
 static void runs_do_not_allocate(void **state)
 {
     (void)state;
@@ -167,6 +186,7 @@ int main(void)
         cmocka_unit_test(sleeping_threads_wake),
         cmocka_unit_test(tasks_run_at_once),
         cmocka_unit_test(limits_are_refused),
+        cmocka_unit_test(limit_keeps_the_others_out),
         cmocka_unit_test(runs_do_not_allocate),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
