@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Merges are looked up by the pair of token ids, so that merging touches no text. Of a pair that is listed twice the
- * first rank counts. A merge whose result is a control token is not entered: text must never turn into one.
+ * Merges are looked up by the pair of token ids, so that merging touches no text. Of a pair that is listed
+ * twice the first rank counts. A merge whose result is a control token is not entered: text must never turn
+ * into one.
  */
 #include "text/bpe.h"
 
@@ -11,7 +12,7 @@
 #include "text/utf8.h"
 
 #define KEY_MERGES "tokenizer.ggml.merges"
-#define KEY_PRE "tokenizer.ggml.pre"
+#define KEY_PRE    "tokenizer.ggml.pre"
 
 /* ---- the byte alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 upwards ---- */
 
@@ -29,7 +30,8 @@ static uint32_t char_of_byte(uint32_t byte)
     return c;
 }
 
-/* Byte that the character stands for, or -1. The inverse of char_of_byte: the 68 bytes are 00-20, 7F-A0 and AD. */
+/* Byte that the character stands for, or -1. The inverse of char_of_byte: the 68 bytes are 00-20, 7F-A0 and
+ * AD. */
 static int byte_of_char(uint32_t c)
 {
     if (stands_for_itself(c)) return (int)c;
@@ -68,7 +70,8 @@ static struct bpe_merge *slot_of(const struct bpe *b, uint64_t pair)
 }
 
 /* Ids of "A B" and of AB; AB is put together in `joined`, which has room for s.bytes. */
-static int parse_merge(const struct vocab *v, struct gguf_str s, char *joined, int32_t *left, int32_t *right, int32_t *id)
+static int parse_merge(const struct vocab *v, struct gguf_str s, char *joined, int32_t *left, int32_t *right,
+                       int32_t *id)
 {
     const char *space = s.bytes > 1 ? memchr(s.data + 1, ' ', s.bytes - 1) : NULL;
     size_t l, r;
@@ -84,7 +87,8 @@ static int parse_merge(const struct vocab *v, struct gguf_str s, char *joined, i
     return r > 0 && *left >= 0 && *right >= 0 && *id >= 0;
 }
 
-static sr_status add_merges(struct bpe *b, const struct gguf *g, const struct gguf_value *a, char *joined, sr_error *err)
+static sr_status add_merges(struct bpe *b, const struct gguf *g, const struct gguf_value *a, char *joined,
+                            sr_error *err)
 {
     const uint8_t *at = NULL;
     uint64_t i = 0;
@@ -92,10 +96,12 @@ static sr_status add_merges(struct bpe *b, const struct gguf *g, const struct gg
 
     for (uint32_t rank = 0; sr_gguf_next_str(a, &at, &i, &s); rank++) {
         int32_t left, right, id;
-        if (s.bytes > 2 * SR_VOCAB_MAX_TOKEN_BYTES + 1 || !parse_merge(b->vocab, s, joined, &left, &right, &id)) {
+        if (s.bytes > 2 * SR_VOCAB_MAX_TOKEN_BYTES + 1 ||
+            !parse_merge(b->vocab, s, joined, &left, &right, &id)) {
             char text[64];
             sr_escape(text, sizeof text, s.data, s.bytes);
-            return sr_gguf_reject(g, err, KEY_MERGES "[%u]: \"%s\" is not two tokens whose join is a token", rank, text);
+            return sr_gguf_reject(g, err, KEY_MERGES "[%u]: \"%s\" is not two tokens whose join is a token",
+                                  rank, text);
         }
         if (b->vocab->kind[id] == TOKEN_CONTROL) continue;
         uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
@@ -144,8 +150,8 @@ static sr_status find_rule(struct bpe *b, const struct gguf *g, sr_error *err)
     b->pre = sr_pretokenizer_find(name.data, name.bytes);
     if (b->pre) return SR_OK;
     sr_escape(text, sizeof text, name.data, name.bytes);
-    return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: " KEY_PRE ": \"%s\" is not supported; known: %s", sr_gguf_path(g), text,
-                   sr_pretokenizer_names());
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: " KEY_PRE ": \"%s\" is not supported; known: %s",
+                   sr_gguf_path(g), text, sr_pretokenizer_names());
 }
 
 static sr_status map_bytes(struct bpe *b, const struct gguf *g, int32_t unknown, sr_error *err)
@@ -160,11 +166,13 @@ static sr_status map_bytes(struct bpe *b, const struct gguf *g, int32_t unknown,
         n_known += id >= 0;
         b->byte_id[byte] = id >= 0 ? id : unknown;
     }
-    if (n_known == 0) return sr_gguf_reject(g, err, "tokenizer.ggml.tokens: no token stands for a single byte");
+    if (n_known == 0)
+        return sr_gguf_reject(g, err, "tokenizer.ggml.tokens: no token stands for a single byte");
     return SR_OK;
 }
 
-sr_status sr_bpe_open(struct bpe *b, const struct vocab *v, const struct gguf *g, int32_t unknown, sr_error *err)
+sr_status sr_bpe_open(struct bpe *b, const struct vocab *v, const struct gguf *g, int32_t unknown,
+                      sr_error *err)
 {
     sr_status st;
 
@@ -186,7 +194,8 @@ void sr_bpe_fini(struct bpe *b)
 
 /* ---- encoding ---- */
 
-static int rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank, int32_t *id)
+static int rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank,
+                        int32_t *id)
 {
     const struct bpe_merge *m = slot_of(ctx, (uint64_t)(uint32_t)l->id << 32 | (uint32_t)r->id);
 
@@ -195,7 +204,8 @@ static int rank_of_pair(const void *ctx, const struct symbol *l, const struct sy
     return m->id >= 0;
 }
 
-/* The id of a whole word that may be taken without merging, or -1. Its text is the bytes mapped to characters. */
+/* The id of a whole word that may be taken without merging, or -1. Its text is the bytes mapped to
+ * characters. */
 static int32_t whole_word(const struct bpe *b, const uint8_t *word, size_t bytes)
 {
     char mapped[512];
@@ -208,8 +218,8 @@ static int32_t whole_word(const struct bpe *b, const uint8_t *word, size_t bytes
     return id >= 0 && b->vocab->kind[id] == TOKEN_NORMAL ? id : -1;
 }
 
-static sr_status encode_word(const struct bpe *b, const uint8_t *word, size_t bytes, struct pair_merge *scratch,
-                             struct token_list *out, sr_error *err)
+static sr_status encode_word(const struct bpe *b, const uint8_t *word, size_t bytes,
+                             struct pair_merge *scratch, struct token_list *out, sr_error *err)
 {
     int32_t n = 0;
 
@@ -219,10 +229,12 @@ static sr_status encode_word(const struct bpe *b, const uint8_t *word, size_t by
     }
     SR_TRY(sr_pair_merge_reserve(scratch, bytes, err));
     for (size_t i = 0; i < bytes; i++)
-        if (b->byte_id[word[i]] >= 0) scratch->sym[n++] = (struct symbol){.id = b->byte_id[word[i]], .bytes = 1};
+        if (b->byte_id[word[i]] >= 0)
+            scratch->sym[n++] = (struct symbol){.id = b->byte_id[word[i]], .bytes = 1};
     if (n == 0) return SR_OK;
     sr_pair_merge_run(scratch, n, rank_of_pair, b);
-    for (int32_t i = 0; i >= 0; i = scratch->sym[i].next) SR_TRY(sr_token_list_push(out, scratch->sym[i].id, err));
+    for (int32_t i = 0; i >= 0; i = scratch->sym[i].next)
+        SR_TRY(sr_token_list_push(out, scratch->sym[i].id, err));
     return SR_OK;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Byte-level BPE: words from a pre-tokenizer, bytes as printable characters (the "gpt2" alphabet), pairs merged by
- * the rank of the file's list. A byte without a token of its own (SmolLM2 has 21 such) becomes the unknown token if
- * that may stand in text, else it is left out, as the published implementations do.
+ * Byte-level BPE: words from a pre-tokenizer, bytes as printable characters (the "gpt2" alphabet), pairs
+ * merged by the rank of the file's list. A byte without a token of its own (SmolLM2 has 21 such) becomes the
+ * unknown token if that may stand in text, else it is left out, as the published implementations do.
  */
 #ifndef SR_TEXT_BPE_H
 #define SR_TEXT_BPE_H
@@ -14,19 +14,20 @@
 struct bpe_merge {
     uint64_t pair; /* left id, right id */
     uint32_t rank;
-    int32_t id;    /* of the joined token; -1: free slot */
+    int32_t id; /* of the joined token; -1: free slot */
 };
 
 struct bpe {
-    const struct vocab *vocab;       /* borrowed from the tokenizer */
+    const struct vocab *vocab; /* borrowed from the tokenizer */
     const struct pretokenizer *pre;
-    struct bpe_merge *merge;         /* [mask + 1] by pair */
+    struct bpe_merge *merge; /* [mask + 1] by pair */
     uint32_t mask;
-    int32_t byte_id[256];            /* -1: left out */
+    int32_t byte_id[256]; /* -1: left out */
 };
 
 /* b must be zeroed. unknown is the id for bytes without a token, or -1. On failure nothing is owned. */
-sr_status sr_bpe_open(struct bpe *b, const struct vocab *v, const struct gguf *g, int32_t unknown, sr_error *err);
+sr_status sr_bpe_open(struct bpe *b, const struct vocab *v, const struct gguf *g, int32_t unknown,
+                      sr_error *err);
 void sr_bpe_fini(struct bpe *b);
 
 /* Appends the ids of a text without special tokens. */

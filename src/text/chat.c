@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rendering. Each function below does what the published template of its family does for system, user and assistant
- * messages without tools; strip and newline rules are theirs, white space included.
+ * Rendering. Each function below does what the published template of its family does for system, user and
+ * assistant messages without tools; strip and newline rules are theirs, white space included.
  */
 #include "text/chat.h"
 
@@ -9,14 +9,8 @@
 
 #include "base/memory.h"
 #include "text/chat_draft.h"
+#include "text/chat_sentences.h"
 #include "text/tokenizer_parts.h"
-
-#define QWEN25_SYSTEM "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-#define SMOLLM2_SYSTEM "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-#define VICUNA_SYSTEM                                                                                        \
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, " \
-    "detailed, and polite answers to the user's questions."
-#define LLAMA31_DATE "26 Jul 2024"
 
 struct conversation {
     const struct chat_message *m;
@@ -29,14 +23,24 @@ static const char *role_name(enum chat_role r)
     return r == CHAT_SYSTEM ? "system" : r == CHAT_USER ? "user" : "assistant";
 }
 
-static struct chat_slice content_of(const struct chat_message *m) { return (struct chat_slice){m->text, m->bytes}; }
-static void put(struct chat_draft *d, const char *text) { sr_chat_draft_fixed(d, text); }
-static void put_user(struct chat_draft *d, struct chat_slice x) { sr_chat_draft_user(d, x.s, x.n); }
+static struct chat_slice content_of(const struct chat_message *m)
+{
+    return (struct chat_slice){m->text, m->bytes};
+}
+static void put(struct chat_draft *d, const char *text)
+{
+    sr_chat_draft_fixed(d, text);
+}
+static void put_user(struct chat_draft *d, struct chat_slice x)
+{
+    sr_chat_draft_user(d, x.s, x.n);
+}
 
 static void refuse(struct chat_draft *d, enum chat_template t, int32_t i, const char *why)
 {
     if (d->status == SR_OK)
-        d->status = sr_fail(d->err, SR_ERR_USAGE, "chat template %s: message %d: %s", sr_chat_template_name(t), i, why);
+        d->status = sr_fail(d->err, SR_ERR_USAGE, "chat template %s: message %d: %s",
+                            sr_chat_template_name(t), i, why);
 }
 
 /* ---- ChatML ---- */
@@ -65,7 +69,10 @@ static void chatml(struct chat_draft *d, const struct conversation *c, const cha
 
 /* ---- Qwen3 ---- */
 
-static int begins_with(struct chat_slice x, const char *s) { return x.n >= strlen(s) && memcmp(x.s, s, strlen(s)) == 0; }
+static int begins_with(struct chat_slice x, const char *s)
+{
+    return x.n >= strlen(s) && memcmp(x.s, s, strlen(s)) == 0;
+}
 
 static int ends_with(struct chat_slice x, const char *s)
 {
@@ -77,7 +84,9 @@ static int32_t last_question(const struct conversation *c)
 {
     for (int32_t i = c->n - 1; i >= 0; i--) {
         struct chat_slice x = content_of(&c->m[i]);
-        if (c->m[i].role == CHAT_USER && !(begins_with(x, "<tool_response>") && ends_with(x, "</tool_response>"))) return i;
+        if (c->m[i].role == CHAT_USER &&
+            !(begins_with(x, "<tool_response>") && ends_with(x, "</tool_response>")))
+            return i;
     }
     return c->n - 1;
 }
@@ -107,8 +116,10 @@ static void qwen3(struct chat_draft *d, const struct conversation *c)
 
     for (int32_t i = 0; i < c->n; i++) {
         chatml_open(d, c->m[i].role);
-        if (c->m[i].role == CHAT_ASSISTANT) qwen3_answer(d, c, i, question);
-        else put_user(d, content_of(&c->m[i]));
+        if (c->m[i].role == CHAT_ASSISTANT)
+            qwen3_answer(d, c, i, question);
+        else
+            put_user(d, content_of(&c->m[i]));
         put(d, "<|im_end|>\n");
     }
     if (!c->o->add_generation_prompt) return;
@@ -124,16 +135,17 @@ static int alternates(struct chat_draft *d, const struct conversation *c, enum c
     for (int32_t i = first; i < c->n; i++) {
         enum chat_role want = (i - first) % 2 == 0 ? CHAT_USER : CHAT_ASSISTANT;
         if (c->m[i].role == want) continue;
-        refuse(d, t, i, c->m[i].role == CHAT_SYSTEM ? "a system message can only come first"
-                                                    : "roles must alternate user, assistant, user, ...");
+        refuse(d, t, i,
+               c->m[i].role == CHAT_SYSTEM ? "a system message can only come first"
+                                           : "roles must alternate user, assistant, user, ...");
         return 0;
     }
     if (first == c->n) refuse(d, t, c->n, "a user message is needed");
     return first < c->n;
 }
 
-/* The first question carries the system text, and the pair is stripped as one string: an empty question takes the
- * empty lines after the system text with it. */
+/* The first question carries the system text, and the pair is stripped as one string: an empty question takes
+ * the empty lines after the system text with it. */
 static void llama2_system(struct chat_draft *d, struct chat_slice system, int has_question)
 {
     put(d, "<<SYS>>\n");
@@ -184,11 +196,11 @@ static void llama3_turns(struct chat_draft *d, const struct conversation *c, int
 static void llama31(struct chat_draft *d, const struct conversation *c)
 {
     int32_t first = c->m[0].role == CHAT_SYSTEM;
-    const char *date = c->o->date ? c->o->date : LLAMA31_DATE;
+    const char *date = c->o->date ? c->o->date : SR_CHAT_LLAMA31_DATE;
 
     put(d, "<|begin_of_text|>");
     llama3_open(d, "system");
-    put(d, "Cutting Knowledge Date: December 2023\nToday Date: ");
+    put(d, SR_CHAT_LLAMA31_CUTOFF "Today Date: ");
     sr_chat_draft_user(d, date, strlen(date));
     put(d, "\n\n");
     if (first) put_user(d, sr_chat_strip(content_of(&c->m[0])));
@@ -204,8 +216,10 @@ static void vicuna(struct chat_draft *d, const struct conversation *c)
     int has_system = !first || c->m[0].bytes > 0;
 
     if (!alternates(d, c, CHAT_VICUNA, first)) return;
-    if (first) put_user(d, content_of(&c->m[0]));
-    else put(d, VICUNA_SYSTEM);
+    if (first)
+        put_user(d, content_of(&c->m[0]));
+    else
+        put(d, SR_CHAT_VICUNA_SYSTEM);
     for (int32_t i = first; i < c->n; i++) {
         if (c->m[i].role == CHAT_USER) {
             put(d, i == first && has_system ? " USER: " : "USER: ");
@@ -237,11 +251,12 @@ static void render(struct chat_draft *d, const struct conversation *c, enum chat
 {
     switch (t) {
     case CHAT_NONE:
-        d->status = sr_fail(d->err, SR_ERR_USAGE, "the model declares no chat template; name one with --chat-template");
+        d->status = sr_fail(d->err, SR_ERR_USAGE,
+                            "the model declares no chat template; name one with --chat-template");
         break;
     case CHAT_CHATML: chatml(d, c, NULL); break;
-    case CHAT_SMOLLM2: chatml(d, c, SMOLLM2_SYSTEM); break;
-    case CHAT_QWEN25: chatml(d, c, QWEN25_SYSTEM); break;
+    case CHAT_SMOLLM2: chatml(d, c, SR_CHAT_SMOLLM2_SYSTEM); break;
+    case CHAT_QWEN25: chatml(d, c, SR_CHAT_QWEN25_SYSTEM); break;
     case CHAT_QWEN3: qwen3(d, c); break;
     case CHAT_LLAMA2: llama2(d, c); break;
     case CHAT_LLAMA3:
@@ -274,19 +289,22 @@ void sr_chat_text_free(struct chat_text *c)
     *c = (struct chat_text){0};
 }
 
-/* Without these as tokens a model of the family would read its own turn marks as words. ChatML is also used over
- * vocabularies that lack its marks, as plain text, so it asks for none. */
+/* Without these as tokens a model of the family would read its own turn marks as words. ChatML is also used
+ * over vocabularies that lack its marks, as plain text, so it asks for none. */
 static const char *const *needed_tokens(enum chat_template t)
 {
-    static const char *const none[] = {NULL}, *const sp_end[] = {"</s>", NULL}, *const sp_both[] = {"<s>", "</s>", NULL};
-    static const char *const llama3[] = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", NULL};
+    static const char *const none[] = {NULL}, *const sp_end[] = {"</s>", NULL},
+                             *const sp_both[] = {"<s>", "</s>", NULL};
+    static const char *const llama3[] = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+                                         "<|eot_id|>", NULL};
 
     if (t == CHAT_LLAMA2) return sp_both;
     if (t == CHAT_VICUNA || t == CHAT_ZEPHYR) return sp_end;
     return t == CHAT_LLAMA3 || t == CHAT_LLAMA31 ? llama3 : none;
 }
 
-sr_status sr_chat_tokenize(const struct chat_text *c, const struct tokenizer *t, struct token_list *out, sr_error *err)
+sr_status sr_chat_tokenize(const struct chat_text *c, const struct tokenizer *t, struct token_list *out,
+                           sr_error *err)
 {
     struct text_part *parts;
     sr_status st;
@@ -298,7 +316,8 @@ sr_status sr_chat_tokenize(const struct chat_text *c, const struct tokenizer *t,
     parts = sr_alloc((size_t)c->n_pieces * sizeof *parts);
     if (!parts) return sr_fail_memory(err, (size_t)c->n_pieces * sizeof *parts, "chat pieces");
     for (int32_t i = 0; i < c->n_pieces; i++)
-        parts[i] = (struct text_part){c->pieces[i].bytes, c->pieces[i].from_user ? SPECIAL_AS_TEXT : SPECIAL_PARSE};
+        parts[i] =
+            (struct text_part){c->pieces[i].bytes, c->pieces[i].from_user ? SPECIAL_AS_TEXT : SPECIAL_PARSE};
     st = sr_tokenize_parts(t, c->text, parts, c->n_pieces, out, err);
     sr_free(parts);
     return st;

@@ -1,60 +1,68 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Which family a template belongs to. Marks alone would take look-alikes: many templates print <|im_start|> and add
- * a default text, a date, tools or thinking of their own, and a prompt that is almost right is worse than a refusal.
- * So a program must contain every mark of the family and consist of nothing else than the family's words: each text
- * that it holds is made of the family's fragments, and each name is one that the family uses. What is left open is
- * only the order of known things.
+ * Which family a template belongs to. Marks alone would take look-alikes: many templates print <|im_start|>
+ * and add a default text, a date, tools or thinking of their own, and a prompt that is almost right is worse
+ * than a refusal. So a program must contain every mark of the family and consist of nothing else than the
+ * family's words: each text that it holds is made of the family's fragments, and each name is one that the
+ * family uses. What is left open is only the order of known things.
  */
 #include "text/chat.h"
 
 #include <string.h>
 
 #include "text/chat_program.h"
+#include "text/chat_sentences.h"
 
 #define MAX_LIST 48
 
 struct family {
     enum chat_template id;
-    const char *mark[8];          /* each in the canonical program */
-    const char *never[2];         /* none of these in it */
-    const char *names;            /* separated and surrounded by spaces */
+    const char *mark[8];  /* each in the canonical program */
+    const char *never[2]; /* none of these in it */
+    const char *names;    /* separated and surrounded by spaces */
     const char *fragment[MAX_LIST];
 };
 
-#define NAMES_BASE " for in endfor if elif else endif set not and or is defined true false none message messages role content add_generation_prompt "
+#define NAMES_BASE                                                                                           \
+    " for in endfor if elif else endif set not and or is defined true false none message messages role "     \
+    "content add_generation_prompt "
 
 /* Canonical texts hold newlines as such, so the marks do too. */
-#define CHATML_TURN "\"<|im_start|>\"+message.role+\"\n\"+message.content+\"<|im_end|>\n\""
+#define CHATML_TURN   "\"<|im_start|>\"+message.role+\"\n\"+message.content+\"<|im_end|>\n\""
 #define CHATML_PROMPT "\"<|im_start|>assistant\n\""
-#define LLAMA3_TURN "\"<|start_header_id|>\"+message.role+\"<|end_header_id|>\n\n\"+message.content|trim+\"<|eot_id|>\""
-#define QWEN25_SYSTEM "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-#define QWEN_TOOLS_HEAD                                                                                                  \
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function " \
+#define LLAMA3_TURN                                                                                          \
+    "\"<|start_header_id|>\"+message.role+\"<|end_header_id|>\n\n\"+message.content|trim+\"<|eot_id|>\""
+#define QWEN_TOOLS_HEAD                                                                                      \
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with " \
+    "function "                                                                                              \
     "signatures within <tools></tools> XML tags:\n<tools>"
-#define QWEN_TOOLS_TAIL                                                                                             \
-    "</tools>\n\nFor each function call, return a json object with function name and arguments within "          \
-    "<tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}"
-#define QWEN_FRAGMENTS                                                                                            \
-    "<|im_start|>", "<|im_end|>", "\n", "system", "user", "assistant", "tool", QWEN_TOOLS_HEAD, QWEN_TOOLS_TAIL, \
-        "<tool_call>", "</tool_call>", "{\"name\": \"", "\", \"arguments\": ", "}", "<tool_response>", "</tool_response>"
-#define QWEN_NAMES NAMES_BASE "tools tool tojson loop first last index0 tool_call tool_calls function name arguments "
+#define QWEN_TOOLS_TAIL                                                                                      \
+    "</tools>\n\nFor each function call, return a json object with function name and arguments within "      \
+    "<tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": "            \
+    "<args-json-object>}"
+#define QWEN_FRAGMENTS                                                                                       \
+    "<|im_start|>", "<|im_end|>", "\n", "system", "user", "assistant", "tool", QWEN_TOOLS_HEAD,              \
+        QWEN_TOOLS_TAIL, "<tool_call>", "</tool_call>", "{\"name\": \"", "\", \"arguments\": ", "}",         \
+        "<tool_response>", "</tool_response>"
+#define QWEN_NAMES                                                                                           \
+    NAMES_BASE "tools tool tojson loop first last index0 tool_call tool_calls function name arguments "
 
+/* clang-format off */
 static const struct family families[] = {
     {.id = CHAT_CHATML,
      .mark = {CHATML_TURN, CHATML_PROMPT, "add_generation_prompt"},
      .names = NAMES_BASE,
      .fragment = {"<|im_start|>", "<|im_end|>", "\n", "assistant"}},
     {.id = CHAT_SMOLLM2,
-     .mark = {CHATML_TURN, CHATML_PROMPT, "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n",
+     .mark = {CHATML_TURN, CHATML_PROMPT, SR_CHAT_SMOLLM2_SYSTEM "<|im_end|>\n",
               "loop.first and messages[0].role!=\"system\""},
      .names = NAMES_BASE "loop first ",
      .fragment = {"<|im_start|>", "<|im_end|>", "\n", "assistant", "system",
-                  "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}},
+                  SR_CHAT_SMOLLM2_SYSTEM}},
     {.id = CHAT_QWEN25,
-     .mark = {CHATML_TURN, CHATML_PROMPT, "\"<|im_start|>system\n" QWEN25_SYSTEM "<|im_end|>\n\"", "messages[0].role==\"system\""},
+     .mark = {CHATML_TURN, CHATML_PROMPT, "\"<|im_start|>system\n" SR_CHAT_QWEN25_SYSTEM "<|im_end|>\n\"", "messages[0].role==\"system\""},
      .names = QWEN_NAMES,
-     .fragment = {QWEN25_SYSTEM, QWEN_FRAGMENTS}},
+     .fragment = {SR_CHAT_QWEN25_SYSTEM, QWEN_FRAGMENTS}},
     {.id = CHAT_QWEN3,
      .mark = {CHATML_TURN, CHATML_PROMPT, "enable_thinking is false", "\"<think>\n\n</think>\n\n\"", "ns.last_query_index",
               "reasoning_content.strip(\"\n\")"},
@@ -67,14 +75,14 @@ static const struct family families[] = {
      .names = NAMES_BASE "loop index0 loop_messages system_message strip bos_token eos_token raise_exception ",
      .fragment = {"[INST] ", " [/INST]", " ", "<<SYS>>\n", "\n<</SYS>>\n\n", "user", "assistant", "system"}},
     {.id = CHAT_LLAMA31,
-     .mark = {LLAMA3_TURN, "bos_token", "Cutting Knowledge Date: December 2023\n", "\"Today Date: \"+date_string", "26 Jul 2024",
+     .mark = {LLAMA3_TURN, "bos_token", SR_CHAT_LLAMA31_CUTOFF, "\"Today Date: \"+date_string", SR_CHAT_LLAMA31_DATE,
               "messages[0].content|trim"},
      .names = NAMES_BASE "bos_token loop last custom_tools tools tools_in_user_message date_string strftime_now system_message "
                          "builtin_tools reject join t tojson indent length first_user_message raise_exception trim tool_calls "
                          "tool_call function name arguments arg_name arg_val items mapping iterable ",
      .fragment = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "<|eom_id|>",
-                  "<|python_tag|>", "system", "user", "assistant", "ipython", "tool", "tool_calls", "26 Jul 2024", "%d %b %Y",
-                  "Cutting Knowledge Date: December 2023\n", "Today Date: ", "\n", "Environment: ipython\n", "Tools: ",
+                  "<|python_tag|>", "system", "user", "assistant", "ipython", "tool", "tool_calls", SR_CHAT_LLAMA31_DATE, "%d %b %Y",
+                  SR_CHAT_LLAMA31_CUTOFF, "Today Date: ", "\n", "Environment: ipython\n", "Tools: ",
                   "equalto", "code_interpreter", ", ", ".call(", "=\"", "\"", ")", "{\"name\": \"", "\"parameters\": ", "}",
                   "You have access to the following functions. To call a function, please respond with JSON for a function call.",
                   "Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name and its value}.",
@@ -95,8 +103,7 @@ static const struct family families[] = {
      .never = {"\" USER: \"+message.content", "strip"},
      .names = NAMES_BASE "loop index0 first loop_messages system_message raise_exception eos_token ",
      .fragment = {"USER: ", " ASSISTANT: ", " ASSISTANT:", "ASSISTANT:", " ", "</s>", "user", "assistant", "system",
-                  "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-                  "detailed, and polite answers to the user's questions."}},
+                  SR_CHAT_VICUNA_SYSTEM}},
 };
 
 static const struct { enum chat_template id; const char *name; } names[] = {
@@ -105,6 +112,7 @@ static const struct { enum chat_template id; const char *name; } names[] = {
     {CHAT_ZEPHYR, "zephyr"},
 };
 
+/* clang-format on */
 #define KNOWN_NAMES "chatml, smollm2, qwen2.5, qwen3, llama2, llama3, llama3.1, vicuna, zephyr"
 
 /* ---- matching ---- */
@@ -163,7 +171,8 @@ static int knows_words(const struct family *f, const struct chat_program *p)
         const char *s = p->canon + t->at;
         if (t->kind == PROGRAM_NAME && !knows_name(f, s, t->bytes)) return 0;
         /* the text of an error is never part of a prompt */
-        if (t->kind == PROGRAM_TEXT && token_is(p, i - 1, "(") && token_is(p, i - 2, "raise_exception")) continue;
+        if (t->kind == PROGRAM_TEXT && token_is(p, i - 1, "(") && token_is(p, i - 2, "raise_exception"))
+            continue;
         if (t->kind == PROGRAM_TEXT && !knows_text(f, s, t->bytes)) return 0;
     }
     return 1;
@@ -203,8 +212,8 @@ sr_status sr_chat_template_detect(enum chat_template *out, const char *text, siz
     }
     if (st == SR_OK) sr_chat_program_free(&p);
     sr_escape(head, sizeof head, text, bytes);
-    return sr_fail(err, SR_ERR_UNSUPPORTED, "chat template \"%s\" is not known; --chat-template names one of " KNOWN_NAMES,
-                   head);
+    return sr_fail(err, SR_ERR_UNSUPPORTED,
+                   "chat template \"%s\" is not known; --chat-template names one of " KNOWN_NAMES, head);
 }
 
 sr_status sr_chat_template_find(enum chat_template *out, const char *name, sr_error *err)

@@ -58,8 +58,14 @@ static void append(struct chat_draft *d, const char *text, size_t bytes, int fro
     d->n += bytes;
 }
 
-void sr_chat_draft_fixed(struct chat_draft *d, const char *text) { append(d, text, strlen(text), 0); }
-void sr_chat_draft_user(struct chat_draft *d, const char *text, size_t bytes) { append(d, text, bytes, 1); }
+void sr_chat_draft_fixed(struct chat_draft *d, const char *text)
+{
+    append(d, text, strlen(text), 0);
+}
+void sr_chat_draft_user(struct chat_draft *d, const char *text, size_t bytes)
+{
+    append(d, text, bytes, 1);
+}
 
 sr_status sr_chat_draft_finish(struct chat_draft *d, struct chat_text *out)
 {
@@ -74,7 +80,8 @@ sr_status sr_chat_draft_finish(struct chat_draft *d, struct chat_text *out)
     } else {
         for (int32_t i = 0; i < d->n_cuts; i++) {
             size_t end = i + 1 < d->n_cuts ? d->cut[i + 1].begin : d->n;
-            pieces[i] = (struct chat_piece){d->text + d->cut[i].begin, end - d->cut[i].begin, d->cut[i].from_user};
+            pieces[i] =
+                (struct chat_piece){d->text + d->cut[i].begin, end - d->cut[i].begin, d->cut[i].from_user};
         }
         *out = (struct chat_text){.text = d->text, .bytes = d->n, .pieces = pieces, .n_pieces = d->n_cuts};
     }
@@ -89,7 +96,8 @@ sr_status sr_chat_draft_finish(struct chat_draft *d, struct chat_text *out)
 static int is_python_space(uint32_t c)
 {
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+           c == 0x3000;
 }
 
 /* Length of the white-space character at the front, 0 if none is there. */

@@ -13,13 +13,22 @@ struct reader {
     const char *s;
     size_t n, at;
     struct chat_program *p;
-    int strip_next;     /* the last tag closed with '-' */
-    int newline_next;   /* the last tag was a block or comment: one newline after it is dropped */
+    int strip_next;   /* the last tag closed with '-' */
+    int newline_next; /* the last tag was a block or comment: one newline after it is dropped */
 };
 
-static int is_space(char c) { return c == ' ' || (c >= 9 && c <= 13); }
-static int is_name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-static int is_name(char c) { return is_name_start(c) || (c >= '0' && c <= '9'); }
+static int is_space(char c)
+{
+    return c == ' ' || (c >= 9 && c <= 13);
+}
+static int is_name_start(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
+static int is_name(char c)
+{
+    return is_name_start(c) || (c >= '0' && c <= '9');
+}
 
 /* ---- canonical text ---- */
 
@@ -66,7 +75,8 @@ static int close_subscript(struct chat_program *p)
     struct program_token *text = token_back(p, 1), *bracket = token_back(p, 2), *before = token_back(p, 3);
     size_t n;
 
-    if (!text || text->kind != PROGRAM_TEXT || text->bytes == 0 || !is_mark(p, bracket, '[') || !before) return 0;
+    if (!text || text->kind != PROGRAM_TEXT || text->bytes == 0 || !is_mark(p, bracket, '[') || !before)
+        return 0;
     if (before->kind != PROGRAM_NAME && !is_mark(p, before, ']')) return 0;
     n = text->bytes;
     for (size_t i = 0; i < n; i++)
@@ -90,7 +100,8 @@ static char escaped(char c)
     }
 }
 
-/* A string literal at r->at. It is decoded into the end of canon's buffer, which has room for the whole program. */
+/* A string literal at r->at. It is decoded into the end of canon's buffer, which has room for the whole
+ * program. */
 static int read_string(struct reader *r, char *decoded)
 {
     char quote = r->s[r->at++];
@@ -217,13 +228,15 @@ static int read_program(struct reader *r, char *decoded)
 sr_status sr_chat_program_read(struct chat_program *p, const char *text, size_t bytes, sr_error *err)
 {
     struct reader r = {.s = text, .n = bytes, .p = p};
-    size_t room = 2 * bytes + 16; /* quotes or a separating space for each token, which is one character at least */
+    size_t room =
+        2 * bytes + 16; /* quotes or a separating space for each token, which is one character at least */
     char *decoded;
     int ok;
 
     *p = (struct chat_program){0};
     if (bytes > SR_CHAT_PROGRAM_MAX_BYTES)
-        return sr_fail(err, SR_ERR_FORMAT, "chat template: %zu bytes, at most %zu", bytes, SR_CHAT_PROGRAM_MAX_BYTES);
+        return sr_fail(err, SR_ERR_FORMAT, "chat template: %zu bytes, at most %zu", bytes,
+                       SR_CHAT_PROGRAM_MAX_BYTES);
     p->canon = sr_alloc(room);
     p->token = sr_alloc((bytes + 1) * sizeof *p->token);
     decoded = sr_alloc(bytes + 1);

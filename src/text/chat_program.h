@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A chat template is a Jinja program. This reads one just far enough to compare it: a canonical text in which
- * quoting, spacing, white-space control, x["y"] against x.y and "a" + "b" against "ab" make no difference, and the
- * list of its words. Nothing is executed.
+ * quoting, spacing, white-space control, x["y"] against x.y and "a" + "b" against "ab" make no difference,
+ * and the list of its words. Nothing is executed.
  */
 #ifndef SR_TEXT_CHAT_PROGRAM_H
 #define SR_TEXT_CHAT_PROGRAM_H
@@ -10,9 +10,10 @@
 #include "base/status.h"
 
 enum program_kind {
-    PROGRAM_TEXT, /* a string literal, or text outside of tags: decoded, in double quotes in the canonical text */
+    PROGRAM_TEXT, /* a string literal, or text outside of tags: decoded, in double quotes in the canonical
+                     text */
     PROGRAM_NAME,
-    PROGRAM_MARK  /* one character of anything else, or a tag's two */
+    PROGRAM_MARK /* one character of anything else, or a tag's two */
 };
 
 struct program_token {

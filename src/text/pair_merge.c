@@ -1,28 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A key that has waited in the heap may be stale: its symbols may have been joined to others. It is still valid if
- * the left symbol lives and its present pair has the key's rank, whatever that pair was when the key was pushed, for
- * then this join at this place is due now. So a key is 64 bits and needs no version.
+ * A key that has waited in the heap may be stale: its symbols may have been joined to others. It is still
+ * valid if the left symbol lives and its present pair has the key's rank, whatever that pair was when the key
+ * was pushed, for then this join at this place is due now. So a key is 64 bits and needs no version.
  */
 #include "text/pair_merge.h"
 
 #include "base/memory.h"
 
-/* Above this the scratch comes straight from the kernel: fresh pages cost the same at any size, where the heap's
- * allocator would recycle blocks up to a limit and make longer words seem dearer per byte than they are. */
+/* Above this the scratch comes straight from the kernel: fresh pages cost the same at any size, where the
+ * heap's allocator would recycle blocks up to a limit and make longer words seem dearer per byte than they
+ * are. */
 #define REGION_SYMBOLS ((size_t)1 << 14)
 
-static void *scratch_new(size_t cap, size_t bytes) { return cap > REGION_SYMBOLS ? sr_region_map(bytes) : sr_alloc(bytes); }
+static void *scratch_new(size_t cap, size_t bytes)
+{
+    return cap > REGION_SYMBOLS ? sr_region_map(bytes) : sr_alloc(bytes);
+}
 
 static void scratch_free(void *p, size_t cap, size_t bytes)
 {
-    if (cap <= REGION_SYMBOLS) sr_free(p);
-    else if (p) sr_region_unmap(p, bytes);
+    if (cap <= REGION_SYMBOLS)
+        sr_free(p);
+    else if (p)
+        sr_region_unmap(p, bytes);
 }
 
 /* n - 1 pairs to begin with; each join takes one key and adds at most two, n - 1 times */
-static size_t sym_bytes(size_t cap) { return cap * sizeof(struct symbol); }
-static size_t heap_bytes(size_t cap) { return 2 * cap * sizeof(uint64_t); }
+static size_t sym_bytes(size_t cap)
+{
+    return cap * sizeof(struct symbol);
+}
+static size_t heap_bytes(size_t cap)
+{
+    return 2 * cap * sizeof(uint64_t);
+}
 
 sr_status sr_pair_merge_reserve(struct pair_merge *m, size_t n, sr_error *err)
 {
@@ -80,7 +92,8 @@ static void offer(struct pair_merge *m, int32_t left, pair_rank_fn *rank, const 
     int32_t id;
 
     if (left < 0 || m->sym[left].next < 0) return;
-    if (rank(ctx, &m->sym[left], &m->sym[m->sym[left].next], &r, &id)) heap_push(m, (uint64_t)r << 32 | (uint32_t)left);
+    if (rank(ctx, &m->sym[left], &m->sym[m->sym[left].next], &r, &id))
+        heap_push(m, (uint64_t)r << 32 | (uint32_t)left);
 }
 
 static void join(struct pair_merge *m, int32_t left, int32_t id)

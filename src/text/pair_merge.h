@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The loop that both kinds of tokenizer share: repeatedly join the neighbouring pair of best rank, leftmost first
- * on ties, until no pair can be joined. Symbols are a linked list in an array; candidates wait in a heap keyed by
- * (rank, left position) and are checked again when they come up, so the cost is O(n log n) for n symbols.
+ * The loop that both kinds of tokenizer share: repeatedly join the neighbouring pair of best rank, leftmost
+ * first on ties, until no pair can be joined. Symbols are a linked list in an array; candidates wait in a
+ * heap keyed by (rank, left position) and are checked again when they come up, so the cost is O(n log n) for
+ * n symbols.
  */
 #ifndef SR_TEXT_PAIR_MERGE_H
 #define SR_TEXT_PAIR_MERGE_H
@@ -25,7 +26,8 @@ struct pair_merge {
 };
 
 /* Whether l and r (neighbours) can be joined; the smaller rank goes first. A rank depends on the two only. */
-typedef int pair_rank_fn(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank, int32_t *id);
+typedef int pair_rank_fn(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank,
+                         int32_t *id);
 
 /* Room for n symbols, kept for later calls; 0 < n < 2^31. */
 sr_status sr_pair_merge_reserve(struct pair_merge *m, size_t n, sr_error *err);

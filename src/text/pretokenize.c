@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Matchers for the pre-tokenization rules. Each tries the alternatives of its rule in order at one position and
- * consumes what it scanned, up to one character, so that the whole text costs a constant number of visits per byte.
+ * Matchers for the pre-tokenization rules. Each tries the alternatives of its rule in order at one position
+ * and consumes what it scanned, up to one character, so that the whole text costs a constant number of visits
+ * per byte.
  */
 #include "text/pretokenize.h"
 
@@ -10,6 +11,7 @@
 
 #include "text/utf8.h"
 
+/* clang-format off */
 static const struct pretokenizer table[] = {
     /* name              rule        digits apart bos whole */
     {"gpt-2",            PRE_GPT2,   0,     0,    0,  0},
@@ -23,6 +25,7 @@ static const struct pretokenizer table[] = {
     {"qwen2",            PRE_LLAMA3, 1,     0,    0,  0},
     {"deepseek-r1-qwen", PRE_LLAMA3, 1,     0,    0,  0},
 };
+/* clang-format on */
 
 const struct pretokenizer *sr_pretokenizer_find(const char *name, size_t bytes)
 {
@@ -42,8 +45,8 @@ enum char_class { CLASS_END, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE, CLASS_OTHE
 
 static int is_white_space(uint32_t c) /* Unicode White_Space above ASCII */
 {
-    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202F || c == 0x205F || c == 0x3000;
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
+           c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 static enum char_class class_of(uint32_t c)
@@ -56,9 +59,14 @@ static enum char_class class_of(uint32_t c)
     }
     if (is_white_space(c)) return CLASS_SPACE;
     switch (utf8proc_category((utf8proc_int32_t)c)) {
-    case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM: case UTF8PROC_CATEGORY_LO: return CLASS_LETTER;
-    case UTF8PROC_CATEGORY_ND: case UTF8PROC_CATEGORY_NL: case UTF8PROC_CATEGORY_NO: return CLASS_NUMBER;
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO: return CLASS_LETTER;
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_NO: return CLASS_NUMBER;
     default: return CLASS_OTHER;
     }
 }
@@ -116,8 +124,9 @@ static size_t contraction(struct span t, size_t at, int any_case)
     return at;
 }
 
-/* White space at `at`: \s+(?!\S)|\s+ : all of the run at the end of the text, else all but its last character,
- * which belongs to the next word, unless it is the only one. With digits_apart a number ends the text. */
+/* White space at `at`: \s+(?!\S)|\s+ : all of the run at the end of the text, else all but its last
+ * character, which belongs to the next word, unless it is the only one. With digits_apart a number ends the
+ * text. */
 static size_t spaces(struct span t, size_t at, int digits_apart)
 {
     size_t next, last = at, p = at;
@@ -144,8 +153,8 @@ static size_t spaces_with_newline(struct span t, size_t at)
 
 /* ---- rules ---- */
 
-/* With digits_apart every number character is a fragment of its own, and the rule sees one fragment at a time: a
- * number is a word, no word runs into one, and the look-ahead of white space ends before one. */
+/* With digits_apart every number character is a fragment of its own, and the rule sees one fragment at a
+ * time: a number is a word, no word runs into one, and the look-ahead of white space ends before one. */
 static size_t word_gpt2(struct span t, size_t at, int digits_apart)
 {
     size_t next, begin, end = contraction(t, at, 0);
@@ -168,7 +177,8 @@ static size_t word_llama3(struct span t, size_t at, size_t digits)
     c = class_at(t, at, &next);
     if (c == CLASS_LETTER) return run_end(t, at, CLASS_LETTER, SIZE_MAX);
     if (c == CLASS_NUMBER) return run_end(t, at, CLASS_NUMBER, digits);
-    if (!is_newline(t, at) && class_at(t, next, &after) == CLASS_LETTER) return run_end(t, next, CLASS_LETTER, SIZE_MAX);
+    if (!is_newline(t, at) && class_at(t, next, &after) == CLASS_LETTER)
+        return run_end(t, next, CLASS_LETTER, SIZE_MAX);
     begin = t.s[at] == ' ' ? at + 1 : at;
     end = run_end(t, begin, CLASS_OTHER, SIZE_MAX);
     if (end > begin) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A few hundred short texts at most in real files, most positions of a text match none of them: the table by first
- * byte answers those at once.
+ * A few hundred short texts at most in real files, most positions of a text match none of them: the table by
+ * first byte answers those at once.
  */
 #include "text/special.h"
 
@@ -49,16 +49,18 @@ void sr_specials_fini(struct specials *s)
     *s = (struct specials){0};
 }
 
-/* First row in [lo, hi) whose byte at `depth` is at least c; all rows there agree on the bytes before. A row that
- * ends at `depth` sorts before all others. */
+/* First row in [lo, hi) whose byte at `depth` is at least c; all rows there agree on the bytes before. A row
+ * that ends at `depth` sorts before all others. */
 static int32_t lower_bound(const struct specials *s, int32_t lo, int32_t hi, uint32_t depth, int c)
 {
     while (lo < hi) {
         int32_t mid = lo + (hi - lo) / 2;
         const struct special_text *r = &s->row[mid];
         int at = r->bytes > depth ? (uint8_t)r->text[depth] : -1;
-        if (at < c) lo = mid + 1;
-        else hi = mid;
+        if (at < c)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo;
 }

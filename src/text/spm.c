@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The merge loop wants small ranks first and SentencePiece wants high scores first, so a rank is the score's bits
- * mapped to an unsigned integer that falls as the score rises.
+ * The merge loop wants small ranks first and SentencePiece wants high scores first, so a rank is the score's
+ * bits mapped to an unsigned integer that falls as the score rises.
  */
 #include "text/spm.h"
 
@@ -11,13 +11,14 @@
 #include "base/memory.h"
 #include "text/utf8.h"
 
-#define MARK "\xE2\x96\x81" /* U+2581 */
+#define MARK       "\xE2\x96\x81" /* U+2581 */
 #define MARK_BYTES 3
 
 #define KEY_CHARSMAP "tokenizer.ggml.precompiled_charsmap"
 
-/* A normalisation table is not applied by this kind of tokenizer: a well-formed one is refused as unsupported (ids
- * would silently differ), a broken one as broken. Layout: u32 size of a trie in bytes, trie, zero-terminated texts. */
+/* A normalisation table is not applied by this kind of tokenizer: a well-formed one is refused as unsupported
+ * (ids would silently differ), a broken one as broken. Layout: u32 size of a trie in bytes, trie,
+ * zero-terminated texts. */
 static sr_status check_charsmap(const struct gguf *g, sr_error *err)
 {
     const struct gguf_value *a = sr_gguf_find(g, KEY_CHARSMAP);
@@ -30,7 +31,8 @@ static sr_status check_charsmap(const struct gguf *g, sr_error *err)
     if (a->count < 4) return sr_gguf_reject(g, err, KEY_CHARSMAP ": %d bytes, at least 4", (int)a->count);
     memcpy(&trie, a->data, 4);
     if (trie % 4 != 0 || trie > a->count - 4)
-        return sr_gguf_reject(g, err, KEY_CHARSMAP ": trie of %u bytes in %llu", trie, (unsigned long long)a->count);
+        return sr_gguf_reject(g, err, KEY_CHARSMAP ": trie of %u bytes in %llu", trie,
+                              (unsigned long long)a->count);
     if (trie + 4 < a->count && a->data[a->count - 1] != 0)
         return sr_gguf_reject(g, err, KEY_CHARSMAP ": last replacement text is not terminated");
     return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: " KEY_CHARSMAP ": normalisation by a table is not supported",
@@ -43,16 +45,19 @@ static sr_status map_bytes(struct spm *s, const struct gguf *g, int32_t unknown,
 
     memset(s->byte_id, 0xFF, sizeof s->byte_id);
     for (int32_t id = v->n - 1; id >= 0; id--) /* downwards: of two for one byte the first stays */
-        if (v->kind[id] == TOKEN_BYTE) s->byte_id[sr_vocab_byte_value(sr_vocab_text(v, id), sr_vocab_bytes(v, id))] = id;
+        if (v->kind[id] == TOKEN_BYTE)
+            s->byte_id[sr_vocab_byte_value(sr_vocab_text(v, id), sr_vocab_bytes(v, id))] = id;
     for (int b = 0; b < 256; b++) {
         if (s->byte_id[b] < 0) s->byte_id[b] = unknown;
         if (s->byte_id[b] < 0)
-            return sr_gguf_reject(g, err, "tokenizer.ggml.tokens: no byte token <0x%02X> and no unknown token", b);
+            return sr_gguf_reject(g, err,
+                                  "tokenizer.ggml.tokens: no byte token <0x%02X> and no unknown token", b);
     }
     return SR_OK;
 }
 
-sr_status sr_spm_open(struct spm *s, const struct vocab *v, const struct gguf *g, int32_t unknown, sr_error *err)
+sr_status sr_spm_open(struct spm *s, const struct vocab *v, const struct gguf *g, int32_t unknown,
+                      sr_error *err)
 {
     s->vocab = v;
     s->space_prefix = 1;
@@ -73,7 +78,8 @@ static int32_t find_mergeable(const struct vocab *v, const char *text, size_t by
     int32_t id = sr_vocab_find(v, text, bytes);
 
     if (id < 0) return -1;
-    return v->kind[id] == TOKEN_CONTROL || v->kind[id] == TOKEN_UNKNOWN || v->kind[id] == TOKEN_BYTE ? -1 : id;
+    return v->kind[id] == TOKEN_CONTROL || v->kind[id] == TOKEN_UNKNOWN || v->kind[id] == TOKEN_BYTE ? -1
+                                                                                                     : id;
 }
 
 static uint32_t rank_of_score(float score)
@@ -83,7 +89,8 @@ static uint32_t rank_of_score(float score)
     return u & 0x80000000u ? u : ~(u | 0x80000000u);
 }
 
-static int rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank, int32_t *id)
+static int rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank,
+                        int32_t *id)
 {
     const struct spm_text *t = ctx;
 
@@ -120,13 +127,15 @@ static int32_t cut_characters(const struct vocab *v, const char *text, size_t by
     for (size_t at = 0; at < bytes; n++) {
         uint32_t cp;
         int valid, len = sr_utf8_decode((const uint8_t *)text + at, bytes - at, &cp, &valid);
-        sym[n] = (struct symbol){.id = find_mergeable(v, text + at, (size_t)len), .at = (uint32_t)at, .bytes = (uint32_t)len};
+        sym[n] = (struct symbol){
+            .id = find_mergeable(v, text + at, (size_t)len), .at = (uint32_t)at, .bytes = (uint32_t)len};
         at += (size_t)len;
     }
     return n;
 }
 
-static sr_status emit(const struct spm *s, const char *text, const struct pair_merge *m, struct token_list *out, sr_error *err)
+static sr_status emit(const struct spm *s, const char *text, const struct pair_merge *m,
+                      struct token_list *out, sr_error *err)
 {
     for (int32_t i = 0; i >= 0; i = m->sym[i].next) {
         const struct symbol *y = &m->sym[i];
@@ -140,8 +149,8 @@ static sr_status emit(const struct spm *s, const char *text, const struct pair_m
     return SR_OK;
 }
 
-sr_status sr_spm_encode(const struct spm *s, const char *text, size_t bytes, int first, struct pair_merge *scratch,
-                        struct token_list *out, sr_error *err)
+sr_status sr_spm_encode(const struct spm *s, const char *text, size_t bytes, int first,
+                        struct pair_merge *scratch, struct token_list *out, sr_error *err)
 {
     size_t n_spaces = 0, cap;
     char *marked;

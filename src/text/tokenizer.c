@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Opening a tokenizer from a file's keys, cutting special tokens out of a text, and tokens back to bytes. What lies
- * between special tokens goes to bpe.c or spm.c.
+ * Opening a tokenizer from a file's keys, cutting special tokens out of a text, and tokens back to bytes.
+ * What lies between special tokens goes to bpe.c or spm.c.
  */
 #include "text/tokenizer.h"
 
@@ -15,7 +15,8 @@
 #include "text/tokenizer_parts.h"
 #include "text/vocab.h"
 
-#define MAX_TEXT_BYTES ((size_t)1 << 29) /* symbols are counted in int32, and a space takes three bytes in spm.c */
+#define MAX_TEXT_BYTES                                                                                       \
+    ((size_t)1 << 29) /* symbols are counted in int32, and a space takes three bytes in spm.c */
 
 enum model { MODEL_BPE, MODEL_SPM };
 
@@ -44,13 +45,15 @@ static sr_status find_model(struct tokenizer *t, const struct gguf *g, sr_error 
         t->model = MODEL_SPM;
     } else {
         sr_escape(text, sizeof text, s.data, s.bytes);
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: tokenizer.ggml.model: \"%s\" is not supported; known: gpt2, llama",
+        return sr_fail(err, SR_ERR_UNSUPPORTED,
+                       "%s: tokenizer.ggml.model: \"%s\" is not supported; known: gpt2, llama",
                        sr_gguf_path(g), text);
     }
     return SR_OK;
 }
 
-static sr_status get_id(const struct tokenizer *t, const struct gguf *g, const char *key, int32_t *out, sr_error *err)
+static sr_status get_id(const struct tokenizer *t, const struct gguf *g, const char *key, int32_t *out,
+                        sr_error *err)
 {
     int64_t id = -1;
 
@@ -132,14 +135,38 @@ void sr_tokenizer_close(struct tokenizer *t)
 
 /* ---- facts ---- */
 
-int32_t sr_tokenizer_vocab_size(const struct tokenizer *t) { return t->vocab.n; }
-const char *sr_tokenizer_model_name(const struct tokenizer *t) { return t->name; }
-enum token_kind sr_tokenizer_kind(const struct tokenizer *t, int32_t id) { return t->vocab.kind[id]; }
-int32_t sr_tokenizer_bos(const struct tokenizer *t) { return t->bos; }
-int32_t sr_tokenizer_eos(const struct tokenizer *t) { return t->eos; }
-int sr_tokenizer_adds_bos(const struct tokenizer *t) { return t->add_bos; }
-int sr_tokenizer_adds_eos(const struct tokenizer *t) { return t->add_eos; }
-int sr_tokenizer_strips_first_space(const struct tokenizer *t) { return t->model == MODEL_SPM && t->spm.space_prefix; }
+int32_t sr_tokenizer_vocab_size(const struct tokenizer *t)
+{
+    return t->vocab.n;
+}
+const char *sr_tokenizer_model_name(const struct tokenizer *t)
+{
+    return t->name;
+}
+enum token_kind sr_tokenizer_kind(const struct tokenizer *t, int32_t id)
+{
+    return t->vocab.kind[id];
+}
+int32_t sr_tokenizer_bos(const struct tokenizer *t)
+{
+    return t->bos;
+}
+int32_t sr_tokenizer_eos(const struct tokenizer *t)
+{
+    return t->eos;
+}
+int sr_tokenizer_adds_bos(const struct tokenizer *t)
+{
+    return t->add_bos;
+}
+int sr_tokenizer_adds_eos(const struct tokenizer *t)
+{
+    return t->add_eos;
+}
+int sr_tokenizer_strips_first_space(const struct tokenizer *t)
+{
+    return t->model == MODEL_SPM && t->spm.space_prefix;
+}
 
 int32_t sr_tokenizer_find(const struct tokenizer *t, const char *text, size_t bytes)
 {
@@ -148,8 +175,9 @@ int32_t sr_tokenizer_find(const struct tokenizer *t, const char *text, size_t by
 
 int sr_tokenizer_is_end(const struct tokenizer *t, int32_t id)
 {
-    static const char *const marks[] = {"</s>",          "<|endoftext|>",   "<|im_end|>",    "<|end_of_text|>", "<|eot_id|>",
-                                        "<|eom_id|>",    "<|end|>",         "<end_of_turn>", "<EOT>",           "<|EOT|>"};
+    static const char *const marks[] = {"</s>",       "<|endoftext|>", "<|im_end|>", "<|end_of_text|>",
+                                        "<|eot_id|>", "<|eom_id|>",    "<|end|>",    "<end_of_turn>",
+                                        "<EOT>",      "<|EOT|>"};
 
     if (id < 0 || id >= t->vocab.n) return 0;
     if (id == t->eos || id == t->eot || id == t->eom) return 1;
@@ -200,13 +228,16 @@ static sr_status close_run(struct encoding *e, size_t end, sr_error *err)
     size_t bytes = end - e->run;
 
     if (bytes == 0) return SR_OK;
-    if (e->t->model == MODEL_BPE) SR_TRY(sr_bpe_encode(&e->t->bpe, s, bytes, &e->scratch, e->out, err));
-    else SR_TRY(sr_spm_encode(&e->t->spm, s, bytes, e->after_special, &e->scratch, e->out, err));
+    if (e->t->model == MODEL_BPE)
+        SR_TRY(sr_bpe_encode(&e->t->bpe, s, bytes, &e->scratch, e->out, err));
+    else
+        SR_TRY(sr_spm_encode(&e->t->spm, s, bytes, e->after_special, &e->scratch, e->out, err));
     e->after_special = 0;
     return SR_OK;
 }
 
-static sr_status encode_part(struct encoding *e, size_t begin, size_t end, enum token_special mode, sr_error *err)
+static sr_status encode_part(struct encoding *e, size_t begin, size_t end, enum token_special mode,
+                             sr_error *err)
 {
     for (size_t at = begin; at < end;) {
         int32_t id = -1;
@@ -224,8 +255,8 @@ static sr_status encode_part(struct encoding *e, size_t begin, size_t end, enum 
     return SR_OK;
 }
 
-sr_status sr_tokenize_parts(const struct tokenizer *t, const char *text, const struct text_part *parts, int32_t n_parts,
-                            struct token_list *out, sr_error *err)
+sr_status sr_tokenize_parts(const struct tokenizer *t, const char *text, const struct text_part *parts,
+                            int32_t n_parts, struct token_list *out, sr_error *err)
 {
     struct encoding e = {.t = t, .text = text, .out = out, .after_special = 1};
     int64_t n_before = out->n;
@@ -274,12 +305,12 @@ size_t sr_token_bytes(const struct tokenizer *t, int32_t id, int show_control, c
         if (cap > 0) out[0] = (char)sr_vocab_byte_value(text, bytes);
         return 1;
     case TOKEN_NORMAL:
-        return t->model == MODEL_BPE ? sr_bpe_decode(text, bytes, out, cap) : sr_spm_decode(text, bytes, out, cap);
+        return t->model == MODEL_BPE ? sr_bpe_decode(text, bytes, out, cap)
+                                     : sr_spm_decode(text, bytes, out, cap);
     case TOKEN_USER:
         if (t->model == MODEL_SPM) return sr_spm_decode(text, bytes, out, cap);
         break;
-    case TOKEN_UNKNOWN:
-        break;
+    case TOKEN_UNKNOWN: break;
     }
     if (cap > 0) memcpy(out, text, bytes < cap ? bytes : cap);
     return bytes;

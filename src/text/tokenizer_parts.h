@@ -14,7 +14,7 @@ struct text_part {
 
 /* The parts lie in `text` one after another. A special token matches within one part only; the ordinary text
  * between special tokens is one run whatever part it comes from. */
-sr_status sr_tokenize_parts(const struct tokenizer *t, const char *text, const struct text_part *parts, int32_t n_parts,
-                            struct token_list *out, sr_error *err);
+sr_status sr_tokenize_parts(const struct tokenizer *t, const char *text, const struct text_part *parts,
+                            int32_t n_parts, struct token_list *out, sr_error *err);
 
 #endif

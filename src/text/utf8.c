@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * UTF-8 decoding after the table of well-formed byte sequences in the Unicode standard: the second byte's range
- * depends on the first, which rules out overlong forms, surrogates and values above U+10FFFF at once.
+ * UTF-8 decoding after the table of well-formed byte sequences in the Unicode standard: the second byte's
+ * range depends on the first, which rules out overlong forms, surrogates and values above U+10FFFF at once.
  */
 #include "text/utf8.h"
 
 #include <string.h>
 
 struct lead {
-    int length;      /* of the whole sequence; 0: cannot begin one */
-    uint8_t lo, hi;  /* allowed second byte */
+    int length;     /* of the whole sequence; 0: cannot begin one */
+    uint8_t lo, hi; /* allowed second byte */
 };
 
 static struct lead lead_of(uint8_t b)
@@ -26,8 +26,8 @@ static struct lead lead_of(uint8_t b)
     return (struct lead){0, 0, 0};
 }
 
-/* How many of the n bytes at s are a well-formed beginning of one character; *want is its full length, or 0 when
- * the first byte cannot begin one. */
+/* How many of the n bytes at s are a well-formed beginning of one character; *want is its full length, or 0
+ * when the first byte cannot begin one. */
 static int prefix_length(const uint8_t *s, size_t n, int *want)
 {
     struct lead l = lead_of(s[0]);

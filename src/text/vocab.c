@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Loading a vocabulary. A file's arrays are believed only after their types and counts agree; every refusal names
- * the file, the key and the element.
+ * Loading a vocabulary. A file's arrays are believed only after their types and counts agree; every refusal
+ * names the file, the key and the element.
  */
 #include "text/vocab.h"
 
@@ -12,7 +12,7 @@
 #include "base/memory.h"
 
 #define KEY_TOKENS "tokenizer.ggml.tokens"
-#define KEY_TYPES "tokenizer.ggml.token_type"
+#define KEY_TYPES  "tokenizer.ggml.token_type"
 #define KEY_SCORES "tokenizer.ggml.scores"
 
 static sr_status tokens_array(const struct gguf *g, const struct gguf_value **out, sr_error *err)
@@ -31,7 +31,8 @@ static sr_status tokens_array(const struct gguf *g, const struct gguf_value **ou
 }
 
 /* Total size of all texts, with each one checked against the limit. */
-static sr_status measure(struct vocab *v, const struct gguf *g, const struct gguf_value *a, size_t *total, sr_error *err)
+static sr_status measure(struct vocab *v, const struct gguf *g, const struct gguf_value *a, size_t *total,
+                         sr_error *err)
 {
     const uint8_t *at = NULL;
     uint64_t i = 0;
@@ -41,7 +42,8 @@ static sr_status measure(struct vocab *v, const struct gguf *g, const struct ggu
     *total = 0;
     for (; sr_gguf_next_str(a, &at, &i, &s); id++) {
         if (s.bytes > SR_VOCAB_MAX_TOKEN_BYTES)
-            return sr_gguf_reject(g, err, KEY_TOKENS "[%d]: %zu bytes, at most %d", id, s.bytes, SR_VOCAB_MAX_TOKEN_BYTES);
+            return sr_gguf_reject(g, err, KEY_TOKENS "[%d]: %zu bytes, at most %d", id, s.bytes,
+                                  SR_VOCAB_MAX_TOKEN_BYTES);
         if (s.bytes > v->max_bytes) v->max_bytes = s.bytes;
         *total += s.bytes;
         if (*total > INT32_MAX) return sr_gguf_reject(g, err, KEY_TOKENS ": more than 2 GiB of text");
@@ -72,8 +74,8 @@ static sr_status copy_texts(struct vocab *v, const struct gguf *g, const struct 
 }
 
 /* The array `key` must have one element per token. */
-static sr_status check_count(const struct vocab *v, const struct gguf *g, const struct gguf_value *a, const char *key,
-                             sr_error *err)
+static sr_status check_count(const struct vocab *v, const struct gguf *g, const struct gguf_value *a,
+                             const char *key, sr_error *err)
 {
     if (a->count == (uint64_t)v->n) return SR_OK;
     return sr_gguf_reject(g, err, "%s: %llu elements for %d tokens", key, (unsigned long long)a->count, v->n);
@@ -109,7 +111,8 @@ static sr_status load_scores(struct vocab *v, const struct gguf *g, sr_error *er
     const struct gguf_value *a = sr_gguf_find(g, KEY_SCORES);
 
     if (!a) return sr_gguf_reject(g, err, KEY_SCORES ": missing");
-    if (a->type != GGUF_ARRAY || a->elem_type != GGUF_F32) return sr_gguf_reject(g, err, KEY_SCORES ": not an array of f32");
+    if (a->type != GGUF_ARRAY || a->elem_type != GGUF_F32)
+        return sr_gguf_reject(g, err, KEY_SCORES ": not an array of f32");
     SR_TRY(check_count(v, g, a, KEY_SCORES, err));
     v->score = sr_alloc((size_t)v->n * sizeof *v->score);
     if (!v->score) return sr_fail_memory(err, (size_t)v->n * sizeof *v->score, "token scores");

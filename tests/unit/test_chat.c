@@ -19,42 +19,54 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SMOL "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-#define TURN "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+#define SMOL   "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+#define TURN   "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
 #define PROMPT "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 #define CHATML "{% for message in messages %}" TURN "{% endfor %}" PROMPT
 
-#define LLAMA3                                                                                                  \
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' " \
-    "+ message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 " \
+#define LLAMA3                                                                                               \
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "                  \
+    "'<|start_header_id|>' "                                                                                 \
+    "+ message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if "         \
+    "loop.index0 "                                                                                           \
     "== 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
 #define LLAMA3_PROMPT "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 
-#define LLAMA2(strip)                                                                                          \
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "   \
-    "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}"    \
-    "{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) " \
-    "%}{{ raise_exception('Any words at all') }}{% endif %}{% if loop.index0 == 0 and system_message != false " \
-    "%}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}"  \
-    "{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + "        \
-    "'[INST] ' + content" strip " + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content" strip \
+#define LLAMA2(strip)                                                                                        \
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = " \
+    "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}"  \
+    "{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == " \
+    "0) "                                                                                                    \
+    "%}{{ raise_exception('Any words at all') }}{% endif %}{% if loop.index0 == 0 and system_message != "    \
+    "false "                                                                                                 \
+    "%}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else " \
+    "%}"                                                                                                     \
+    "{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + "     \
+    "'[INST] ' + content" strip                                                                              \
+    " + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content" strip                       \
     " + ' ' + eos_token }}{% endif %}{% endfor %}"
 
-#define ZEPHYR(after)                                                                                             \
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + "  \
-    "eos_token }}" after "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + "      \
-    "eos_token }}" after "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + " \
-    "eos_token }}" after "{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}" after  \
+#define ZEPHYR(after)                                                                                        \
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + "                  \
+    "message['content'] + "                                                                                  \
+    "eos_token }}" after "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + " \
+    "eos_token }}" after                                                                                     \
+    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + "               \
+    "eos_token }}" after                                                                                     \
+    "{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}" after                 \
     "{% endif %}\n{% endfor %}"
 
-#define VICUNA_SYSTEM                                                                                             \
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, " \
+#define VICUNA_SYSTEM                                                                                        \
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "  \
+    "detailed, "                                                                                             \
     "and polite answers to the user\\'s questions."
-#define VICUNA(user)                                                                                              \
-    "{% if messages[0].role == 'system' %}{% set system_message = messages[0].content %}{% else %}"               \
-    "{% set system_message = '" VICUNA_SYSTEM "' %}{% endif %}{{ system_message + ' ' }}{% for message in messages %}" \
-    "{% if message.role == 'user' %}{{ '" user "' + message.content }}{% elif message.role == 'assistant' %}"      \
-    "{{ ' ASSISTANT: ' + message.content + eos_token }}{% endif %}{% endfor %}"                                     \
+#define VICUNA(user)                                                                                         \
+    "{% if messages[0].role == 'system' %}{% set system_message = messages[0].content %}{% else %}"          \
+    "{% set system_message = '" VICUNA_SYSTEM                                                                \
+    "' %}{% endif %}{{ system_message + ' ' }}{% for message in messages %}"                                 \
+    "{% if message.role == 'user' %}{{ '" user                                                               \
+    "' + message.content }}{% elif message.role == 'assistant' %}"                                           \
+    "{{ ' ASSISTANT: ' + message.content + eos_token }}{% endif %}{% endfor %}"                              \
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 
 static void expect_detected(enum chat_template want, const char *text)
@@ -62,7 +74,8 @@ static void expect_detected(enum chat_template want, const char *text)
     enum chat_template t = CHAT_NONE;
     sr_error err = {0};
 
-    if (sr_chat_template_detect(&t, text, strlen(text), &err) != SR_OK) fail_msg("%s: %s", sr_chat_template_name(want), err.text);
+    if (sr_chat_template_detect(&t, text, strlen(text), &err) != SR_OK)
+        fail_msg("%s: %s", sr_chat_template_name(want), err.text);
     if (t != want) fail_msg("%s taken for %s", sr_chat_template_name(want), sr_chat_template_name(t));
 }
 
@@ -71,7 +84,8 @@ static void expect_unknown(const char *text)
     enum chat_template t = CHAT_VICUNA;
     sr_error err = {0};
 
-    if (sr_chat_template_detect(&t, text, strlen(text), &err) == SR_OK) fail_msg("taken for %s: %s", sr_chat_template_name(t), text);
+    if (sr_chat_template_detect(&t, text, strlen(text), &err) == SR_OK)
+        fail_msg("taken for %s: %s", sr_chat_template_name(t), text);
     assert_int_equal(err.status, SR_ERR_UNSUPPORTED);
     assert_non_null(strstr(err.text, "chat template \""));
     assert_non_null(strstr(err.text, "chatml, smollm2"));
@@ -82,13 +96,20 @@ static void detects_small_programs(void **state)
 {
     (void)state;
     expect_detected(CHAT_CHATML, CHATML);
-    expect_detected(CHAT_CHATML, "{% for message in messages %}{{\"<|im_start|>\" + message.role + \"\\n\" + message.content + "
-                                 "\"<|im_end|>\\n\"}}{% endfor %}{% if add_generation_prompt %}{{ \"<|im_start|>assistant\\n\" }}{% endif %}");
-    expect_detected(CHAT_CHATML, "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}" CHATML);
-    expect_detected(CHAT_CHATML, "{#- comment: tools, <think>, anything -#}\n{%- for message in messages -%}\n  " TURN
-                                 "{%- endfor -%}\n{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}\n");
-    expect_detected(CHAT_SMOLLM2, "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
-                                  "'<|im_start|>system\n" SMOL "<|im_end|>\n' }}{% endif %}" TURN "{% endfor %}" PROMPT);
+    expect_detected(
+        CHAT_CHATML,
+        "{% for message in messages %}{{\"<|im_start|>\" + message.role + \"\\n\" + message.content + "
+        "\"<|im_end|>\\n\"}}{% endfor %}{% if add_generation_prompt %}{{ \"<|im_start|>assistant\\n\" }}{% "
+        "endif %}");
+    expect_detected(CHAT_CHATML, "{% if not add_generation_prompt is defined %}{% set add_generation_prompt "
+                                 "= false %}{% endif %}" CHATML);
+    expect_detected(
+        CHAT_CHATML,
+        "{#- comment: tools, <think>, anything -#}\n{%- for message in messages -%}\n  " TURN
+        "{%- endfor -%}\n{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}\n");
+    expect_detected(CHAT_SMOLLM2,
+                    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
+                    "'<|im_start|>system\n" SMOL "<|im_end|>\n' }}{% endif %}" TURN "{% endfor %}" PROMPT);
     expect_detected(CHAT_LLAMA3, LLAMA3 "{% if add_generation_prompt %}" LLAMA3_PROMPT "{% endif %}");
     expect_detected(CHAT_LLAMA3, LLAMA3 LLAMA3_PROMPT);
     expect_detected(CHAT_LLAMA2, LLAMA2(".strip()"));
@@ -107,19 +128,23 @@ static void refuses_look_alikes(void **state)
     expect_unknown("Be nice. " CHATML);
     expect_unknown(CHATML "{% if tools %}{{ tools | tojson }}{% endif %}");
     expect_unknown("{% for message in messages %}" TURN "{% endfor %}" PROMPT "{{ '<think>\n' }}");
-    expect_unknown("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] | trim + "
+    expect_unknown("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+                   "message['content'] | trim + "
                    "'<|im_end|>' + '\n'}}{% endfor %}" PROMPT);
     /* another default text than SmolLM2's and Qwen2.5's */
     expect_unknown("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
-                   "'<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" TURN "{% endfor %}" PROMPT);
+                   "'<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" TURN
+                   "{% endfor %}" PROMPT);
     expect_unknown("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
                    "'<|im_start|>system\n" SMOL ".<|im_end|>\n' }}{% endif %}" TURN "{% endfor %}" PROMPT);
-    expect_unknown(LLAMA2(""));      /* does not strip */
-    expect_unknown(ZEPHYR(""));      /* no newline after a turn */
+    expect_unknown(LLAMA2("")); /* does not strip */
+    expect_unknown(ZEPHYR("")); /* no newline after a turn */
     expect_unknown(VICUNA(" USER: "));
     expect_unknown(VICUNA("USER:\n"));
-    expect_unknown("{{ bos_token }}{% for message in messages %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endfor %}");
-    expect_unknown("{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + "
+    expect_unknown("{{ bos_token }}{% for message in messages %}{{ '[INST] ' + message['content'] + ' "
+                   "[/INST]' }}{% endfor %}");
+    expect_unknown("{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') "
+                   "%}{{'<|user|>' + '\n' + "
                    "message['content'] + '<|end|>' + '\n' + '<|assistant|>' + '\n'}}{% endif %}{% endfor %}");
 }
 
@@ -148,7 +173,10 @@ static void broken_programs_are_unknown(void **state)
 
 static void detects_templates_of_files(void **state)
 {
-    static const struct { const char *path; enum chat_template want; } rows[] = {
+    static const struct {
+        const char *path;
+        enum chat_template want;
+    } rows[] = {
         {"data/tokenizers/qwen3.tokenizer_config.json", CHAT_QWEN3},
         {"data/tokenizers/llama3_1.tokenizer_config.json", CHAT_LLAMA3},
     };
@@ -157,7 +185,8 @@ static void detects_templates_of_files(void **state)
     for (size_t i = 0; i < 2; i++) {
         const char *path = sr_tb_shared(rows[i].path);
         if (!path) skip();
-        json_t *doc = json_load_file(path, JSON_DECODE_INT_AS_REAL, NULL); /* one of its integers is near 1e30 */
+        json_t *doc =
+            json_load_file(path, JSON_DECODE_INT_AS_REAL, NULL); /* one of its integers is near 1e30 */
         expect_detected(rows[i].want, json_string_value(json_object_get(doc, "chat_template")));
         json_decref(doc);
     }
@@ -196,7 +225,8 @@ static void names(void **state)
 
     (void)state;
     for (int i = CHAT_CHATML; i <= CHAT_ZEPHYR; i++) {
-        assert_int_equal(sr_chat_template_find(&t, sr_chat_template_name((enum chat_template)i), &err), SR_OK);
+        assert_int_equal(sr_chat_template_find(&t, sr_chat_template_name((enum chat_template)i), &err),
+                         SR_OK);
         assert_int_equal(t, i);
     }
     assert_string_equal(sr_chat_template_name(CHAT_NONE), "none");
@@ -212,7 +242,8 @@ static enum chat_role role_of(const char *name)
     return name[0] == 's' ? CHAT_SYSTEM : name[0] == 'u' ? CHAT_USER : CHAT_ASSISTANT;
 }
 
-/* The pieces must cover the text in order, alternate in origin and hold no message text marked as the template's. */
+/* The pieces must cover the text in order, alternate in origin and hold no message text marked as the
+ * template's. */
 static void check_pieces(const struct chat_text *c)
 {
     size_t at = 0;
@@ -226,7 +257,8 @@ static void check_pieces(const struct chat_text *c)
     assert_int_equal(at, c->bytes);
 }
 
-static void check_vector(const char *name, const json_t *messages, const struct chat_options *o, const json_t *want)
+static void check_vector(const char *name, const json_t *messages, const struct chat_options *o,
+                         const json_t *want)
 {
     struct chat_message m[16];
     struct chat_text out = {0};
@@ -237,7 +269,8 @@ static void check_vector(const char *name, const json_t *messages, const struct 
     assert_true(n <= 16);
     for (size_t i = 0; i < n; i++) {
         const json_t *x = json_array_get(messages, i), *text = json_object_get(x, "content");
-        m[i] = (struct chat_message){role_of(json_string_value(json_object_get(x, "role"))), json_string_value(text), json_string_length(text)};
+        m[i] = (struct chat_message){role_of(json_string_value(json_object_get(x, "role"))),
+                                     json_string_value(text), json_string_length(text)};
     }
     assert_int_equal(sr_chat_template_find(&t, name, NULL), SR_OK);
     sr_status st = sr_chat_render(&out, t, m, (int32_t)n, o, &err);
@@ -248,7 +281,8 @@ static void check_vector(const char *name, const json_t *messages, const struct 
     }
     if (st != SR_OK) fail_msg("%s: %s", name, err.text);
     if (out.bytes != json_string_length(want) || memcmp(out.text, json_string_value(want), out.bytes) != 0)
-        fail_msg("%s: rendered \"%.*s\", want \"%s\"", name, (int)out.bytes, out.text, json_string_value(want));
+        fail_msg("%s: rendered \"%.*s\", want \"%s\"", name, (int)out.bytes, out.text,
+                 json_string_value(want));
     check_pieces(&out);
     sr_chat_text_free(&out);
 }
@@ -260,23 +294,30 @@ static void renders_own_vectors(void **state)
 
     (void)state;
     assert_true(json_array_size(doc) > 100);
-    json_array_foreach(doc, i, row) {
-        struct chat_options o = {.add_generation_prompt = json_is_true(json_object_get(row, "add_generation_prompt")), .think = -1};
-        check_vector(json_string_value(json_object_get(row, "template")), json_object_get(row, "messages"), &o,
-                     json_object_get(row, "rendered"));
+    json_array_foreach(doc, i, row)
+    {
+        struct chat_options o = {.add_generation_prompt =
+                                     json_is_true(json_object_get(row, "add_generation_prompt")),
+                                 .think = -1};
+        check_vector(json_string_value(json_object_get(row, "template")), json_object_get(row, "messages"),
+                     &o, json_object_get(row, "rendered"));
     }
     json_decref(doc);
 }
 
-/* Tools are not part of the interface yet: conversations with tool definitions, calls or results are left out. */
+/* Tools are not part of the interface yet: conversations with tool definitions, calls or results are left
+ * out. */
 static int uses_tools(const json_t *row)
 {
     json_t *m;
     size_t i;
 
     if (json_object_get(json_object_get(row, "options"), "tools")) return 1;
-    json_array_foreach(json_object_get(row, "messages"), i, m) {
-        if (json_object_get(m, "tool_calls") || strcmp(json_string_value(json_object_get(m, "role")), "tool") == 0) return 1;
+    json_array_foreach(json_object_get(row, "messages"), i, m)
+    {
+        if (json_object_get(m, "tool_calls") ||
+            strcmp(json_string_value(json_object_get(m, "role")), "tool") == 0)
+            return 1;
     }
     return 0;
 }
@@ -291,8 +332,10 @@ static void renders_published_vectors(void **state)
     (void)state;
     if (!path) skip();
     json_t *doc = json_load_file(path, 0, NULL);
-    json_array_foreach(doc, i, row) {
-        const json_t *given = json_object_get(row, "options"), *prompt = json_object_get(given, "add_generation_prompt");
+    json_array_foreach(doc, i, row)
+    {
+        const json_t *given = json_object_get(row, "options"),
+                     *prompt = json_object_get(given, "add_generation_prompt");
         const json_t *think = json_object_get(given, "enable_thinking");
         struct chat_options o = {.add_generation_prompt = !prompt || json_is_true(prompt),
                                  .think = think ? json_is_true(think) : -1};
@@ -300,8 +343,8 @@ static void renders_published_vectors(void **state)
             n_tools++;
             continue;
         }
-        check_vector(json_string_value(json_object_get(row, "template")), json_object_get(row, "messages"), &o,
-                     json_object_get(row, "rendered"));
+        check_vector(json_string_value(json_object_get(row, "template")), json_object_get(row, "messages"),
+                     &o, json_object_get(row, "rendered"));
         n_run++;
     }
     json_decref(doc);
@@ -312,12 +355,14 @@ static void renders_published_vectors(void **state)
 static const struct chat_message hi = {CHAT_USER, "Hi", 2};
 static const struct chat_options ask = {.add_generation_prompt = 1, .think = -1};
 
-static void expect_rendered(enum chat_template t, const struct chat_message *m, int32_t n, const struct chat_options *o, const char *want)
+static void expect_rendered(enum chat_template t, const struct chat_message *m, int32_t n,
+                            const struct chat_options *o, const char *want)
 {
     struct chat_text out = {0};
 
     assert_int_equal(sr_chat_render(&out, t, m, n, o, NULL), SR_OK);
-    if (out.bytes != strlen(want) || memcmp(out.text, want, out.bytes) != 0) fail_msg("rendered \"%.*s\"", (int)out.bytes, out.text);
+    if (out.bytes != strlen(want) || memcmp(out.text, want, out.bytes) != 0)
+        fail_msg("rendered \"%.*s\"", (int)out.bytes, out.text);
     sr_chat_text_free(&out);
 }
 
@@ -328,20 +373,25 @@ static void options_count(void **state)
     (void)state;
     expect_rendered(CHAT_QWEN3, &hi, 1, &o, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
     o.think = 0;
-    expect_rendered(CHAT_QWEN3, &hi, 1, &o, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
-    expect_rendered(CHAT_QWEN25, &hi, 1, &o,
-                    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-                    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    expect_rendered(CHAT_QWEN3, &hi, 1, &o,
+                    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
+    expect_rendered(
+        CHAT_QWEN25, &hi, 1, &o,
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
     o.date = "01 Feb 2025";
-    expect_rendered(CHAT_LLAMA31, &hi, 1, &o,
-                    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-                    "Today Date: 01 Feb 2025\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-                    "<|start_header_id|>assistant<|end_header_id|>\n\n");
+    expect_rendered(
+        CHAT_LLAMA31, &hi, 1, &o,
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December "
+        "2023\n"
+        "Today Date: 01 Feb 2025\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
 static void refuses_to_render(void **state)
 {
-    static const struct chat_message late[] = {{CHAT_USER, "A", 1}, {CHAT_SYSTEM, "S", 1}}, alone[] = {{CHAT_SYSTEM, "S", 1}};
+    static const struct chat_message late[] = {{CHAT_USER, "A", 1}, {CHAT_SYSTEM, "S", 1}},
+                                     alone[] = {{CHAT_SYSTEM, "S", 1}};
     struct chat_text out = {0};
     sr_error err = {0};
 
@@ -368,8 +418,10 @@ static void survives_every_allocation_failure(void **state)
         sr_alloc_fail_at(0);
         assert_true(st == SR_OK || st == SR_ERR_RESOURCE);
         n_failures += st != SR_OK;
-        if (st == SR_OK) sr_chat_text_free(&out);
-        else assert_null(out.text);
+        if (st == SR_OK)
+            sr_chat_text_free(&out);
+        else
+            assert_null(out.text);
         enum chat_template t;
         sr_alloc_fail_at(n);
         st = sr_chat_template_detect(&t, CHATML, strlen(CHATML), NULL);
@@ -409,7 +461,8 @@ static void tk12_user_text_stays_text(void **state)
 
     (void)state;
     sr_tv_bpe(&v, "smollm");
-    int32_t start = sr_tv_add(&v, "<|im_start|>", TOKEN_CONTROL, 0), end = sr_tv_add(&v, "<|im_end|>", TOKEN_CONTROL, 0);
+    int32_t start = sr_tv_add(&v, "<|im_start|>", TOKEN_CONTROL, 0),
+            end = sr_tv_add(&v, "<|im_end|>", TOKEN_CONTROL, 0);
     struct tokenizer *t = sr_tv_open(&v);
     assert_int_equal(sr_chat_render(&c, CHAT_CHATML, &m, 1, &ask, NULL), SR_OK);
     assert_int_equal(sr_chat_tokenize(&c, t, &l, NULL), SR_OK);
@@ -423,7 +476,8 @@ static void tk12_user_text_stays_text(void **state)
     sr_tokenizer_close(t);
 }
 
-/* A message that ends where the template's token begins must not lend it bytes, and neighbours are one run. */
+/* A message that ends where the template's token begins must not lend it bytes, and neighbours are one run.
+ */
 static void pieces_are_one_run(void **state)
 {
     const struct chat_message m = {CHAT_USER, "b<|im_", 6};
@@ -434,7 +488,10 @@ static void pieces_are_one_run(void **state)
     sr_tv_bpe(&v, "gpt-2");
     int32_t start = sr_tv_add(&v, "<|im_start|>", TOKEN_CONTROL, 0);
     sr_tv_add(&v, "<|im_end|>", TOKEN_CONTROL, 0);
-    int32_t joined = sr_tv_add(&v, "\xC4\x8A" "b", 0, 0);
+    int32_t joined = sr_tv_add(&v,
+                               "\xC4\x8A"
+                               "b",
+                               0, 0);
     sr_tv_merge(&v, "\xC4\x8A b"); /* newline of the template, b of the user */
     struct tokenizer *t = sr_tv_open(&v);
     assert_int_equal(sr_chat_render(&c, CHAT_CHATML, &m, 1, &ask, NULL), SR_OK);
@@ -444,7 +501,7 @@ static void pieces_are_one_run(void **state)
     l.n = 0;
     sr_tokenizer_close(t);
 
-    v.pre = "llama-bpe";                    /* ... this one does not */
+    v.pre = "llama-bpe"; /* ... this one does not */
     v.bos = 0;
     t = sr_tv_open(&v);
     struct token_list whole = {0};
@@ -485,13 +542,20 @@ static int clean(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(detects_small_programs),     cmocka_unit_test(refuses_look_alikes),
-        cmocka_unit_test(broken_programs_are_unknown), cmocka_unit_test(detects_templates_of_files),
-        cmocka_unit_test(detects_the_default_model),  cmocka_unit_test(names),
-        cmocka_unit_test(renders_own_vectors),        cmocka_unit_test(renders_published_vectors),
-        cmocka_unit_test(options_count),              cmocka_unit_test(refuses_to_render),
-        cmocka_unit_test(survives_every_allocation_failure), cmocka_unit_test(stop_texts),
-        cmocka_unit_test(tk12_user_text_stays_text),  cmocka_unit_test(pieces_are_one_run),
+        cmocka_unit_test(detects_small_programs),
+        cmocka_unit_test(refuses_look_alikes),
+        cmocka_unit_test(broken_programs_are_unknown),
+        cmocka_unit_test(detects_templates_of_files),
+        cmocka_unit_test(detects_the_default_model),
+        cmocka_unit_test(names),
+        cmocka_unit_test(renders_own_vectors),
+        cmocka_unit_test(renders_published_vectors),
+        cmocka_unit_test(options_count),
+        cmocka_unit_test(refuses_to_render),
+        cmocka_unit_test(survives_every_allocation_failure),
+        cmocka_unit_test(stop_texts),
+        cmocka_unit_test(tk12_user_text_stays_text),
+        cmocka_unit_test(pieces_are_one_run),
         cmocka_unit_test(needs_the_familys_tokens),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -49,10 +49,16 @@ static void gpt2_words(void **state)
     expect("gpt-2", "x\n\ny", "x|\n|\n|y");
     expect("gpt-2", "(a) ... b!!", "(|a|)| ...| b|!!");
     expect("gpt-2", "\t\tif", "\t|\t|if");
-    expect("gpt-2", "a\xC2\xA0" "b", "a|\xC2\xA0|b");                         /* no-break space is white space */
-    expect("gpt-2", "\xE4\xBD\xA0\xE5\xA5\xBD" "1", "\xE4\xBD\xA0\xE5\xA5\xBD|1");
-    expect("gpt-2", "2\xC2\xBD", "2\xC2\xBD");                                   /* one half is a number */
-    expect("gpt-2", "e\xCC\x81", "e|\xCC\x81");                                  /* a combining mark is neither */
+    expect("gpt-2",
+           "a\xC2\xA0"
+           "b",
+           "a|\xC2\xA0|b"); /* no-break space is white space */
+    expect("gpt-2",
+           "\xE4\xBD\xA0\xE5\xA5\xBD"
+           "1",
+           "\xE4\xBD\xA0\xE5\xA5\xBD|1");
+    expect("gpt-2", "2\xC2\xBD", "2\xC2\xBD");  /* one half is a number */
+    expect("gpt-2", "e\xCC\x81", "e|\xCC\x81"); /* a combining mark is neither */
     expect("mpt", "a1b22 333", "a|1|b|22| 333");
 }
 
@@ -62,7 +68,7 @@ static void smollm_words(void **state)
     for (int i = 0; i < 3; i++) {
         static const char *const same[] = {"smollm", "starcoder", "refact"};
         expect(same[i], "a1b22 333", "a|1|b|2|2| |3|3|3");
-        expect(same[i], "x  9", "x|  |9");     /* white space ends at the number: the look-ahead sees an end */
+        expect(same[i], "x  9", "x|  |9"); /* white space ends at the number: the look-ahead sees an end */
         expect(same[i], "x 9 y", "x| |9| y");
         expect(same[i], "x  y", "x| | y");
         expect(same[i], " x 1 ", " x| |1| ");
@@ -103,15 +109,23 @@ static void qwen2_words(void **state)
 static void invalid_bytes_are_of_no_class(void **state)
 {
     (void)state;
-    expect("gpt-2", "a\xFF\xFE" "b", "a|\xFF\xFE|b");
-    expect("llama-bpe", "a\xFF" "b", "a|\xFF" "b");
+    expect("gpt-2",
+           "a\xFF\xFE"
+           "b",
+           "a|\xFF\xFE|b");
+    expect("llama-bpe",
+           "a\xFF"
+           "b",
+           "a|\xFF"
+           "b");
     expect("qwen2", "\xE4\xBD", "\xE4\xBD");
     expect("smollm", " \xC0\xAF 1", " \xC0\xAF| |1");
 }
 
 static void names(void **state)
 {
-    static const char *const unknown[] = {"", "default", "falcon", "deepseek-coder", "gpt", "gpt-22", "Qwen2"};
+    static const char *const unknown[] = {"",    "default", "falcon", "deepseek-coder",
+                                          "gpt", "gpt-22",  "Qwen2"};
 
     (void)state;
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++)
@@ -126,9 +140,12 @@ static void names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gpt2_words),  cmocka_unit_test(smollm_words),
-        cmocka_unit_test(llama3_words), cmocka_unit_test(qwen2_words),
-        cmocka_unit_test(invalid_bytes_are_of_no_class), cmocka_unit_test(names),
+        cmocka_unit_test(gpt2_words),
+        cmocka_unit_test(smollm_words),
+        cmocka_unit_test(llama3_words),
+        cmocka_unit_test(qwen2_words),
+        cmocka_unit_test(invalid_bytes_are_of_no_class),
+        cmocka_unit_test(names),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("pretokenize", tests, NULL, NULL);

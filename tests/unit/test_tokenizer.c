@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Merging, special tokens, fallbacks and decoding on vocabularies small enough to follow by hand; refusals are in
- * test_tokenizer_bad.c, real vocabularies in test_tokenizer_vectors.c.
+ * Merging, special tokens, fallbacks and decoding on vocabularies small enough to follow by hand; refusals
+ * are in test_tokenizer_bad.c, real vocabularies in test_tokenizer_vectors.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -35,7 +35,10 @@ static void small_bpe(const char *pre)
     sr_tv_add(&v, "abc", 0, 0);
     sr_tv_add(&v, "aa", 0, 0);
     sr_tv_add(&v, "aaaa", 0, 0);
-    sr_tv_add(&v, "\xC4\xA0" "a", 0, 0);
+    sr_tv_add(&v,
+              "\xC4\xA0"
+              "a",
+              0, 0);
     sr_tv_merge(&v, "b c");
     sr_tv_merge(&v, "a b");
     sr_tv_merge(&v, "a bc");
@@ -49,12 +52,12 @@ static void merges_by_rank_then_left(void **state)
     (void)state;
     small_bpe("gpt-2");
     struct tokenizer *t = sr_tv_open(&v);
-    expect(t, "abc", SPECIAL_AS_TEXT, "258");       /* "b c" first although "a b" is further left */
+    expect(t, "abc", SPECIAL_AS_TEXT, "258"); /* "b c" first although "a b" is further left */
     expect(t, "ab", SPECIAL_AS_TEXT, "256");
-    expect(t, "aaa", SPECIAL_AS_TEXT, "259 97");    /* leftmost of two equal pairs */
+    expect(t, "aaa", SPECIAL_AS_TEXT, "259 97"); /* leftmost of two equal pairs */
     expect(t, "aaaaa", SPECIAL_AS_TEXT, "260 97");
     expect(t, "aaaaaaaaa", SPECIAL_AS_TEXT, "260 260 97");
-    expect(t, " aa", SPECIAL_AS_TEXT, "32 259");    /* "a a" outranks the space's merge */
+    expect(t, " aa", SPECIAL_AS_TEXT, "32 259"); /* "a a" outranks the space's merge */
     expect(t, "", SPECIAL_AS_TEXT, "");
     assert_string_equal(sr_tokenizer_model_name(t), "bpe/gpt-2");
     assert_int_equal(sr_tokenizer_vocab_size(t), 262);
@@ -151,14 +154,14 @@ static void special_tokens_match_by_kind(void **state)
 {
     (void)state;
     sr_tv_bpe(&v, "gpt-2");
-    sr_tv_add(&v, "<|end|>", TOKEN_CONTROL, 0);    /* 256 */
-    sr_tv_add(&v, "<think>", TOKEN_USER, 0);       /* 257 */
-    sr_tv_add(&v, "  ", TOKEN_USER, 0);            /* 258 */
-    sr_tv_add(&v, "    ", TOKEN_USER, 0);          /* 259 */
-    sr_tv_add(&v, "<|end|>x", TOKEN_CONTROL, 0);   /* 260 */
-    sr_tv_add(&v, "", TOKEN_CONTROL, 0);           /* 261: matches nothing */
-    sr_tv_add(&v, "<think>", TOKEN_CONTROL, 0);    /* 262: the same text again */
-    sr_tv_add(&v, "<pad>", TOKEN_UNUSED, 0);       /* 263 */
+    sr_tv_add(&v, "<|end|>", TOKEN_CONTROL, 0);  /* 256 */
+    sr_tv_add(&v, "<think>", TOKEN_USER, 0);     /* 257 */
+    sr_tv_add(&v, "  ", TOKEN_USER, 0);          /* 258 */
+    sr_tv_add(&v, "    ", TOKEN_USER, 0);        /* 259 */
+    sr_tv_add(&v, "<|end|>x", TOKEN_CONTROL, 0); /* 260 */
+    sr_tv_add(&v, "", TOKEN_CONTROL, 0);         /* 261: matches nothing */
+    sr_tv_add(&v, "<think>", TOKEN_CONTROL, 0);  /* 262: the same text again */
+    sr_tv_add(&v, "<pad>", TOKEN_UNUSED, 0);     /* 263 */
     struct tokenizer *t = sr_tv_open(&v);
     expect(t, "a<|end|>b", SPECIAL_PARSE, "97 256 98");
     expect(t, "<|end|>", SPECIAL_AS_TEXT, "60 124 101 110 100 124 62");
@@ -237,11 +240,15 @@ static void spm_merges_by_score(void **state)
     (void)state;
     small_spm();
     struct tokenizer *t = sr_tv_open(&v);
-    expect(t, "ab", SPECIAL_AS_TEXT, "264");       /* prefix and a (-5), then b */
+    expect(t, "ab", SPECIAL_AS_TEXT, "264"); /* prefix and a (-5), then b */
     expect(t, "a ab", SPECIAL_AS_TEXT, "263 264");
-    expect(t, "  a", SPECIAL_AS_TEXT, "265 263");  /* three marks and an a; of equal scores the leftmost pair first */
+    expect(t, "  a", SPECIAL_AS_TEXT,
+           "265 263"); /* three marks and an a; of equal scores the leftmost pair first */
     expect(t, "abab", SPECIAL_AS_TEXT, "264 262");
-    expect(t, "\xC3\xA9" "c", SPECIAL_AS_TEXT, "259 266 102"); /* c is byte 0x63 = 3 + 99 */
+    expect(t,
+           "\xC3\xA9"
+           "c",
+           SPECIAL_AS_TEXT, "259 266 102"); /* c is byte 0x63 = 3 + 99 */
     expect(t, "\n", SPECIAL_AS_TEXT, "259 13");
     expect(t, "\xE4\xBD\xA0", SPECIAL_AS_TEXT, "259 231 192 163");
     expect(t, "", SPECIAL_AS_TEXT, "");
@@ -256,7 +263,7 @@ static void spm_text_never_becomes_reserved(void **state)
 {
     (void)state;
     small_spm();
-    sr_tv_add(&v, "<", 0, -9);     /* with these, merging by text alone would build both */
+    sr_tv_add(&v, "<", 0, -9); /* with these, merging by text alone would build both */
     sr_tv_add(&v, "/s>", 0, -9);
     sr_tv_add(&v, "</s", 0, -9);
     sr_tv_add(&v, "/", 0, -9);
@@ -297,7 +304,8 @@ static void spm_without_byte_tokens(void **state)
 static void spm_round_trip(void **state)
 {
     (void)state;
-    static const char *const texts[] = {"ab a  b\n\tc", " lead", "\xFF\xC3(", "na\xC3\xAFve \xE4\xBD\xA0\xF0\x9F\x98\x80", MARK "x"};
+    static const char *const texts[] = {"ab a  b\n\tc", " lead", "\xFF\xC3(",
+                                        "na\xC3\xAFve \xE4\xBD\xA0\xF0\x9F\x98\x80", MARK "x"};
     small_spm();
     struct tokenizer *t = sr_tv_open(&v);
     for (size_t i = 0; i < 5; i++) {
@@ -348,8 +356,10 @@ static void open_survives_every_allocation_failure(void **state)
     for (int spm = 0; spm < 2; spm++) {
         struct gguf *g = NULL;
         int n_failures = 0;
-        if (spm) small_spm();
-        else small_bpe("smollm");
+        if (spm)
+            small_spm();
+        else
+            small_bpe("smollm");
         assert_int_equal(sr_gguf_open(&g, sr_tv_save(&v, "alloc.gguf"), NULL), SR_OK);
         for (uint64_t n = 1; n < 100; n++) {
             struct tokenizer *t = NULL;
@@ -358,8 +368,10 @@ static void open_survives_every_allocation_failure(void **state)
             sr_status st = sr_tokenizer_open(&t, g, &err);
             sr_alloc_fail_at(0);
             assert_true(st == SR_OK || st == SR_ERR_RESOURCE);
-            if (st == SR_OK) sr_tokenizer_close(t);
-            else assert_null(t);
+            if (st == SR_OK)
+                sr_tokenizer_close(t);
+            else
+                assert_null(t);
             n_failures += st != SR_OK;
         }
         assert_true(n_failures >= 6);

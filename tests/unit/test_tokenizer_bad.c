@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Vocabularies that must be refused (rows TK1 to TK9 of the bad-input contract) and texts that must not take long
- * (TK10). Every refusal is one printable line that names the file and the key.
+ * Vocabularies that must be refused (rows TK1 to TK9 of the bad-input contract) and texts that must not take
+ * long (TK10). Every refusal is one printable line that names the file and the key.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -36,7 +36,10 @@ static void refused_file(const char *path, sr_status status, const char *needle)
     for (const char *p = err.text; *p; p++) assert_true((uint8_t)*p >= 0x20 && *p != 0x7F);
 }
 
-static void refused(sr_status status, const char *needle) { refused_file(sr_tv_save(&v, "bad.gguf"), status, needle); }
+static void refused(sr_status status, const char *needle)
+{
+    refused_file(sr_tv_save(&v, "bad.gguf"), status, needle);
+}
 
 static void abc(void)
 {
@@ -130,9 +133,12 @@ static void tk2_types_and_scores(void **state)
         sr_tb_begin(&raw, 0, kind ? 3 : 2);
         sr_tb_kv_str(&raw, "tokenizer.ggml.model", "llama");
         put_tokens(4);
-        if (kind) sr_tb_kv_array(&raw, "tokenizer.ggml.scores", kind == 1 ? GGUF_U8 : GGUF_F32, kind == 1 ? 4 : 3);
+        if (kind)
+            sr_tb_kv_array(&raw, "tokenizer.ggml.scores", kind == 1 ? GGUF_U8 : GGUF_F32, kind == 1 ? 4 : 3);
         if (kind) sr_tb_zeros(&raw, kind == 1 ? 4 : 12);
-        raw_refused(SR_ERR_FORMAT, kind == 0 ? "scores: missing" : kind == 1 ? "not an array of f32" : "3 elements for 4");
+        raw_refused(SR_ERR_FORMAT, kind == 0   ? "scores: missing"
+                                   : kind == 1 ? "not an array of f32"
+                                               : "3 elements for 4");
     }
 }
 
@@ -283,13 +289,30 @@ static void tk7_many_merges(void **state)
 static void tk8_charsmap(void **state)
 {
     (void)state;
-    static const struct { uint32_t n; const char *bytes; sr_status want; const char *needle; } rows[] = {
+    static const struct {
+        uint32_t n;
+        const char *bytes;
+        sr_status want;
+        const char *needle;
+    } rows[] = {
         {1, "x", SR_ERR_FORMAT, "1 bytes"},
         {3, "xyz", SR_ERR_FORMAT, "3 bytes"},
-        {8, "\xFF\xFF\xFF\x7F" "abcd", SR_ERR_FORMAT, "trie of"},
-        {8, "\x03\0\0\0" "abcd", SR_ERR_FORMAT, "trie of"},
-        {10, "\x04\0\0\0" "abcdxy", SR_ERR_FORMAT, "not terminated"},
-        {10, "\x04\0\0\0" "abcdx\0", SR_ERR_UNSUPPORTED, "normalisation"},
+        {8,
+         "\xFF\xFF\xFF\x7F"
+         "abcd",
+         SR_ERR_FORMAT, "trie of"},
+        {8,
+         "\x03\0\0\0"
+         "abcd",
+         SR_ERR_FORMAT, "trie of"},
+        {10,
+         "\x04\0\0\0"
+         "abcdxy",
+         SR_ERR_FORMAT, "not terminated"},
+        {10,
+         "\x04\0\0\0"
+         "abcdx\0",
+         SR_ERR_UNSUPPORTED, "normalisation"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         sr_tb_begin(&raw, 0, 4);
@@ -350,11 +373,13 @@ static void expect_linear(const struct tokenizer *t, const char *unit)
     }
     free(text);
     if (one >= 2 || two >= 2.5 * one)
-        fail_msg("%s, repeated \"%s\": 1 MiB %.3f s, 2 MiB %.3f s", sr_tokenizer_model_name(t), unit, one, two);
+        fail_msg("%s, repeated \"%s\": 1 MiB %.3f s, 2 MiB %.3f s", sr_tokenizer_model_name(t), unit, one,
+                 two);
 }
 
 enum { N_UNITS = 10, N_BASIC = 5 };
-static const char *const units[N_UNITS] = {"Z", " ", "_", "\xE4\xB8\xAD", "\n", "7", " a", "'", "\xFF", "\xE3\x80\x80"};
+static const char *const units[N_UNITS] = {"Z", " ",  "_", "\xE4\xB8\xAD", "\n",
+                                           "7", " a", "'", "\xFF",         "\xE3\x80\x80"};
 
 static void tk10_bpe(void **state)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Real vocabularies against ids from other implementations: 46 texts for each of nine vocabularies, sixty more
- * texts, the refusal of what is not supported, and whole books there and back. The data lies outside of the tree;
- * without it every test here is skipped. Vocabularies that come as tokenizer.json are made into GGUF files first.
+ * Real vocabularies against ids from other implementations: 46 texts for each of nine vocabularies, sixty
+ * more texts, the refusal of what is not supported, and whole books there and back. The data lies outside of
+ * the tree; without it every test here is skipped. Vocabularies that come as tokenizer.json are made into
+ * GGUF files first.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,13 +41,14 @@ static const char *made_vocab(const char *json, const char *pre)
     snprintf(path, sizeof path, "%s", sr_tb_path(name));
     if (access(path, R_OK) == 0) return path;
     if (system("python3 -c 'import lzma' 2>/dev/null") != 0) skip();
-    snprintf(command, sizeof command, "python3 tools/make-vocab-gguf.py --pre %s '%s' '%s'", pre, source, path);
+    snprintf(command, sizeof command, "python3 tools/make-vocab-gguf.py --pre %s '%s' '%s'", pre, source,
+             path);
     assert_int_equal(system(command), 0);
     return path;
 }
 
 #define LLAMA3_JSON "data/tokenizers/llama3_1.tokenizer.json.xz"
-#define QWEN3_JSON "data/tokenizers/qwen3.tokenizer.json.xz"
+#define QWEN3_JSON  "data/tokenizers/qwen3.tokenizer.json.xz"
 
 static struct tokenizer *open_named(const char *name)
 {
@@ -82,7 +84,8 @@ static void vectors(void **state)
 {
     const char *name = *state;
     struct tokenizer *t = open_named(name);
-    char *texts = read_vectors(name, "inp"), *wanted = read_vectors(name, "out"), *text = texts, *line = wanted;
+    char *texts = read_vectors(name, "inp"), *wanted = read_vectors(name, "out"), *text = texts,
+         *line = wanted;
     int n = 0;
 
     for (char *end; (end = strstr(text, SEPARATOR)) != NULL; text = end + strlen(SEPARATOR), n++) {
@@ -112,7 +115,8 @@ static void refused(void **state)
     assert_int_equal(sr_tokenizer_open(&t, g, &err), SR_ERR_UNSUPPORTED);
     assert_null(t);
     /* by its own name: the pre-tokenizer's, or the kind of model ("bert") */
-    snprintf(path, sizeof path, "\"%s\" is not supported", strcmp(*state, "bert-bge") == 0 ? "bert" : (const char *)*state);
+    snprintf(path, sizeof path, "\"%s\" is not supported",
+             strcmp(*state, "bert-bge") == 0 ? "bert" : (const char *)*state);
     if (!strstr(err.text, path)) fail_msg("\"%s\" does not say %s", err.text, path);
     sr_gguf_close(g);
 }
@@ -133,13 +137,16 @@ static const char *ids_of(const json_t *array)
 
 static void extra_vectors(void **state)
 {
-    static const struct { const char *theirs, *ours; } vocab[] = {{"llama3", "llama-bpe"}, {"qwen3", "qwen2"}, {"llama2-spm", "llama-spm"}};
+    static const struct {
+        const char *theirs, *ours;
+    } vocab[] = {{"llama3", "llama-bpe"}, {"qwen3", "qwen2"}, {"llama2-spm", "llama-spm"}};
     struct tokenizer *t[3];
     int n = 0;
     size_t bytes;
 
     (void)state;
-    char *lines = sr_tv_read(shared_or_skip("data/tokenizer-vectors/extra-vectors.jsonl"), &bytes), *save = NULL;
+    char *lines = sr_tv_read(shared_or_skip("data/tokenizer-vectors/extra-vectors.jsonl"), &bytes),
+         *save = NULL;
     for (int i = 0; i < 3; i++) t[i] = open_named(vocab[i].ours);
     for (char *line = strtok_r(lines, "\n", &save); line; line = strtok_r(NULL, "\n", &save), n++) {
         json_t *row = json_loads(line, JSON_ALLOW_NUL, NULL), *text = json_object_get(row, "text");
@@ -150,8 +157,9 @@ static void extra_vectors(void **state)
         json_t *prefix = json_object_get(row, "add_space_prefix");
         assert_true(!prefix || json_is_true(prefix));
         const char *want = ids_of(json_object_get(row, "ids"));
-        const char *got = sr_tv_ids(t[which], json_string_value(text), json_string_length(text),
-                                    json_is_true(json_object_get(row, "parse_special")) ? SPECIAL_PARSE : SPECIAL_AS_TEXT);
+        const char *got =
+            sr_tv_ids(t[which], json_string_value(text), json_string_length(text),
+                      json_is_true(json_object_get(row, "parse_special")) ? SPECIAL_PARSE : SPECIAL_AS_TEXT);
         if (strcmp(got, want) != 0) fail_msg("line %d (%s): ids %s, want %s", n + 1, name, got, want);
         json_decref(row);
     }
@@ -163,8 +171,9 @@ static void extra_vectors(void **state)
 /* ---- books there and back ---- */
 
 static const char *const books[] = {
-    "data/text/en/moby_dick.txt",      "data/text/en/origin_of_species.txt", "data/text/en/tale_of_two_cities.txt",
-    "data/text/fr/madame_bovary.txt",  "data/text/de/der_stechlin.txt",      "data/text/zh/sanguo_yanyi.txt",
+    "data/text/en/moby_dick.txt",          "data/text/en/origin_of_species.txt",
+    "data/text/en/tale_of_two_cities.txt", "data/text/fr/madame_bovary.txt",
+    "data/text/de/der_stechlin.txt",       "data/text/zh/sanguo_yanyi.txt",
     "data/code/HumanEval_first100.jsonl",
 };
 
@@ -179,7 +188,8 @@ static void round_trip(const struct tokenizer *t, const char *name, const char *
     assert_true((size_t)l.n < n); /* some merging took place */
     char *back = sr_tv_text(t, &l, &bytes);
     size_t skipped = (size_t)sr_tokenizer_strips_first_space(t);
-    if (bytes != n + skipped || memcmp(back + skipped, text, n) != 0) fail_msg("%s: %s comes back changed", name, path);
+    if (bytes != n + skipped || memcmp(back + skipped, text, n) != 0)
+        fail_msg("%s: %s comes back changed", name, path);
     free(back);
     free(text);
     sr_token_list_free(&l);
@@ -188,7 +198,8 @@ static void round_trip(const struct tokenizer *t, const char *name, const char *
 static void books_round_trip(void **state)
 {
     struct tokenizer *t = open_named(*state);
-    for (size_t i = 0; i < sizeof books / sizeof books[0]; i++) round_trip(t, *state, shared_or_skip(books[i]));
+    for (size_t i = 0; i < sizeof books / sizeof books[0]; i++)
+        round_trip(t, *state, shared_or_skip(books[i]));
     sr_tokenizer_close(t);
 }
 
@@ -201,7 +212,9 @@ static void default_model(void **state)
     (void)state;
     if (access(MODEL, R_OK) != 0) skip();
     struct tokenizer *t = sr_tv_open_file(MODEL);
-    static const struct { const char *text, *ids; } rows[] = {
+    static const struct {
+        const char *text, *ids;
+    } rows[] = {
         {"Hello, we can use", "19556 28 392 416 722"},
         {"The capital of France is", "504 3575 282 4649 314"},
         {"Hello world! 123", "19556 905 17 216 33 34 35"},
@@ -225,18 +238,32 @@ static int clean(void **state)
 
 #define VECTORS(n) cmocka_unit_test_prestate(vectors, n)
 #define REFUSED(n) cmocka_unit_test_prestate(refused, n)
-#define BOOKS(n) cmocka_unit_test_prestate(books_round_trip, n)
+#define BOOKS(n)   cmocka_unit_test_prestate(books_round_trip, n)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        VECTORS("gpt-2"),     VECTORS("starcoder"), VECTORS("refact"),       VECTORS("mpt"),
-        VECTORS("llama-spm"), VECTORS("phi-3"),     VECTORS("llama-bpe"),    VECTORS("qwen2"),
+        VECTORS("gpt-2"),
+        VECTORS("starcoder"),
+        VECTORS("refact"),
+        VECTORS("mpt"),
+        VECTORS("llama-spm"),
+        VECTORS("phi-3"),
+        VECTORS("llama-bpe"),
+        VECTORS("qwen2"),
         VECTORS("deepseek-r1-qwen"),
-        REFUSED("falcon"),    REFUSED("deepseek-coder"), REFUSED("deepseek-llm"), REFUSED("bert-bge"),
+        REFUSED("falcon"),
+        REFUSED("deepseek-coder"),
+        REFUSED("deepseek-llm"),
+        REFUSED("bert-bge"),
         cmocka_unit_test(extra_vectors),
-        BOOKS("gpt-2"),       BOOKS("starcoder"),   BOOKS("refact"),         BOOKS("mpt"),
-        BOOKS("llama-bpe"),   BOOKS("qwen2"),       BOOKS("llama-spm"),
+        BOOKS("gpt-2"),
+        BOOKS("starcoder"),
+        BOOKS("refact"),
+        BOOKS("mpt"),
+        BOOKS("llama-bpe"),
+        BOOKS("qwen2"),
+        BOOKS("llama-spm"),
         cmocka_unit_test(default_model),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -37,7 +37,8 @@ static void every_code_point(void **state)
     assert_memory_equal(s, "\xEF\xBF\xBD", 3);
 }
 
-/* By arithmetic instead of by ranges: strip the length bits, then ask whether the value needed that length. */
+/* By arithmetic instead of by ranges: strip the length bits, then ask whether the value needed that length.
+ */
 static int naive_length(const uint8_t *s, size_t n)
 {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
@@ -64,8 +65,10 @@ static void every_beginning(void **state)
             int valid, want = naive_length(s, 4), got = sr_utf8_decode(s, 4, &c, &valid);
             assert_int_equal(valid, want > 0);
             assert_int_equal(got, want > 0 ? want : 1);
-            if (want) assert_int_equal(sr_utf8_valid(s, (size_t)want), 1);
-            else assert_int_equal(sr_utf8_valid(s, 4), 0);
+            if (want)
+                assert_int_equal(sr_utf8_valid(s, (size_t)want), 1);
+            else
+                assert_int_equal(sr_utf8_valid(s, 4), 0);
         }
 }
 
@@ -108,9 +111,19 @@ static void stream_holds_back(void **state)
 
 static void stream_replaces(void **state)
 {
-    static const struct { const char *in; int n_replaced; const char *rest; } rows[] = {
-        {"\x80", 1, ""}, {"\xFF\xFE", 2, ""}, {"\xC0\xAF", 2, ""}, {"\xED\xA0\x80", 3, ""}, {"\xF4\x90\x80\x80", 4, ""},
-        {"\xE4\xBD", 2, ""}, {"\xE4\xBDx", 2, "x"}, {"\xF0\x9F\x98\xC3\xA9", 3, "\xC3\xA9"},
+    static const struct {
+        const char *in;
+        int n_replaced;
+        const char *rest;
+    } rows[] = {
+        {"\x80", 1, ""},
+        {"\xFF\xFE", 2, ""},
+        {"\xC0\xAF", 2, ""},
+        {"\xED\xA0\x80", 3, ""},
+        {"\xF4\x90\x80\x80", 4, ""},
+        {"\xE4\xBD", 2, ""},
+        {"\xE4\xBDx", 2, "x"},
+        {"\xF0\x9F\x98\xC3\xA9", 3, "\xC3\xA9"},
     };
 
     (void)state;
@@ -130,8 +143,9 @@ static void stream_replaces(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_code_point),    cmocka_unit_test(every_beginning), cmocka_unit_test(stream_cut_anywhere),
-        cmocka_unit_test(stream_holds_back),   cmocka_unit_test(stream_replaces),
+        cmocka_unit_test(every_code_point),    cmocka_unit_test(every_beginning),
+        cmocka_unit_test(stream_cut_anywhere), cmocka_unit_test(stream_holds_back),
+        cmocka_unit_test(stream_replaces),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("utf8", tests, NULL, NULL);

@@ -13,7 +13,8 @@
 
 #include "text/utf8.h"
 
-/* The byte alphabet, spelled out a second time: bytes that have no printable Latin-1 character count up from 256. */
+/* The byte alphabet, spelled out a second time: bytes that have no printable Latin-1 character count up from
+ * 256. */
 static const char *byte_character(int byte)
 {
     static char text[256][5];
@@ -30,7 +31,13 @@ static const char *byte_character(int byte)
 
 void sr_tv_bpe(struct sr_tv *v, const char *pre)
 {
-    *v = (struct sr_tv){.model = "gpt2", .pre = pre, .bos = -1, .eos = -1, .unknown = -1, .add_bos = -1, .add_space_prefix = -1};
+    *v = (struct sr_tv){.model = "gpt2",
+                        .pre = pre,
+                        .bos = -1,
+                        .eos = -1,
+                        .unknown = -1,
+                        .add_bos = -1,
+                        .add_space_prefix = -1};
     for (int b = 0; b < 256; b++) sr_tv_add(v, byte_character(b), TOKEN_NORMAL, 0);
 }
 
@@ -38,7 +45,8 @@ void sr_tv_spm(struct sr_tv *v)
 {
     static char text[256][8];
 
-    *v = (struct sr_tv){.model = "llama", .bos = 1, .eos = 2, .unknown = 0, .add_bos = -1, .add_space_prefix = -1};
+    *v = (struct sr_tv){
+        .model = "llama", .bos = 1, .eos = 2, .unknown = 0, .add_bos = -1, .add_space_prefix = -1};
     sr_tv_add(v, "<unk>", TOKEN_UNKNOWN, 0);
     sr_tv_add(v, "<s>", TOKEN_CONTROL, 0);
     sr_tv_add(v, "</s>", TOKEN_CONTROL, 0);
@@ -67,8 +75,8 @@ const char *sr_tv_save(const struct sr_tv *v, const char *name)
 {
     struct sr_tb b = {0};
     int spm = v->model && strcmp(v->model, "llama") == 0;
-    uint64_t n_values = 3 + (v->model != NULL) + (v->pre != NULL) + (v->bos >= 0) + (v->eos >= 0) + (v->unknown >= 0) +
-                        (v->add_bos >= 0) + (v->add_space_prefix >= 0);
+    uint64_t n_values = 3 + (v->model != NULL) + (v->pre != NULL) + (v->bos >= 0) + (v->eos >= 0) +
+                        (v->unknown >= 0) + (v->add_bos >= 0) + (v->add_space_prefix >= 0);
     const char *path;
 
     sr_tb_begin(&b, 0, n_values);
@@ -113,7 +121,10 @@ struct tokenizer *sr_tv_open_file(const char *path)
     return t;
 }
 
-struct tokenizer *sr_tv_open(const struct sr_tv *v) { return sr_tv_open_file(sr_tv_save(v, "vocab.gguf")); }
+struct tokenizer *sr_tv_open(const struct sr_tv *v)
+{
+    return sr_tv_open_file(sr_tv_save(v, "vocab.gguf"));
+}
 
 const char *sr_tv_ids(const struct tokenizer *t, const char *text, size_t bytes, enum token_special mode)
 {

@@ -9,10 +9,10 @@
 #include "text/tokenizer.h"
 
 struct sr_tv {
-    const char *model, *pre;       /* NULL: key left out */
+    const char *model, *pre; /* NULL: key left out */
     const char *tokens[700];
-    int32_t types[700];            /* 0 stands for normal */
-    float scores[700];             /* written for model "llama" */
+    int32_t types[700]; /* 0 stands for normal */
+    float scores[700];  /* written for model "llama" */
     uint64_t n;
     const char *merges[64];
     uint64_t n_merges;
