@@ -61,7 +61,7 @@ typedef void sr_dequant_fn(const uint8_t *src, float *dst, int64_t n);
 
 /* Many tokens. Activations are packed once (gemm_pack, blocks of SR_GEMM_TOKENS tokens in parallel), then panels of
  * SR_GEMM_ROWS weight rows are multiplied with all of them. The packed form is the variant's own: a table never mixes a
- * gemm with another one's pack (bf16 and amx share one, the float variants use the scalar one). */
+ * gemm with another one's pack (amx has its own; the float variants use the scalar one). */
 #define SR_GEMM_ROWS 32
 #define SR_GEMM_TOKENS 32
 struct gemm_pack_args {
@@ -182,8 +182,8 @@ struct sketch_score {
 static inline int32_t sr_sketch_padded(int32_t rank) { return (rank + 7) / 8 * 8; }
 typedef void sr_sketch_score_fn(const struct sketch_score *a);
 
-/* Over the scored blocks of a chunk: sum[g] = sum of exp(logit - max[g]); and the rows that may still be needed, those
- * with logit - floor[g] >= cut for some head, in rising order. */
+/* Over the scored blocks of a chunk: sum[g] = sum of exp(logit - max[g]), within 2^-17 of it; and the rows that may
+ * still be needed, those with logit >= floor[g] + cut for some head, in rising order. */
 struct sketch_mass {
     int32_t group, row0, row1;         /* as scored */
     const float *logits;               /* [group][SR_CHUNK_ROWS] */

@@ -151,7 +151,7 @@ void sr_check_time(struct check *c, const char *label, double bytes, double flop
     }
     qsort(runs, (size_t)n, sizeof(runs[0]), by_value);
     const double median = runs[n / 2];
-    printf("%-16s %-7s %-28s %10.2f us", c->family, sr_cpu_isa_name(c->isa), label, 1e6 * median);
+    printf("%-16s %-7s %-28s %10.2f us (best %10.2f)", c->family, sr_cpu_isa_name(c->isa), label, 1e6 * median, 1e6 * runs[0]);
     if (bytes > 0) printf(" %8.2f GB/s", 1e-9 * bytes / median);
     if (flop > 0) printf(" %8.1f GFLOP/s", 1e-9 * flop / median);
     putchar('\n');

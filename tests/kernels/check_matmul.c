@@ -282,15 +282,21 @@ static void call_matvec(void *ctx)
     m->fn(&m->a);
 }
 
+typedef uint64_t wide __attribute__((vector_size(64)));
+
 /* The floor: the same bytes read and xored. */
 static void call_read(void *ctx)
 {
     struct matvec_call *m = ctx;
-    const uint64_t *p = (const uint64_t *)(const void *)((uintptr_t)(m->a.w + 7) & ~(uintptr_t)7);
-    uint64_t x[8] = {0};
-    for (size_t i = 0; i + 8 <= (size_t)m->a.n_rows * m->a.row_bytes / 8 - 1; i += 8)
-        for (int j = 0; j < 8; j++) x[j] ^= p[i + (size_t)j];
-    for (int j = 0; j < 8; j++) m->sum ^= x[j];
+    const size_t n = (size_t)m->a.n_rows * m->a.row_bytes / 256;
+    wide x[4] = {{0}};
+    for (size_t i = 0; i < n; i++)
+        for (int j = 0; j < 4; j++) {
+            wide v;
+            memcpy(&v, m->a.w + 256 * i + 64 * j, sizeof(v));
+            x[j] ^= v;
+        }
+    for (int j = 0; j < 8; j++) m->sum ^= x[0][j] ^ x[1][j] ^ x[2][j] ^ x[3][j];
 }
 
 static void bench_matvec(struct check *c, const struct weight_type *t, int64_t n_rows, int64_t n_in)
@@ -449,10 +455,8 @@ void sr_check_gemm_pack(struct check *c)
 void sr_check_gemm(struct check *c)
 {
     if (c->bench) {
-        for (int k = 0; k < N_TYPES; k++)
-            bench_gemm(c, &types[k], 576, 1536, 512);
-        bench_gemm(c, &types[4], 1536, 576, 512);
-        for (int32_t n = 8; n <= 128; n *= 2) bench_gemm(c, &types[4], 1536, 576, n);
+        for (int k = 0; k < N_TYPES; k++) bench_gemm(c, &types[k], 192, 1536, c->isa == ISA_SCALAR ? 32 : 512);
+        for (int32_t n = 8; n <= 512; n *= 2) bench_gemm(c, &types[4], 192, 576, n);
         return;
     }
     check_gemm_shapes(c, c->k.gemm_pack, (sr_gemm_fn *)c->fn);

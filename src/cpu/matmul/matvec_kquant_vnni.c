@@ -141,45 +141,58 @@ INLINE __m512 slot_scales(struct slots w, int slots_8_of_32, const float *d, con
     return _mm512_mul_ps(w.scale, _mm512_permutexvar_ps(spread_of(0, 1), _mm512_castps256_ps512(dx)));
 }
 
-INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, int bytes, int wide, codes_fn *codes, slots_fn *slots)
+/* How a type is read: bytes of a super-block, 8 slots or 16, and its unpackers. */
+struct form { int bytes, wide; codes_fn *codes; slots_fn *slots; };
+
+INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc, struct form f)
 {
     const uint8_t *p = a->w + (size_t)r * a->row_bytes;
     const struct acts *x = a->acts;
     const int64_t pad = x->pad;
-    __m512 acc[4];
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
-    for (int64_t e = 0; e < a->n_in; e += 256, p += bytes) {
-        const struct codes256 c = codes(p);
-        const struct slots w = slots(p);
+    for (int64_t e = 0; e < a->n_in; e += 256, p += f.bytes) {
+        const struct codes256 c = f.codes(p);
+        const struct slots w = f.slots(p);
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
             const int64_t at = (t0 + t) * pad + e;
-            const __m512 scale = slot_scales(w, wide, x->d + at / 32, x->s32 + at / 32, x->s16 + at / 16, &acc[t]);
+            const __m512 scale = slot_scales(w, f.wide, x->d + at / 32, x->s32 + at / 32, x->s16 + at / 16, &acc[t]);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.v[i], at512(x->q + at + 64 * i));
-                acc[t] = add_scaled(acc[t], dot, scale, wide ? spread_of(2 * i, 3) : spread_of(4 * i, 2));
+                acc[t] = add_scaled(acc[t], dot, scale, f.wide ? spread_of(2 * i, 3) : spread_of(4 * i, 2));
             }
         }
     }
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) store_result(a, r, t0 + t, acc[t]);
 }
 
-INLINE void rows256(const struct matvec_args *a, int bytes, int wide, codes_fn *codes, slots_fn *slots)
+INLINE void row_q2_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
 {
-    int32_t t = 0;
-    for (; t + 4 <= a->n; t += 4)
-        for (int64_t r = 0; r < a->n_rows; r++) row256(a, r, t, 4, bytes, wide, codes, slots);
-    for (; t + 2 <= a->n; t += 2)
-        for (int64_t r = 0; r < a->n_rows; r++) row256(a, r, t, 2, bytes, wide, codes, slots);
-    for (; t < a->n; t++)
-        for (int64_t r = 0; r < a->n_rows; r++) row256(a, r, t, 1, bytes, wide, codes, slots);
+    row256(a, r, t0, T, acc, (struct form){84, 0, codes_q2_k, slots_q2_k});
 }
+void sr_matvec_q2_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q2_k); }
 
-void sr_matvec_q2_k_vnni(const struct matvec_args *a) { rows256(a, 84, 0, codes_q2_k, slots_q2_k); }
-void sr_matvec_q3_k_vnni(const struct matvec_args *a) { rows256(a, 110, 0, codes_q3_k, slots_q3_k); }
-void sr_matvec_q4_k_vnni(const struct matvec_args *a) { rows256(a, 144, 1, codes_q4_k, slots_8); }
-void sr_matvec_q5_k_vnni(const struct matvec_args *a) { rows256(a, 176, 1, codes_q5_k, slots_8); }
-void sr_matvec_q6_k_vnni(const struct matvec_args *a) { rows256(a, 210, 0, codes_q6_k, slots_q6_k); }
+INLINE void row_q3_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row256(a, r, t0, T, acc, (struct form){110, 0, codes_q3_k, slots_q3_k});
+}
+void sr_matvec_q3_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q3_k); }
+
+INLINE void row_q4_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row256(a, r, t0, T, acc, (struct form){144, 1, codes_q4_k, slots_8});
+}
+void sr_matvec_q4_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q4_k); }
+
+INLINE void row_q5_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row256(a, r, t0, T, acc, (struct form){176, 1, codes_q5_k, slots_8});
+}
+void sr_matvec_q5_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q5_k); }
+
+INLINE void row_q6_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row256(a, r, t0, T, acc, (struct form){210, 0, codes_q6_k, slots_q6_k});
+}
+void sr_matvec_q6_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q6_k); }

@@ -33,11 +33,30 @@ INLINE struct codes nibbles(__m512i v)
     return (struct codes){_mm512_and_si512(v, low), _mm512_and_si512(_mm512_srli_epi16(v, 4), low)};
 }
 
-/* The first 32 bits of n blocks `stride` bytes apart. */
+/* The first 32 bits of n blocks `stride` bytes apart, the others 0. A gather costs about as much for 2 as for 16. */
 INLINE __m512i heads(const uint8_t *p, int n, int stride)
 {
+    if (n <= 4) {
+        __m128i v = _mm_cvtsi32_si128((int)load_u32(p));
+        if (n > 1) v = _mm_insert_epi32(v, (int)load_u32(p + stride), 1);
+        if (n > 2) v = _mm_insert_epi32(v, (int)load_u32(p + 2 * stride), 2);
+        if (n > 3) v = _mm_insert_epi32(v, (int)load_u32(p + 3 * stride), 3);
+        return _mm512_zextsi128_si512(v);
+    }
     const __m512i at = _mm512_mullo_epi32(spread_of(0, 0), _mm512_set1_epi32(stride));
     return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), (__mmask16)((1u << n) - 1u), at, p, 1);
+}
+
+/* The same where blocks are `words` (5 or 6) words of 32 bits: 16 of them lie in `words` registers. */
+INLINE __m512i heads_aligned(const uint8_t *p, int n, int words)
+{
+    if (n < 16) return heads(p, n, 4 * words);
+    const __m512i at = _mm512_mullo_epi32(spread_of(0, 0), _mm512_set1_epi32(words)); /* word index of each head */
+    __m512i v = _mm512_permutex2var_epi32(at512(p), at, at512(p + 64)); /* index modulo 32: right for the first 32 words */
+    v = _mm512_mask_mov_epi32(v, _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(32)), _mm512_permutex2var_epi32(at512(p + 128), at, at512(p + 192)));
+    const __mmask16 last = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(64));
+    if (words == 5) return _mm512_mask_permutexvar_epi32(v, last, at, at512(p + 256));
+    return _mm512_mask_mov_epi32(v, last, _mm512_permutex2var_epi32(at512(p + 256), at, at512(p + 320)));
 }
 
 INLINE struct slots one_scale(const uint8_t *p, int n, int stride, float offset)
@@ -46,9 +65,9 @@ INLINE struct slots one_scale(const uint8_t *p, int n, int stride, float offset)
     return (struct slots){d, _mm512_mul_ps(d, _mm512_set1_ps(offset))};
 }
 
-INLINE struct slots scale_and_min(const uint8_t *p, int n, int stride)
+INLINE struct slots scale_and_min(const uint8_t *p, int n, int words)
 {
-    const __m512i dm = heads(p, n, stride);
+    const __m512i dm = heads_aligned(p, n, words);
     return (struct slots){half_to_float(dm), half_to_float(_mm512_srli_epi32(dm, 16))};
 }
 
@@ -71,7 +90,7 @@ INLINE struct codes codes_q4_1(const uint8_t *b0, const uint8_t *b1, const uint8
 {
     return nibbles(four(b0 + 4, b1 + 4, b2 + 4, b3 + 4));
 }
-INLINE struct slots slots_q4_1(const uint8_t *p, int n) { return scale_and_min(p, n, 20); }
+INLINE struct slots slots_q4_1(const uint8_t *p, int n) { return scale_and_min(p, n, 5); }
 
 INLINE struct codes codes_q5_0(const uint8_t *b0, const uint8_t *b1, const uint8_t *b2, const uint8_t *b3)
 {
@@ -85,7 +104,7 @@ INLINE struct codes codes_q5_1(const uint8_t *b0, const uint8_t *b1, const uint8
     return with_fifth_bits(nibbles(four(b0 + 8, b1 + 8, b2 + 8, b3 + 8)), load_u32(b0 + 4), load_u32(b1 + 4), load_u32(b2 + 4),
                            load_u32(b3 + 4));
 }
-INLINE struct slots slots_q5_1(const uint8_t *p, int n) { return scale_and_min(p, n, 24); }
+INLINE struct slots slots_q5_1(const uint8_t *p, int n) { return scale_and_min(p, n, 6); }
 
 INLINE struct codes codes_q8_0(const uint8_t *b0, const uint8_t *b1, const uint8_t *b2, const uint8_t *b3)
 {
@@ -104,62 +123,88 @@ INLINE struct codes codes_iq4_nl(const uint8_t *b0, const uint8_t *b1, const uin
 }
 INLINE struct slots slots_iq4_nl(const uint8_t *p, int n) { return one_scale(p, n, 18, -128.0f); }
 
-/* One chunk of four blocks for T tokens; x0 is the chunk's place in token 0's q_split. */
-INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8_t *x0, int64_t pad, __m512i spread, int T)
+/* How a type is read. */
+struct form { int bytes; codes_fn *codes; slots_fn *slots; };
+
+/* One chunk of four blocks for T tokens; x is the chunk's place in the first token's q_split. */
+INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8_t *x, int64_t pad, __m512i spread, int T)
 {
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
-        const int8_t *x = x0 + t * pad;
-        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.lo, at512(x));
-        dot = _mm512_dpbusd_epi32(dot, w.hi, at512(x + 64));
+        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.lo, at512(x + t * pad));
+        dot = _mm512_dpbusd_epi32(dot, w.hi, at512(x + t * pad + 64));
         acc[t] = add_scaled(acc[t], dot, scale[t], spread);
     }
 }
 
-INLINE void row32(const struct matvec_args *a, int64_t r, int32_t t0, int T, int bytes, codes_fn *codes, slots_fn *slots)
+/* n blocks (1..16) from p; x, d, s are the activations' there. */
+INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, const float *d, const float *s, int64_t pad, int T, struct form f)
+{
+    const struct slots w = f.slots(p, n);
+    const int bytes = f.bytes;
+    __m512 scale[4];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+        scale[t] = _mm512_mul_ps(w.scale, _mm512_loadu_ps(d + t * (pad / 32)));
+        acc[t] = _mm512_fmadd_ps(w.offset, _mm512_loadu_ps(s + t * (pad / 32)), acc[t]);
+    }
+    if (n == 16) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 16; i += 4, p += 4 * bytes)
+            chunk32(acc, scale, f.codes(p, p + bytes, p + 2 * bytes, p + 3 * bytes), x + 32 * i, pad, spread_of(i, 2), T);
+        return;
+    }
+    for (int i = 0; i < n; i += 4, p += 4 * bytes) { /* missing blocks: their scale is 0, any readable codes do */
+        const uint8_t *b1 = i + 1 < n ? p + bytes : p, *b2 = i + 2 < n ? p + 2 * bytes : p, *b3 = i + 3 < n ? p + 3 * bytes : p;
+        chunk32(acc, scale, f.codes(p, b1, b2, b3), x + 32 * i, pad, spread_of(i, 2), T);
+    }
+}
+
+INLINE void row32(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc, struct form f)
 {
     const uint8_t *p = a->w + (size_t)r * a->row_bytes;
     const int64_t pad = a->acts->pad, n_blocks = a->n_in / 32;
     const int8_t *x = a->acts->q_split + t0 * pad;
     const float *d = a->acts->d + t0 * (pad / 32), *s = a->acts->s32 + t0 * (pad / 32);
-    __m512 acc[4], scale[4];
+    int64_t b = 0;
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b += 16) {
-        const int n = n_blocks - b < 16 ? (int)(n_blocks - b) : 16;
-        const struct slots w = slots(p, n);
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) {
-            scale[t] = _mm512_mul_ps(w.scale, _mm512_loadu_ps(d + t * (pad / 32) + b));
-            acc[t] = _mm512_fmadd_ps(w.offset, _mm512_loadu_ps(s + t * (pad / 32) + b), acc[t]);
-        }
-        int i = 0;
-        for (; i + 4 <= n; i += 4, p += 4 * bytes, x += 128)
-            chunk32(acc, scale, codes(p, p + bytes, p + 2 * bytes, p + 3 * bytes), x, pad, spread_of(i, 2), T);
-        if (i < n) { /* missing blocks: their scale is 0, any readable codes do */
-            const uint8_t *b1 = i + 1 < n ? p + bytes : p, *b2 = i + 2 < n ? p + 2 * bytes : p;
-            chunk32(acc, scale, codes(p, b1, b2, p), x, pad, spread_of(i, 2), T);
-        }
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) store_result(a, r, t0 + t, acc[t]);
+    for (; b + 16 <= n_blocks; b += 16) group32(acc, p + b * f.bytes, 16, x + 32 * b, d + b, s + b, pad, T, f);
+    if (b < n_blocks) group32(acc, p + b * f.bytes, (int)(n_blocks - b), x + 32 * b, d + b, s + b, pad, T, f);
 }
 
-/* All rows for 4, 2, 1 tokens at a time: a task's rows stay in the first caches. */
-INLINE void rows32(const struct matvec_args *a, int bytes, codes_fn *codes, slots_fn *slots)
+INLINE void row_q4_0(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
 {
-    int32_t t = 0;
-    for (; t + 4 <= a->n; t += 4)
-        for (int64_t r = 0; r < a->n_rows; r++) row32(a, r, t, 4, bytes, codes, slots);
-    for (; t + 2 <= a->n; t += 2)
-        for (int64_t r = 0; r < a->n_rows; r++) row32(a, r, t, 2, bytes, codes, slots);
-    for (; t < a->n; t++)
-        for (int64_t r = 0; r < a->n_rows; r++) row32(a, r, t, 1, bytes, codes, slots);
+    row32(a, r, t0, T, acc, (struct form){18, codes_q4_0, slots_q4_0});
 }
+void sr_matvec_q4_0_vnni(const struct matvec_args *a) { all_tokens(a, row_q4_0); }
 
-void sr_matvec_q4_0_vnni(const struct matvec_args *a) { rows32(a, 18, codes_q4_0, slots_q4_0); }
-void sr_matvec_q4_1_vnni(const struct matvec_args *a) { rows32(a, 20, codes_q4_1, slots_q4_1); }
-void sr_matvec_q5_0_vnni(const struct matvec_args *a) { rows32(a, 22, codes_q5_0, slots_q5_0); }
-void sr_matvec_q5_1_vnni(const struct matvec_args *a) { rows32(a, 24, codes_q5_1, slots_q5_1); }
-void sr_matvec_q8_0_vnni(const struct matvec_args *a) { rows32(a, 34, codes_q8_0, slots_q8_0); }
-void sr_matvec_iq4_nl_vnni(const struct matvec_args *a) { rows32(a, 18, codes_iq4_nl, slots_iq4_nl); }
+INLINE void row_q4_1(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row32(a, r, t0, T, acc, (struct form){20, codes_q4_1, slots_q4_1});
+}
+void sr_matvec_q4_1_vnni(const struct matvec_args *a) { all_tokens(a, row_q4_1); }
+
+INLINE void row_q5_0(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row32(a, r, t0, T, acc, (struct form){22, codes_q5_0, slots_q5_0});
+}
+void sr_matvec_q5_0_vnni(const struct matvec_args *a) { all_tokens(a, row_q5_0); }
+
+INLINE void row_q5_1(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row32(a, r, t0, T, acc, (struct form){24, codes_q5_1, slots_q5_1});
+}
+void sr_matvec_q5_1_vnni(const struct matvec_args *a) { all_tokens(a, row_q5_1); }
+
+INLINE void row_q8_0(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row32(a, r, t0, T, acc, (struct form){34, codes_q8_0, slots_q8_0});
+}
+void sr_matvec_q8_0_vnni(const struct matvec_args *a) { all_tokens(a, row_q8_0); }
+
+INLINE void row_iq4_nl(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+{
+    row32(a, r, t0, T, acc, (struct form){18, codes_iq4_nl, slots_iq4_nl});
+}
+void sr_matvec_iq4_nl_vnni(const struct matvec_args *a) { all_tokens(a, row_iq4_nl); }

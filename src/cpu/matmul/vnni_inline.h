@@ -6,9 +6,8 @@
 #ifndef SR_CPU_MATMUL_VNNI_INLINE_H
 #define SR_CPU_MATMUL_VNNI_INLINE_H
 
-#include "cpu/kernels.h"
+#include "cpu/matmul/lanes_inline.h"
 
-#include <immintrin.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -33,7 +32,7 @@ INLINE __m512 add_scaled(__m512 acc, __m512i dot, __m512 scale, __m512i spread)
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(spread, scale), acc);
 }
 
-/* Lane i of the result is slot first + i / lanes_per_slot. */
+/* Lane i of the result is slot first + i / 2^lanes_log2. */
 INLINE __m512i spread_of(int first, int lanes_log2)
 {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -47,9 +46,30 @@ INLINE uint32_t load_u32(const uint8_t *p)
     return v;
 }
 
-INLINE void store_result(const struct matvec_args *a, int64_t r, int32_t t, __m512 acc)
+/* One row for T tokens from t0 into acc[T]. */
+typedef void row_fn(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc);
+
+/* Rows in blocks of 16 whose lanes are summed together. */
+INLINE void some_tokens(const struct matvec_args *a, int32_t t0, int T, row_fn *row)
 {
-    a->y[t * a->y_stride + r] = _mm512_reduce_add_ps(acc) + (a->bias ? a->bias[r] : 0.0f);
+    __m512 sums[4][16], acc[4];
+    for (int64_t r = 0; r < a->n_rows; r += 16) {
+        for (int64_t i = r; i < r + 16 && i < a->n_rows; i++) {
+            row(a, i, t0, T, acc);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++) sums[t][i - r] = acc[t];
+        }
+        for (int t = 0; t < T; t++) store_rows(a, r, t0 + t, sums[t]);
+    }
+}
+
+/* 4, 2, 1 tokens at a time: a task's rows stay in the first caches meanwhile. */
+INLINE void all_tokens(const struct matvec_args *a, row_fn *row)
+{
+    int32_t t = 0;
+    for (; t + 4 <= a->n; t += 4) some_tokens(a, t, 4, row);
+    for (; t + 2 <= a->n; t += 2) some_tokens(a, t, 2, row);
+    for (; t < a->n; t++) some_tokens(a, t, 1, row);
 }
 
 #endif
