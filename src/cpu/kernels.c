@@ -95,6 +95,8 @@ void sr_cpu_kernels_fill(struct cpu_kernels *k, uint32_t mask)
     (void)mask; /* a build without variants */
 }
 
+int sr_cpu_has_bf16(const struct cpu_kernels *k) { return k->gemm_bf16 != sr_gemm_bf16_scalar; }
+
 sr_matvec_fn *sr_cpu_matvec_of(const struct cpu_kernels *k, sr_dtype dtype)
 {
     switch (dtype) {

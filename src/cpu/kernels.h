@@ -60,8 +60,9 @@ typedef void sr_matvec_fn(const struct matvec_args *a);
 typedef void sr_dequant_fn(const uint8_t *src, float *dst, int64_t n);
 
 /* Many tokens. Activations are packed once (gemm_pack, blocks of SR_GEMM_TOKENS tokens in parallel), then panels of
- * SR_GEMM_ROWS weight rows are multiplied with all of them. The packed form is the variant's own: a table never mixes a
- * gemm with another one's pack (amx has its own; the float variants use the scalar one). */
+ * SR_GEMM_ROWS weight rows are multiplied with all of them. Two kinds, each with its own pack: gemm is f32 throughout,
+ * all variants share the scalar pack; gemm_bf16 rounds both sides to bf16 (to nearest, ties to even) and sums in f32, its
+ * packed form is the variant's own. sr_cpu_has_bf16 tells whether gemm_bf16 has a variant that pays. */
 #define SR_GEMM_ROWS 32
 #define SR_GEMM_TOKENS 32
 struct gemm_pack_args {
@@ -234,6 +235,9 @@ const char *sr_cpu_isa_name(enum cpu_isa isa);
 enum cpu_isa sr_cpu_isa_find(const char *name);
 /* The best variant under the mask for each family. */
 void sr_cpu_kernels_fill(struct cpu_kernels *k, uint32_t mask);
+
+/* Non-zero if the table's gemm_bf16 is faster than its gemm. */
+int sr_cpu_has_bf16(const struct cpu_kernels *k);
 
 /* The kernel of a stored type. */
 sr_matvec_fn *sr_cpu_matvec_of(const struct cpu_kernels *k, sr_dtype dtype);

@@ -367,16 +367,18 @@ static uint8_t *pack_all(struct check *c, sr_gemm_pack_fn *pack, const float *x,
     return packed;
 }
 
-/* bf16 variants round both factors to bf16 (to nearest, ties to even) before exact products. */
+/* The bf16 families round both factors to bf16 (to nearest, ties to even) before exact products. */
 static void round_bf16(float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) x[i] = sr_f32_of_bf16(sr_bf16_of_f32(x[i]));
 }
 
+static int is_bf16(const struct check *c) { return strstr(c->family, "bf16") != NULL; }
+
 static void check_gemm(struct check *c, sr_gemm_pack_fn *pack, sr_gemm_fn *gemm, const struct weight_type *t, int32_t n_rows,
                        int64_t n_in, int32_t n)
 {
-    const int bf16 = c->isa == ISA_BF16 || c->isa == ISA_AMX;
+    const int bf16 = is_bf16(c);
     const int64_t stride = n_rows + 5;
     float *x = make_floats(c, n * n_in, 1.0), *w = malloc((size_t)n_in * sizeof(float));
     struct gemm_args a = {.w = make_rows(c, t, n_rows, n_in), .row_bytes = sr_row_bytes(t->dtype, n_in),
@@ -426,7 +428,8 @@ static void bench_gemm(struct check *c, const struct weight_type *t, int64_t n_r
     struct gemm_call g = {.fn = (sr_gemm_fn *)c->fn, .n_rows = n_rows,
                           .a = {.w = make_rows(c, t, n_rows, n_in), .row_bytes = sr_row_bytes(t->dtype, n_in),
                                 .dequant = sr_cpu_dequant_of(&c->k, t->dtype), .n_in = n_in, .n_rows = SR_GEMM_ROWS, .n = n,
-                                .packed = pack_all(c, c->k.gemm_pack, x, n_in, n), .y_stride = n_rows,
+                                .packed = pack_all(c, is_bf16(c) ? c->k.gemm_bf16_pack : c->k.gemm_pack, x, n_in, n),
+                                .y_stride = n_rows,
                                 .y = sr_check_out(c, (size_t)(n * n_rows) * sizeof(float)),
                                 .scratch = sr_check_out(c, sr_gemm_scratch_bytes(n_in))}};
     char label[64];
@@ -449,7 +452,7 @@ void sr_check_gemm_pack(struct check *c)
         sr_check_time(c, "32 x 576", 576.0 * SR_GEMM_TOKENS * 4, 0, call_pack, &p);
         return;
     }
-    check_gemm_shapes(c, (sr_gemm_pack_fn *)c->fn, c->k.gemm);
+    check_gemm_shapes(c, (sr_gemm_pack_fn *)c->fn, is_bf16(c) ? c->k.gemm_bf16 : c->k.gemm);
 }
 
 void sr_check_gemm(struct check *c)
@@ -459,5 +462,5 @@ void sr_check_gemm(struct check *c)
         for (int32_t n = 8; n <= 512; n *= 2) bench_gemm(c, &types[4], 192, 576, n);
         return;
     }
-    check_gemm_shapes(c, c->k.gemm_pack, (sr_gemm_fn *)c->fn);
+    check_gemm_shapes(c, is_bf16(c) ? c->k.gemm_bf16_pack : c->k.gemm_pack, (sr_gemm_fn *)c->fn);
 }

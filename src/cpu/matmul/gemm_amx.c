@@ -80,7 +80,7 @@ static void fill_panel(const struct gemm_args *a, int32_t row0, uint8_t *tiles, 
     }
 }
 
-void sr_gemm_pack_amx(const struct gemm_pack_args *a)
+void sr_gemm_bf16_pack_amx(const struct gemm_pack_args *a)
 {
     const int64_t steps = steps_of(a->n_in);
     uint8_t *out = a->packed;
@@ -172,7 +172,7 @@ static void store_tiles(const struct gemm_args *a, float *sums, int32_t t0, int 
     if (!direct) copy_out(a, sums, t0);
 }
 
-void sr_gemm_amx(const struct gemm_args *a)
+void sr_gemm_bf16_amx(const struct gemm_args *a)
 {
     uint8_t *panel = a->scratch;
     const int64_t steps = steps_of(a->n_in);

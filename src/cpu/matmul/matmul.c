@@ -13,7 +13,7 @@
 #include <assert.h>
 
 /* From this many tokens on, expanding a panel is cheaper than one matvec pass per SR_MATVEC_TOKENS tokens. */
-enum { GEMM_MIN_TOKENS = 9, MATVEC_TASK_BYTES = 32768 };
+enum { GEMM_MIN_TOKENS = 16, MATVEC_TASK_BYTES = 32768 };
 
 struct matmul_scratch {
     int32_t max_n;
@@ -80,6 +80,8 @@ struct region {
     const struct matmul_args *a;
     int32_t block_rows[SR_MATMUL_MAX];
     int32_t t0, n;                      /* tokens of this region */
+    sr_gemm_pack_fn *pack;
+    sr_gemm_fn *gemm;
 };
 
 struct row_block { int32_t product; int64_t row, n_rows; };
@@ -173,7 +175,7 @@ static void pack_task(void *ctx, int32_t task, int32_t thread)
     const int64_t n_in = g->a->w[0]->n_in;
     const int32_t t0 = task * SR_GEMM_TOKENS, left = g->n - t0;
     (void)thread;
-    g->c->k.gemm_pack(&(struct gemm_pack_args){
+    g->pack(&(struct gemm_pack_args){
         .x = g->a->x + t0 * g->a->x_stride, .x_stride = g->a->x_stride, .n_in = n_in,
         .n = left < SR_GEMM_TOKENS ? left : SR_GEMM_TOKENS,
         .packed = g->c->matmul->packed + (size_t)task * sr_gemm_block_bytes(n_in)});
@@ -185,27 +187,27 @@ static void gemm_task(void *ctx, int32_t task, int32_t thread)
     const struct row_block r = find_block(g, task);
     const struct weight *w = g->a->w[r.product];
     struct matmul_scratch *s = g->c->matmul;
-    g->c->k.gemm(&(struct gemm_args){
+    g->gemm(&(struct gemm_args){
         .w = rows_at(w, r.row), .row_bytes = w->row_bytes, .dequant = sr_cpu_dequant_of(&g->c->k, w->dtype),
         .n_in = w->n_in, .n_rows = (int32_t)r.n_rows, .n = g->n, .packed = s->packed, .bias = bias_at(g->a, r),
         .y = output_at(g, r), .y_stride = g->a->y_stride[r.product],
         .scratch = s->threads + (size_t)thread * sr_gemm_scratch_bytes(s->max_in)});
 }
 
+/* Weights kept in f32 are kept so for their accuracy: bf16 tiles would lose it. */
 static void matmul_many(struct region *g)
 {
-    for (int32_t i = 0; i < g->a->n_weights; i++) g->block_rows[i] = SR_GEMM_ROWS;
+    const struct cpu_kernels *k = &g->c->k;
+    int bf16 = sr_cpu_has_bf16(k);
+    for (int32_t i = 0; i < g->a->n_weights; i++) {
+        g->block_rows[i] = SR_GEMM_ROWS;
+        bf16 &= g->a->w[i]->dtype != SR_DTYPE_F32;
+    }
+    g->pack = bf16 ? k->gemm_bf16_pack : k->gemm_pack;
+    g->gemm = bf16 ? k->gemm_bf16 : k->gemm;
     g->n = g->a->n;
     sr_pool_run(g->c->pool, n_token_blocks(g->n), pack_task, g);
     sr_pool_run(g->c->pool, count_blocks(g), gemm_task, g);
-}
-
-/* The kernels for many tokens may round both sides to bf16, which weights kept in f32 are kept so to avoid. */
-static int has_f32(const struct matmul_args *a)
-{
-    int n = 0;
-    for (int32_t i = 0; i < a->n_weights; i++) n += a->w[i]->dtype == SR_DTYPE_F32;
-    return n > 0;
 }
 
 void sr_cpu_matmul(struct backend *b, const struct matmul_args *a)
@@ -215,6 +217,6 @@ void sr_cpu_matmul(struct backend *b, const struct matmul_args *a)
     assert(s && a->n <= s->max_n && a->n_weights >= 1 && a->n_weights <= SR_MATMUL_MAX);
     for (int32_t i = 0; i < a->n_weights; i++) assert(a->w[i]->n_in == a->w[0]->n_in && a->w[i]->n_in <= s->max_in);
     (void)s;
-    if (a->n < GEMM_MIN_TOKENS || has_f32(a)) matmul_few(&g);
+    if (a->n < GEMM_MIN_TOKENS) matmul_few(&g);
     else matmul_many(&g);
 }

@@ -5,6 +5,7 @@
  */
 #include "cpu/kernels.h"
 
+#include "base/half.h"
 #include "formats/quant.h"
 
 #include <math.h>
@@ -96,7 +97,12 @@ void sr_dequant_q5_k_scalar(const uint8_t *src, float *dst, int64_t n) { sr_dequ
 void sr_dequant_q6_k_scalar(const uint8_t *src, float *dst, int64_t n) { sr_dequantize_row(SR_DTYPE_Q6_K, src, dst, n); }
 void sr_dequant_iq4_nl_scalar(const uint8_t *src, float *dst, int64_t n) { sr_dequantize_row(SR_DTYPE_IQ4_NL, src, dst, n); }
 
-/* ---- many tokens: packed is f32 [32 tokens][padded], zero where there is nothing ---------------------------------------------------------------- */
+/* ---- many tokens: packed is f32 [32 tokens][padded], zero where there is nothing --------------------------------- */
+
+static void round_to_bf16(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) x[i] = sr_f32_of_bf16(sr_bf16_of_f32(x[i]));
+}
 
 void sr_gemm_pack_scalar(const struct gemm_pack_args *a)
 {
@@ -109,17 +115,37 @@ void sr_gemm_pack_scalar(const struct gemm_pack_args *a)
     }
 }
 
+void sr_gemm_bf16_pack_scalar(const struct gemm_pack_args *a)
+{
+    sr_gemm_pack_scalar(a);
+    round_to_bf16(a->packed, SR_GEMM_TOKENS * sr_gemm_padded(a->n_in));
+}
+
+/* w: n_in floats, row r of the panel. */
+static void multiply_row(const struct gemm_args *a, const float *w, int32_t r)
+{
+    for (int32_t t = 0; t < a->n; t++) {
+        const uint8_t *block = a->packed + (size_t)(t / SR_GEMM_TOKENS) * sr_gemm_block_bytes(a->n_in);
+        const float *x = (const float *)(const void *)block + t % SR_GEMM_TOKENS * sr_gemm_padded(a->n_in);
+        float sum = 0.0f;
+        for (int64_t i = 0; i < a->n_in; i++) sum += w[i] * x[i];
+        a->y[t * a->y_stride + r] = sum + (a->bias ? a->bias[r] : 0.0f);
+    }
+}
+
 void sr_gemm_scalar(const struct gemm_args *a)
 {
-    float *w = a->scratch;
     for (int32_t r = 0; r < a->n_rows; r++) {
-        a->dequant(a->w + (size_t)r * a->row_bytes, w, a->n_in);
-        for (int32_t t = 0; t < a->n; t++) {
-            const float *x = (const float *)(const void *)(a->packed + (size_t)(t / SR_GEMM_TOKENS) * sr_gemm_block_bytes(a->n_in)) +
-                             t % SR_GEMM_TOKENS * sr_gemm_padded(a->n_in);
-            float sum = 0.0f;
-            for (int64_t i = 0; i < a->n_in; i++) sum += w[i] * x[i];
-            a->y[t * a->y_stride + r] = sum + (a->bias ? a->bias[r] : 0.0f);
-        }
+        a->dequant(a->w + (size_t)r * a->row_bytes, a->scratch, a->n_in);
+        multiply_row(a, a->scratch, r);
+    }
+}
+
+void sr_gemm_bf16_scalar(const struct gemm_args *a)
+{
+    for (int32_t r = 0; r < a->n_rows; r++) {
+        a->dequant(a->w + (size_t)r * a->row_bytes, a->scratch, a->n_in);
+        round_to_bf16(a->scratch, a->n_in);
+        multiply_row(a, a->scratch, r);
     }
 }
