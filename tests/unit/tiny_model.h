@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Tiny random models as GGUF files, made from a seed. tools/make-golden makes the same numbers: element i of the tensor
+ * Tiny random models as GGUF files, made from a seed. tools/make-golden.py makes the same numbers: element i of the tensor
  * `name` comes from z = mix(seed + fnv1a64(name) + (i + 1) * 0x9e3779b97f4a7c15) of splitmix64, as u = (z >> 40) / 2^23 - 1
  * in [-1, 1), exact in a float; then matrices are u * (float)(gain * sqrt(3 / n_in)), norms 1 + u / 4, biases u / 8, all in
  * float arithmetic, and token t of a text is mix(..."tokens"...) % n_vocab. Q and K rows are in GGUF order.
