@@ -246,7 +246,7 @@ static void compare_kept(struct check *c, const struct sketch_mass *a)
         for (int32_t g = 0; g < a->group; g++) {
             const double x = a->logits[g * SR_CHUNK_ROWS + i], f = a->floor[g];
             t = fmax(t, x - f);
-            slack = fmax(slack, isfinite(f) ? 2 * SR_CHECK_U * fabs(x - f) : 0);
+            slack = fmax(slack, isfinite(f) ? 2 * SR_CHECK_U * (fabs(x) + fabs(f)) : 0);
         }
         const int kept = n < a->n_kept && a->kept_rows[n] == a->first_row + i;
         if (fabs(t - (double)a->cut) > slack && kept != (t >= (double)a->cut))
@@ -280,8 +280,8 @@ static void check_mass(struct check *c, int32_t group, int32_t row0, int32_t row
     for (int32_t g = 0; g < group; g++) {
         double sum = 0;
         for (int32_t i = row0; i < row1; i++) sum += exp((double)logits[g * SR_CHUNK_ROWS + i] - (double)max[g]);
-        /* n roundings of the sum, and those of the exponential, whose argument is below 100 */
-        sr_check_near(c, "sum", g, a.sum[g], sum, sum * (row1 - row0 + 120) * SR_CHECK_U);
+        /* n roundings of the sum, and the exponential's 2^-17 with those of its argument, which is below 100 */
+        sr_check_near(c, "sum", g, a.sum[g], sum, sum * ((row1 - row0 + 120) * SR_CHECK_U + 0x1p-17));
     }
     compare_kept(c, &a);
     sr_check_free_buffers(c);

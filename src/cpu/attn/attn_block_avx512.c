@@ -13,10 +13,25 @@ enum { TILE_HEADS = 6, TILE_ROWS = 4, LINE = 64 };
 
 typedef float block_weights[SR_ATTN_MAX_GROUP][SR_ATTN_BLOCK];
 
+/* Scales of Q8_0 rows, as floats: of each block of 32 elements, one per row. */
+enum { MAX_SCALES = SR_ATTN_MAX_DIM / 32 };
+typedef float block_scales[MAX_SCALES][SR_ATTN_BLOCK];
+
 SR_INLINE void prefetch_row(const uint8_t *row, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += LINE) _mm_prefetch((const char *)row + i, _MM_HINT_T0);
     _mm_prefetch((const char *)row + bytes - 1, _MM_HINT_T0);
+}
+
+/* Reading the scales of all rows first and widening them 16 at a time spares the products three shuffles per scale. */
+static void load_scales(const uint8_t *const *row, int32_t n, int32_t d, block_scales out)
+{
+    uint16_t half[SR_ATTN_BLOCK] = {0};
+    for (int32_t b = 0; b < d / 32; b++) {
+        for (int32_t i = 0; i < n; i++) memcpy(&half[i], row[i] + 34 * b, 2);
+        for (int32_t i = 0; i < n; i += 16)
+            _mm512_storeu_ps(&out[b][i], _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)&half[i])));
+    }
 }
 
 /* ---- logits ---- */
@@ -29,7 +44,10 @@ SR_INLINE void qk_step(const int heads, __m512 acc[][TILE_ROWS], const float *q,
     }
 }
 
-SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const uint8_t *const *row, float *out)
+/* Four rows: their addresses, and for Q8_0 the place of each in the table of scales. */
+struct qk_rows { const uint8_t *row[TILE_ROWS]; const float *scale[TILE_ROWS]; };
+
+SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const struct qk_rows *t, float *out)
 {
     __m512 acc[TILE_HEADS][TILE_ROWS], k[TILE_ROWS];
     int32_t i = 0;
@@ -37,13 +55,13 @@ SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) acc[g][r] = _mm512_setzero_ps();
     for (; i + 16 <= d; i += 16) {
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
-            k[r] = sr_load16_avx512(type, row[r], i);
-            if (type == SR_DTYPE_Q8_0) k[r] = _mm512_mul_ps(k[r], sr_q8_scale_avx512(row[r], i));
+            k[r] = sr_load16_avx512(type, t->row[r], i);
+            if (type == SR_DTYPE_Q8_0) k[r] = _mm512_mul_ps(k[r], _mm512_set1_ps(t->scale[r][i / 32 * SR_ATTN_BLOCK]));
         }
         qk_step(heads, acc, q + i, d, k);
     }
     if (type != SR_DTYPE_Q8_0 && i < d) {
-        SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) k[r] = sr_load_part_avx512(type, row[r], i, 0xff);
+        SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) k[r] = sr_load_part_avx512(type, t->row[r], i, 0xff);
         SR_UNROLL for (int g = 0; g < heads; g++) {
             const __m512 x = _mm512_maskz_loadu_ps(0xff, q + g * d + i);
             SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) acc[g][r] = _mm512_fmadd_ps(x, k[r], acc[g][r]);
@@ -53,15 +71,15 @@ SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int
         _mm_storeu_ps(out + g * SR_ATTN_BLOCK, sr_sum4_avx512(acc[g][0], acc[g][1], acc[g][2], acc[g][3]));
 }
 
-SR_INLINE void qk_heads(const sr_dtype type, int32_t heads, const float *q, int32_t d, const uint8_t *const *row, float *out)
+SR_INLINE void qk_heads(const sr_dtype type, int32_t heads, const float *q, int32_t d, const struct qk_rows *t, float *out)
 {
     switch (heads) {
-    case 1: qk_tile(type, 1, q, d, row, out); return;
-    case 2: qk_tile(type, 2, q, d, row, out); return;
-    case 3: qk_tile(type, 3, q, d, row, out); return;
-    case 4: qk_tile(type, 4, q, d, row, out); return;
-    case 5: qk_tile(type, 5, q, d, row, out); return;
-    default: qk_tile(type, 6, q, d, row, out); return;
+    case 1: qk_tile(type, 1, q, d, t, out); return;
+    case 2: qk_tile(type, 2, q, d, t, out); return;
+    case 3: qk_tile(type, 3, q, d, t, out); return;
+    case 4: qk_tile(type, 4, q, d, t, out); return;
+    case 5: qk_tile(type, 5, q, d, t, out); return;
+    default: qk_tile(type, 6, q, d, t, out); return;
     }
 }
 
@@ -75,14 +93,20 @@ SR_INLINE int32_t tile_heads(int32_t group, int32_t g)
 SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_weights p)
 {
     const struct attn_shape *s = a->shape;
+    block_scales scales;
+    if (type == SR_DTYPE_Q8_0) load_scales(a->k, a->n, s->head_dim, scales);
     for (int32_t i = 0; i < a->n; i += TILE_ROWS) {
         const int32_t left = a->n - i, n = left < TILE_ROWS ? left : TILE_ROWS;
-        const uint8_t *row[TILE_ROWS];
-        for (int32_t r = 0; r < TILE_ROWS; r++) row[r] = a->k[i + (r < n ? r : n - 1)]; /* a short tile repeats its last row */
+        struct qk_rows t;
+        for (int32_t r = 0; r < TILE_ROWS; r++) {
+            const int32_t at = i + (r < n ? r : n - 1); /* a short tile repeats its last row */
+            t.row[r] = a->k[at];
+            t.scale[r] = &scales[0][at];
+        }
         for (int32_t r = 0; r < n; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
-            qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, row, &p[g][i]);
+            qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, &t, &p[g][i]);
         }
         *a->k_rows += n;
     }
@@ -115,7 +139,9 @@ static float weights_of(float *p, int32_t n, float *m, float *l)
 
 /* ---- outputs ---- */
 
-struct pv_tile { const struct attn_block *a; const float *p; float *o; const float *shrink; int32_t at, n_rows; };
+/* p holds the weights of the tile's heads, SR_ATTN_BLOCK apart; p2 those of the second half of 64 elements, the same
+ * except for Q8_0, where weights already hold the scale of their 32 elements. */
+struct pv_tile { const struct attn_block *a; const float *p, *p2; float *o; const float *shrink; int32_t at, n_rows; };
 
 /* Elements [at, at + 16 n_vec) of the outputs of `heads` heads; with `part`, 8 elements. */
 SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, const int part, struct pv_tile *t)
@@ -130,13 +156,12 @@ SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, co
     for (; i < t->a->n; i++) {
         const uint8_t *row = t->a->v[i];
         if (t->at == 0 && i < t->a->n_next) prefetch_row(t->a->next_k[i], t->a->shape->k_row_bytes);
-        SR_UNROLL for (int j = 0; j < n_vec; j++) {
+        SR_UNROLL for (int j = 0; j < n_vec; j++)
             v[j] = part ? sr_load_part_avx512(type, row, t->at, mask) : sr_load16_avx512(type, row, t->at + 16 * j);
-            if (type == SR_DTYPE_Q8_0) v[j] = _mm512_mul_ps(v[j], sr_q8_scale_avx512(row, t->at + 16 * j));
-        }
         SR_UNROLL for (int g = 0; g < heads; g++) {
             const __m512 w = _mm512_set1_ps(t->p[g * SR_ATTN_BLOCK + i]);
-            SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = _mm512_fmadd_ps(w, v[j], acc[g][j]);
+            const __m512 w2 = type == SR_DTYPE_Q8_0 ? _mm512_set1_ps(t->p2[g * SR_ATTN_BLOCK + i]) : w;
+            SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = _mm512_fmadd_ps(j < 2 ? w : w2, v[j], acc[g][j]);
         }
     }
     SR_UNROLL for (int g = 0; g < heads; g++)
@@ -156,15 +181,47 @@ SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, con
     }
 }
 
+/* The weights of `heads` heads times the scales of blocks b and, if it is there, b + 1. */
+static void scale_weights(const struct attn_block *a, const float *p, int32_t heads, block_scales scale, int32_t b,
+                          float out[][TILE_HEADS * SR_ATTN_BLOCK])
+{
+    const int32_t last = b + 1 < a->shape->head_dim / 32 ? b + 1 : b;
+    for (int32_t g = 0; g < heads; g++)
+        for (int32_t i = g * SR_ATTN_BLOCK, k = 0; k < a->n; i += 16, k += 16) {
+            const __m512 x = _mm512_loadu_ps(p + i);
+            _mm512_storeu_ps(&out[0][i], _mm512_mul_ps(x, _mm512_loadu_ps(&scale[b][k])));
+            _mm512_storeu_ps(&out[1][i], _mm512_mul_ps(x, _mm512_loadu_ps(&scale[last][k])));
+        }
+}
+
 SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block_weights p, const float *shrink)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group;
     for (int32_t g = 0, heads; g < group; g += heads) {
         heads = tile_heads(group, g);
-        struct pv_tile t = {a, p[g], a->o + g * d, shrink + g, 0, 0};
+        struct pv_tile t = {a, p[g], p[g], a->o + g * d, shrink + g, 0, 0};
         for (; t.at + 64 <= d; t.at += 64) pv_heads(type, heads, 4, 0, &t);
         for (; t.at + 16 <= d; t.at += 16) pv_heads(type, heads, 1, 0, &t);
-        if (type != SR_DTYPE_Q8_0 && t.at < d) pv_heads(type, heads, 1, 1, &t);
+        if (t.at < d) pv_heads(type, heads, 1, 1, &t);
+        if (g == 0) *a->v_rows += t.n_rows;
+    }
+}
+
+static void outputs_of_q8(const struct attn_block *a, block_weights p, const float *shrink)
+{
+    const int32_t d = a->shape->head_dim, group = a->shape->group;
+    block_scales scale;
+    float scaled[2][TILE_HEADS * SR_ATTN_BLOCK];
+    load_scales(a->v, a->n, d, scale);
+    for (int32_t g = 0, heads; g < group; g += heads) {
+        heads = tile_heads(group, g);
+        struct pv_tile t = {a, scaled[0], scaled[1], a->o + g * d, shrink + g, 0, 0};
+        for (int32_t step; t.at < d; t.at += step) {
+            step = d - t.at >= 64 ? 64 : 16;
+            if (t.at % 32 == 0) scale_weights(a, p[g], heads, scale, t.at / 32, scaled);
+            if (step == 64) pv_heads(SR_DTYPE_Q8_0, heads, 4, 0, &t);
+            else pv_heads(SR_DTYPE_Q8_0, heads, 1, 0, &t);
+        }
         if (g == 0) *a->v_rows += t.n_rows;
     }
 }
@@ -186,6 +243,6 @@ void sr_attn_block_avx512(const struct attn_block *a)
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
     case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;
     case SR_DTYPE_BF16: outputs_of(SR_DTYPE_BF16, a, p, shrink); break;
-    default: outputs_of(SR_DTYPE_Q8_0, a, p, shrink); break;
+    default: outputs_of_q8(a, p, shrink); break;
     }
 }

@@ -224,18 +224,6 @@ static void add_values(const struct flash *f, int32_t block)
 
 /* ---- weights ---- */
 
-/* 2^x for x <= 0 within 2^-18, which is far below the rounding to bf16 that follows; 2^-126 below that; NaN stays. */
-SR_INLINE __m512 exp2_of(__m512 x)
-{
-    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
-    const __m512 n = _mm512_roundscale_ps(x, 0), r = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.3a02bep-7f), r, _mm512_set1_ps(0x1.c9fcaep-5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.ec037ap-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.62e12cp-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
-
 /* Which queries of the block see key i of the tile, from how many of its keys they see. */
 SR_INLINE __mmask16 sees(__m512i seen, int32_t i) { return _mm512_cmpgt_epi32_mask(seen, _mm512_set1_epi32(i)); }
 
@@ -253,8 +241,8 @@ SR_INLINE __m512 weigh(const struct flash *f, const int masked, __m512i seen, __
 {
     __m512 even = _mm512_setzero_ps(), odd = even;
     for (int32_t i = 0; i < KEYS; i += 2) {
-        __m512 x = exp2_of(_mm512_sub_ps(_mm512_load_ps(f->s + i * LANES), base));
-        __m512 y = exp2_of(_mm512_sub_ps(_mm512_load_ps(f->s + (i + 1) * LANES), base));
+        __m512 x = sr_exp2_rough_avx512(_mm512_sub_ps(_mm512_load_ps(f->s + i * LANES), base));
+        __m512 y = sr_exp2_rough_avx512(_mm512_sub_ps(_mm512_load_ps(f->s + (i + 1) * LANES), base));
         if (masked) {
             x = _mm512_maskz_mov_ps(sees(seen, i), x);
             y = _mm512_maskz_mov_ps(sees(seen, i + 1), y);
@@ -277,7 +265,7 @@ SR_INLINE void weights_of(const struct flash *f, int32_t block, const int masked
     const __m512 sum = weigh(f, masked, seen, base);
     if (_mm512_cmp_ps_mask(old, m, _CMP_NEQ_UQ)) {
         const __mmask16 had = _mm512_cmp_ps_mask(old, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-        const __m512 shrink = _mm512_maskz_mov_ps(had, exp2_of(_mm512_sub_ps(old, base)));
+        const __m512 shrink = _mm512_maskz_mov_ps(had, sr_exp2_rough_avx512(_mm512_sub_ps(old, base)));
         for (int32_t i = 0; i < f->nv * 16; i++) _mm512_store_ps(o + i * LANES, _mm512_mul_ps(_mm512_load_ps(o + i * LANES), shrink));
         _mm512_store_ps(l_at, _mm512_mul_ps(_mm512_load_ps(l_at), shrink));
         _mm512_store_ps(m_at, m);

@@ -21,22 +21,30 @@ static int32_t keep_rows(const struct sketch_mass *a, int32_t row, __mmask16 kee
     return n + __builtin_popcount(keep);
 }
 
+/* A head's constants, and its sums so far. exp(x - max) is taken in base 2. */
+struct mass_head { __m512 shift, least, sum; };
+
 void sr_sketch_mass_avx512(struct sketch_mass *a)
 {
-    __m512 sum[SR_ATTN_MAX_GROUP];
+    const __m512 log2e = _mm512_set1_ps(0x1.715476p+0f);
+    struct mass_head head[SR_ATTN_MAX_GROUP];
     int32_t n = 0;
-    for (int32_t g = 0; g < a->group; g++) sum[g] = _mm512_setzero_ps();
+    for (int32_t g = 0; g < a->group; g++)
+        head[g] = (struct mass_head){_mm512_set1_ps(-a->max[g] * 0x1.715476p+0f), _mm512_set1_ps(a->floor[g] + a->cut),
+                                     _mm512_setzero_ps()};
     for (int32_t row = a->row0 & ~15; row < a->row1; row += 16) {
-        __m512 t = _mm512_set1_ps(-INFINITY);
+        const uint32_t from = row < a->row0 ? (uint32_t)(a->row0 - row) : 0, left = (uint32_t)(a->row1 - row);
+        const uint32_t inside = (0xffffu << from) & (left >= 16 ? 0xffffu : (1u << left) - 1u);
+        __mmask16 keep = 0;
         for (int32_t g = 0; g < a->group; g++) {
             const __m512 x = _mm512_loadu_ps(a->logits + g * SR_CHUNK_ROWS + row);
-            sum[g] = _mm512_add_ps(sum[g], sr_exp_avx512(_mm512_sub_ps(x, _mm512_set1_ps(a->max[g]))));
-            t = _mm512_max_ps(_mm512_sub_ps(x, _mm512_set1_ps(a->floor[g])), t); /* of a NaN and t, t */
+            head[g].sum = _mm512_add_ps(head[g].sum, sr_exp2_rough_avx512(_mm512_fmadd_ps(x, log2e, head[g].shift)));
+            keep |= _mm512_cmp_ps_mask(x, head[g].least, _CMP_GE_OQ);
         }
-        const __mmask16 keep = _mm512_cmp_ps_mask(t, _mm512_set1_ps(a->cut), _CMP_GE_OQ);
+        keep &= (__mmask16)inside;
         if (keep) n = keep_rows(a, row, keep, n);
     }
-    for (int32_t g = 0; g < a->group; g++) a->sum[g] = _mm512_reduce_add_ps(sum[g]);
+    for (int32_t g = 0; g < a->group; g++) a->sum[g] = _mm512_reduce_add_ps(head[g].sum);
     a->n_kept = n;
 }
 

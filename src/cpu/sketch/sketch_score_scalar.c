@@ -37,12 +37,9 @@ void sr_sketch_score_scalar(const struct sketch_score *a)
 
 static int is_kept(const struct sketch_mass *a, int32_t i)
 {
-    float t = -INFINITY;
-    for (int32_t g = 0; g < a->group; g++) {
-        const float x = a->logits[g * SR_CHUNK_ROWS + i] - a->floor[g];
-        t = x > t ? x : t;
-    }
-    return t >= a->cut;
+    for (int32_t g = 0; g < a->group; g++)
+        if (a->logits[g * SR_CHUNK_ROWS + i] >= a->floor[g] + a->cut) return 1;
+    return 0;
 }
 
 void sr_sketch_mass_scalar(struct sketch_mass *a)
