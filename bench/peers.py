@@ -138,9 +138,10 @@ def report(records, peers, a, about):
             broken = mass and mass.get("contract_broken")
             line += [mass and number(mass.get("kl"), "{:.4f}"), None if broken is None else number(100 * broken, "{:.2f} %")]
         lines.append(line)
+    spread = max((max(r["speeds"]) - min(r["speeds"])) / r["median"] for r in records)
     source = f"text {os.path.splitext(os.path.basename(a.file))[0]}" if a.file else "random tokens"
     return (f"Tokens per second, median of {a.rounds} rounds of {a.reps} runs. {os.path.basename(a.model)}, {source}, {a.threads} threads of "
-            f"{about['cpu']} ({about['backend']}).\n\n" + table(head, lines))
+            f"{about['cpu']} ({about['backend']}). Rounds differ by at most {100 * spread:.0f} %.\n\n" + table(head, lines))
 
 
 def main():

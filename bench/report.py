@@ -30,8 +30,9 @@ def run_json(command, limit_s=3600):
     except subprocess.TimeoutExpired as e:
         raise RuntimeError(f"{name}: no end after {limit_s} s") from e
     if done.returncode:
+        ended = f"status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
         said = (done.stderr.strip() or "nothing said").splitlines()[-1]
-        raise RuntimeError(f"{name}: status {done.returncode}: {said}")
+        raise RuntimeError(f"{name}: {ended}: {said}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
