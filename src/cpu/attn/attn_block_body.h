@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Attention over a block of rows in terms of the vector layer. K: two rows times up to four heads per pass over the
+ * elements; V: outputs of up to four heads in registers over all rows.
+ */
+#ifndef SR_CPU_ATTN_ATTN_BLOCK_BODY_H
+#define SR_CPU_ATTN_ATTN_BLOCK_BODY_H
+
+#include "cpu/kernels.h"
+#include "cpu/attn/vec_math.h"
+
+#include <math.h>
+
+enum { BLOCK_HEADS = 4, BLOCK_ROWS = 2, LINE = 64 };
+
+typedef float block_weights[SR_ATTN_MAX_GROUP][SR_ATTN_BLOCK];
+
+SR_INLINE void prefetch_row(const uint8_t *row, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += LINE) vec_prefetch(row + i);
+}
+
+SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const uint8_t *const *row, float *out)
+{
+    vec acc[BLOCK_HEADS][BLOCK_ROWS];
+    SR_UNROLL for (int g = 0; g < heads; g++)
+        SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_all(0);
+    for (int32_t i = 0; i < d; i += VEC) {
+        vec k[BLOCK_ROWS];
+        SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) k[r] = vec_value(type, row[r], i);
+        SR_UNROLL for (int g = 0; g < heads; g++) {
+            const vec x = vec_load(q + g * d + i);
+            SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_fma(x, k[r], acc[g][r]);
+        }
+    }
+    SR_UNROLL for (int g = 0; g < heads; g++)
+        SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) out[g * SR_ATTN_BLOCK + r] = vec_sum(acc[g][r]);
+}
+
+SR_INLINE void qk_heads(const sr_dtype type, int32_t heads, const float *q, int32_t d, const uint8_t *const *row, float *out)
+{
+    switch (heads) {
+    case 1: qk_tile(type, 1, q, d, row, out); return;
+    case 2: qk_tile(type, 2, q, d, row, out); return;
+    case 3: qk_tile(type, 3, q, d, row, out); return;
+    default: qk_tile(type, 4, q, d, row, out); return;
+    }
+}
+
+/* Heads of the tile that starts at g, so that all tiles of the group are about equal. */
+SR_INLINE int32_t tile_heads(int32_t group, int32_t g)
+{
+    const int32_t tiles = (group - g + BLOCK_HEADS - 1) / BLOCK_HEADS;
+    return (group - g + tiles - 1) / tiles;
+}
+
+/* p has room for a row beyond the last one. */
+SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_weights p)
+{
+    const struct attn_shape *s = a->shape;
+    for (int32_t i = 0; i < a->n; i += BLOCK_ROWS) {
+        const int32_t n = a->n - i < BLOCK_ROWS ? a->n - i : BLOCK_ROWS;
+        const uint8_t *row[BLOCK_ROWS];
+        for (int32_t r = 0; r < BLOCK_ROWS; r++) row[r] = a->k[i + (r < n ? r : n - 1)]; /* a short tile repeats its last row */
+        for (int32_t r = 0; r < n; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
+        for (int32_t g = 0, heads; g < s->group; g += heads) {
+            heads = tile_heads(s->group, g);
+            qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, row, &p[g][i]);
+        }
+        *a->k_rows += n;
+    }
+}
+
+/* n logits become weights, those up to the next whole vector 0; m and l move on. Returns the factor of the old output. */
+SR_INLINE float weights_of(float *p, int32_t n, float *m, float *l)
+{
+    vec max = vec_all(*m), sum = vec_all(0);
+    for (int32_t i = n; i % VEC; i++) p[i] = -INFINITY;
+    for (int32_t i = 0; i < n; i += VEC) max = vec_max(vec_load(p + i), max); /* of a NaN and max, max */
+    const float new_m = vec_top(max), base = new_m == -INFINITY ? 0.0f : new_m;
+    for (int32_t i = 0; i < n; i += VEC) {
+        const vec x = vec_exp(vec_sub(vec_load(p + i), vec_all(base)));
+        vec_store(p + i, x);
+        sum = vec_add(sum, x);
+    }
+    const float shrink = expf(*m - base);
+    *m = new_m;
+    *l = *l * shrink + vec_sum(sum);
+    return shrink;
+}
+
+struct pv_tile { const struct attn_block *a; const float *p; float *o; const float *shrink; int32_t at, n_rows; };
+
+/* Elements [at, at + VEC * n_vec) of the outputs of `heads` heads. */
+SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, struct pv_tile *t)
+{
+    const int32_t d = t->a->shape->head_dim;
+    vec acc[BLOCK_HEADS][2], v[2];
+    int32_t i = 0;
+    SR_UNROLL for (int g = 0; g < heads; g++)
+        SR_UNROLL for (int j = 0; j < n_vec; j++)
+            acc[g][j] = vec_mul(vec_load(t->o + g * d + t->at + VEC * j), vec_all(t->shrink[g]));
+    for (; i < t->a->n; i++) {
+        const uint8_t *row = t->a->v[i];
+        if (t->at == 0 && i < t->a->n_next) prefetch_row(t->a->next_k[i], t->a->shape->k_row_bytes);
+        SR_UNROLL for (int j = 0; j < n_vec; j++) v[j] = vec_value(type, row, t->at + VEC * j);
+        SR_UNROLL for (int g = 0; g < heads; g++) {
+            const vec w = vec_all(t->p[g * SR_ATTN_BLOCK + i]);
+            SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = vec_fma(w, v[j], acc[g][j]);
+        }
+    }
+    SR_UNROLL for (int g = 0; g < heads; g++)
+        SR_UNROLL for (int j = 0; j < n_vec; j++) vec_store(t->o + g * d + t->at + VEC * j, acc[g][j]);
+    t->n_rows = i;
+}
+
+SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, struct pv_tile *t)
+{
+    switch (heads) {
+    case 1: pv_tile(type, 1, n_vec, t); return;
+    case 2: pv_tile(type, 2, n_vec, t); return;
+    case 3: pv_tile(type, 3, n_vec, t); return;
+    default: pv_tile(type, 4, n_vec, t); return;
+    }
+}
+
+SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block_weights p, const float *shrink)
+{
+    const int32_t d = a->shape->head_dim, group = a->shape->group;
+    for (int32_t g = 0, heads; g < group; g += heads) {
+        heads = tile_heads(group, g);
+        struct pv_tile t = {a, p[g], a->o + g * d, shrink + g, 0, 0};
+        for (; t.at + 2 * VEC <= d; t.at += 2 * VEC) pv_heads(type, heads, 2, &t);
+        if (t.at < d) pv_heads(type, heads, 1, &t);
+        if (g == 0) *a->v_rows += t.n_rows;
+    }
+}
+
+SR_INLINE void attn_block_body(const struct attn_block *a)
+{
+    block_weights p;
+    float shrink[SR_ATTN_MAX_GROUP];
+    switch (a->shape->k_type) {
+    case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
+    case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
+    case SR_DTYPE_BF16: logits_of(SR_DTYPE_BF16, a, p); break;
+    default: logits_of(SR_DTYPE_Q8_0, a, p); break;
+    }
+    for (int32_t g = 0; g < a->shape->group; g++) shrink[g] = weights_of(p[g], a->n, &a->m[g], &a->l[g]);
+    switch (a->shape->v_type) {
+    case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
+    case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;
+    case SR_DTYPE_BF16: outputs_of(SR_DTYPE_BF16, a, p, shrink); break;
+    default: outputs_of(SR_DTYPE_Q8_0, a, p, shrink); break;
+    }
+}
+
+#endif

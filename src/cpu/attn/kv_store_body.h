@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Floats into a cache row in terms of the vector layer, byte for byte as the scalar kv_store.
+ */
+#ifndef SR_CPU_ATTN_KV_STORE_BODY_H
+#define SR_CPU_ATTN_KV_STORE_BODY_H
+
+#include "base/half.h"
+#include "cpu/kernels.h"
+
+#include <assert.h>
+#include <math.h>
+
+SR_INLINE void store_q8_block(const float *x, uint8_t *dst)
+{
+    vec max = vec_all(0);
+    unsigned nan = 0;
+    for (int i = 0; i < 32; i += VEC) {
+        nan |= vec_nan(vec_load(x + i));
+        max = vec_max(vec_abs(vec_load(x + i)), max);
+    }
+    const float top = vec_top(max);
+    const int bad = nan || isinf(top);
+    const float scale = bad ? NAN : top / 127.0f, inverse = !bad && top > 0 ? 127.0f / top : 0.0f;
+    const uint16_t h = sr_f16_of_f32(scale);
+    memcpy(dst, &h, 2);
+    for (int i = 0; i < 32; i += VEC) vec_store_i8(dst + 2 + i, bad ? vec_all(0) : vec_mul(vec_load(x + i), vec_all(inverse)));
+}
+
+SR_INLINE void kv_store_body(sr_dtype type, const float *src, uint8_t *dst, int64_t n)
+{
+    switch (type) {
+    case SR_DTYPE_F32: memcpy(dst, src, (size_t)n * 4); return;
+    case SR_DTYPE_F16:
+        for (int64_t i = 0; i < n; i += VEC) vec_store_f16(dst + 2 * i, vec_load(src + i));
+        return;
+    case SR_DTYPE_BF16:
+        for (int64_t i = 0; i < n; i += VEC) vec_store_bf16(dst + 2 * i, vec_load(src + i));
+        return;
+    default: break;
+    }
+    assert(type == SR_DTYPE_Q8_0 && n % 32 == 0);
+    for (int64_t b = 0; b < n / 32; b++) store_q8_block(src + 32 * b, dst + 34 * b);
+}
+
+#endif
