@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws docs/chart.svg from a run of bench/peers.py:  bench/chart.py RUN.json [-o docs/chart.svg] [--kv f16]
 
-Left: decode speed by depth, sinkrouter dense and routed and whoever was measured beside it. Right: K/V bytes that a decode
-step reads. Colours follow the reader's light or dark theme; without one they are such that both work.
+Left: decode speed by depth, sinkrouter dense and routed and whoever was measured beside it. Right: K/V bytes that a
+decode step reads. Colours follow the reader's light or dark theme; without one they are such that both work.
 """
 import argparse
 import html
@@ -24,7 +24,8 @@ svg { color: #737b84 } .title { font-size: 15px; font-weight: 600 } .note { font
 .line { fill: none; stroke: currentColor; stroke-width: 2.2; stroke-linejoin: round } .line.mass { stroke-width: 3 }
 .line.peer1, .line.peer2, .line.peer3 { stroke-dasharray: 6 4 }
 circle { fill: currentColor }
-.mass { color: #d9485f } .dense { color: #2f81d6 } .peer1 { color: #7d8590 } .peer2 { color: #a2772f } .peer3 { color: #6f8f4f }
+.mass { color: #d9485f } .dense { color: #2f81d6 }
+.peer1 { color: #7d8590 } .peer2 { color: #a2772f } .peer3 { color: #6f8f4f }
 @media (prefers-color-scheme: light) { svg { color: #57606a } }
 @media (prefers-color-scheme: dark) {
   svg { color: #b1bac4 } .mass { color: #ff7b87 } .dense { color: #6cb6ff } .peer1 { color: #9198a1 }
@@ -98,8 +99,10 @@ def draw(run, kv):
     body = panel("speed", "Decode, tokens per second", speed, depths)
     body += panel("bytes", "K/V read per token, MB", read, depths)
     body.append(text(18, 22, about, "note"))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">\n'
-            f"<title>Decode speed and K/V bytes read by context depth</title>\n<style>{STYLE}</style>\n" + "\n".join(body) + "\n</svg>\n")
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+    head = "<title>Decode speed and K/V bytes read by context depth</title>"
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">', head, f"<style>{STYLE}</style>"]
+                     + body + ["</svg>\n"])
 
 
 def main():

@@ -56,8 +56,8 @@ def ours(a, kv, depth):
 
 
 def llama(a, kv, depth):
-    for row in run_json([a.llama_bench, "-m", a.model, "-p", PREFILL, "-n", DECODE, "-d", depth, "-r", a.reps, "-t", a.threads,
-                         "-ctk", kv, "-ctv", kv, "-fa", 1, "-ngl", 0, "-o", "jsonl"]):
+    for row in run_json([a.llama_bench, "-m", a.model, "-p", PREFILL, "-n", DECODE, "-d", depth, "-r", a.reps,
+                         "-t", a.threads, "-ctk", kv, "-ctv", kv, "-fa", 1, "-ngl", 0, "-o", "jsonl"]):
         yield "llama.cpp", row
 
 
@@ -136,12 +136,12 @@ def report(records, peers, a, about):
         line.append(mass and number(mass.get("read"), "{:.3f}"))
         if a.file:
             broken = mass and mass.get("contract_broken")
-            line += [mass and number(mass.get("kl"), "{:.4f}"), None if broken is None else number(100 * broken, "{:.2f} %")]
+            line += [mass and number(mass.get("kl"), "{:.4f}"), number(broken, "{:.2%}")]
         lines.append(line)
     spread = max((max(r["speeds"]) - min(r["speeds"])) / r["median"] for r in records)
     source = f"text {os.path.splitext(os.path.basename(a.file))[0]}" if a.file else "random tokens"
-    return (f"Tokens per second, median of {a.rounds} rounds of {a.reps} runs. {os.path.basename(a.model)}, {source}, {a.threads} threads of "
-            f"{about['cpu']} ({about['backend']}). Rounds differ by at most {100 * spread:.0f} %.\n\n" + table(head, lines))
+    return (f"Tokens per second, median of {a.rounds} rounds of {a.reps} runs; rounds differ by at most "
+            f"{100 * spread:.0f} %. {about['model']}, {source}, {about['cpu']} ({about['backend']}).\n\n" + table(head, lines))
 
 
 def main():

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What routing costs in quality: `sinkrouter perplexity` over several texts and settings, as the table of docs/routing.md.
+"""What routing costs in quality: `sinkrouter perplexity` over texts and settings, as the tables of docs/routing.md.
 
   bench/quality.py TEXT... [--moments-text TEXT]... [--own] [--json FILE] [--into docs/routing.md]
 
