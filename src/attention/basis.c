@@ -188,8 +188,9 @@ static sr_status bases_alloc(struct band_bases **out, const struct basis_spec *s
     b->bytes = ((size_t)s->shape.n_layers * (size_t)s->shape.n_kv_heads) * unit * sizeof(float);
     b->data = sr_alloc(b->bytes);
     if (!b->data) {
+        sr_status st = sr_fail_memory(err, b->bytes, "sketch basis");
         sr_free(b);
-        return sr_fail_memory(err, b->bytes, "sketch basis");
+        return st;
     }
     *out = b;
     return SR_OK;
