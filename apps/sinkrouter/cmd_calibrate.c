@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 static const char DEFAULT_TEXT[] = "/usr/share/common-licenses/GPL-3";
-enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 256 };
+enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 2048 };
 
 static sr_status read_ids(const struct options *o, const sr_model *m, int32_t **ids, int32_t *n, sr_error *err)
 {
@@ -57,7 +57,8 @@ static int calibrate(const struct options *o, sr_model *m, sr_error *err)
     if (most > info.n_ctx_train) most = info.n_ctx_train;
     if (n > most) n = most;
     if (!st && n < LEAST_TOKENS)
-        st = sr_refuse(err, SR_ERR_USAGE, "-f: %d tokens to calibrate on, at least %d are needed", n, LEAST_TOKENS);
+        st = sr_refuse(err, SR_ERR_USAGE, "%s: %d tokens to calibrate on, at least %d are needed", most < LEAST_TOKENS ? "-c" : "-f",
+                       n, LEAST_TOKENS);
     if (!st) {
         so.n_ctx = n;
         st = sr_session_new(&s, m, &so, err);

@@ -252,6 +252,9 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     }
     r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 96;
     int64_t wanted = o->n_ctx + r->n_decode;
+    if (wanted > trained && !o->allow_extrapolation)
+        return sr_refuse(err, SR_ERR_USAGE, "-c %lld: with -n %d more than the %d tokens the model was trained for (--allow-extrapolation)",
+                         (long long)o->n_ctx, r->n_decode, trained);
     if (wanted > INT32_MAX) return sr_refuse(err, SR_ERR_USAGE, "-c %lld: too long", (long long)o->n_ctx);
     sr_status st = sr_corpus_text(&r->corpus, o, r->model, o->n_ctx ? (int32_t)wanted : 0, trained, err);
     if (!st && !r->n_prefill) r->n_prefill = r->corpus.n - r->n_decode;

@@ -9,8 +9,10 @@
 #include "progress.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <locale.h>
 #include <string.h>
+#include <unistd.h>
 
 static int dispatch(const struct options *o, sr_error *err)
 {
@@ -70,12 +72,21 @@ static int execute(struct options *o, sr_error *err)
     return rc;
 }
 
+/* A standard descriptor that the caller closed must not become the number of a model or session file. What is opened
+ * here for writing refuses it, as the closed one would. */
+static void occupy_standard_descriptors(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd) _exit(SR_ERR_IO);
+}
+
 int main(int argc, char **argv)
 {
     struct options o;
     sr_error err = {SR_OK, ""};
     enum command command;
     int skip, rc;
+    occupy_standard_descriptors();
     setlocale(LC_CTYPE, "");
     sr_interrupt_init();
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {

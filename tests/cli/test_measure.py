@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""bench, perplexity, calibrate and inspect on the default model."""
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from cli import MODEL, PROGRAM, contains, environment, equal, main, one_line, path, run, test, write
+
+# Varied enough to be a text, made here: 64 words in an order without a short period.
+WORDS = ("the river was cold and a man with two dogs stood near its bank while rain fell on old stones he had seen "
+         "boats pass here every spring but never one so large or silent its sails were black as coal under low "
+         "clouds nobody spoke for long time then someone laughed first quietly").split()
+
+
+def text(n_words, seed=7):
+    out = []
+    for i in range(n_words):
+        seed = (seed * 6364136223846793005 + 1442695040888963407) % 2**64
+        out.append(WORDS[(seed >> 33) % len(WORDS)] + (".\n" if i % 17 == 16 else ""))
+    return " ".join(out)
+
+
+TEXT = write("text.txt", text(6000))
+LLAMA_BENCH = """build_commit build_number cpu_info gpu_info backends model_filename model_type model_size model_n_params n_batch
+    n_ubatch n_threads cpu_mask cpu_strict poll type_k type_v n_gpu_layers split_mode main_gpu no_kv_offload flash_attn devices
+    tensor_split tensor_buft_overrides use_mmap embeddings n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts
+    samples_ns samples_ts""".split()
+
+
+def bench(*args, fmt="json", **kw):
+    out, _ = run("bench", "-m", MODEL, "-o", fmt, *args, **kw)
+    return json.loads(out) if fmt == "json" else out
+
+
+@test
+def bench_fields():
+    rows = bench("-p", "16", "-n", "4", "-r", "3")
+    equal([(r["n_prompt"], r["n_gen"], r["n_depth"], r["route"]) for r in rows], [(16, 0, 0, "exact"), (0, 4, 0, "dense")])
+    for r in rows:
+        equal([f for f in LLAMA_BENCH + ["route", "read", "kv_bytes_per_token"] if f not in r], [])
+        equal((len(r["samples_ns"]), len(r["samples_ts"])), (3, 3))
+        ns = r["samples_ns"]
+        mean = sum(ns) / 3
+        equal(abs(r["avg_ns"] - mean) <= 1, True)
+        equal(abs(r["stddev_ns"] - math.sqrt(sum((x - mean) ** 2 for x in ns) / 2)) <= 2, True)
+        rates = [(r["n_prompt"] + r["n_gen"]) * 1e9 / x for x in ns]
+        equal(abs(r["avg_ts"] / (sum(rates) / 3) - 1) < 1e-6, True)
+    equal((rows[0]["read"], rows[1]["read"]), (None, 1.0))
+
+
+@test
+def bench_lists_are_multiplied():
+    rows = bench("-p", "8-16+8", "-n", "2,3", "-d", "0,32", "-r", "1", "-pg", "8,2", "-t", "1-2", "-ctk", "f16,q8_0", "-ub", "16")
+    per_session = 2 * (2 + 2 + 1)
+    equal(len(rows), 2 * 2 * per_session)
+    equal(sorted({(r["n_threads"], r["type_k"], r["type_v"]) for r in rows}),
+          [(1, "f16", "f16"), (1, "q8_0", "f16"), (2, "f16", "f16"), (2, "q8_0", "f16")])
+    equal([(r["n_prompt"], r["n_gen"], r["n_depth"]) for r in rows[:per_session]],
+          [(8, 0, 0), (16, 0, 0), (0, 2, 0), (0, 3, 0), (8, 2, 0), (8, 0, 32), (16, 0, 32), (0, 2, 32), (0, 3, 32), (8, 2, 32)])
+    rows = bench("-p", "2-8*2", "-n", "0", "-r", "1", "--no-warmup", "-fa", "on,off", "-b", "4,8")
+    equal([r["n_prompt"] for r in rows], [2, 4, 8] * 4)
+    rows = bench("-p", "0", "-n", "1", "-n", "2", "-r", "1", "-mmp", "0")
+    equal([(r["n_gen"], r["use_mmap"]) for r in rows], [(1, False), (2, False)])
+
+
+@test
+def bench_of_route_modes_on_a_text():
+    rows = bench("-p", "0", "-n", "4", "-d", "2500", "-r", "1", "-f", TEXT, "--offset", "100", "--route", "dense,mass,window,paper",
+                 "--route-tau", "0.5", "--route-audit", "0")
+    equal([r["route"] for r in rows], ["dense", "mass", "window", "paper"])
+    dense, mass, window, paper = rows
+    equal((dense["read"], dense["ratio"], dense["kl"], dense["top1"]), (1.0, 1.0, 0.0, 1.0))
+    equal(window["read"] < mass["read"] < 1, True, str((window["read"], mass["read"])))
+    equal(all(r["ratio"] > 0 and r["audit_bytes_per_token"] == 0 for r in rows), True)
+    equal(mass["kl"] >= 0 and 0 <= mass["contract_broken"] < 0.2, True)
+    equal(window["contract_broken"] > mass["contract_broken"], True)
+    # K and V of 30 layers, 3 groups, 64 values of 2 bytes, for 2,501 .. 2,504 tokens
+    equal(dense["kv_bytes_per_token"], 30 * 3 * 64 * 2 * 2 * 2502.5)
+    equal(window["kv_bytes_per_token"], 30 * 3 * 64 * 2 * 2 * 260)
+
+
+@test
+def bench_formats():
+    table = bench("-p", "8", "-n", "2", "-d", "0,16", "-r", "1", fmt="md")
+    lines = table.splitlines()
+    equal(len(lines), 6)
+    equal(len({line.count("|") for line in lines}), 1)
+    contains(table, "tg2 @ d16")
+    rows = list(csv.DictReader(io.StringIO(bench("-p", "8", "-n", "2", "-r", "1", fmt="csv"))))
+    equal([r["n_prompt"] + "/" + r["n_gen"] for r in rows], ["8/0", "0/2"])
+    lines = bench("-p", "8", "-n", "2", "-r", "1", fmt="jsonl").splitlines()
+    equal([json.loads(line)["n_gen"] for line in lines], [0, 2])
+    _, err = run("bench", "-m", MODEL, "-p", "8", "-n", "0", "-r", "1", "-oe", "jsonl", "--quiet")
+    equal(json.loads(err)["n_prompt"], 8)
+    _, err = run("bench", "-m", MODEL, "-p", "0", "-n", "2", "-r", "1", "--profile")
+    contains(err, "profile ")
+
+
+@test
+def bench_refusals():
+    one_line(run("bench", "-m", MODEL, "-d", "8192", rc=2)[1], "-d", "8192")
+    one_line(run("bench", "-m", MODEL, "-d", "7000", "-f", write("short", "a few words"), rc=2)[1], "-f", "tokens")
+    one_line(run("bench", "-m", MODEL, "--route", "paper", rc=2)[1], "--route-tau")
+
+
+FIELDS = ["mode", "rank", "eps", "tau", "window", "prefill", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
+          "contract_broken", "audited"]
+
+
+def perplexity(*args, f=TEXT):
+    out, _ = run("perplexity", "-m", MODEL, "-f", f, *args)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@test
+def perplexity_rows():
+    rows = perplexity("-c", "2400", "-n", "6", "--modes", "dense,window,paper,mass", "--route-rank", "8,16", "--route-eps", "0.1,0.3",
+                      "--route-tau", "0.4,0.5", "-o", "json")
+    for r in rows:
+        equal(list(r), FIELDS)
+        equal((r["prefill"], r["decoded"]), (2400, 6))
+    equal([(r["mode"], r["rank"], r["eps"], r["tau"], r["window"]) for r in rows],
+          [("dense", None, None, None, None), ("window", None, 0.1, None, 256), ("paper", None, 0.1, 0.4, None),
+           ("paper", None, 0.1, 0.5, None), ("mass", 8, 0.1, None, 256), ("mass", 8, 0.3, None, 256),
+           ("mass", 16, 0.1, None, 256), ("mass", 16, 0.3, None, 256)])
+    dense, window, _, _, mass = rows[:5]
+    equal((dense["read"], dense["kl"], dense["ppl_ratio"], dense["top1"]), (1.0, 0.0, 1.0, 1.0))
+    equal([r["audited"] for r in (window, mass)], [30 * 9 * 6] * 2)  # layers, query heads, steps
+    equal(window["read"] < mass["read"] < 1, True)
+    equal(rows[5]["read"] < mass["read"], True)  # a larger eps reads less
+    equal(all(r["kl"] >= 0 and 0 <= r["contract_broken"] <= r["above_eps"] <= 1 for r in rows[1:]), True)
+    equal(all(abs(r["ppl_ratio"] * dense["ppl"] / r["ppl"] - 1) < 1e-4 for r in rows), True)
+
+
+@test
+def perplexity_options():
+    a = perplexity("-c", "40", "-n", "4", "--modes", "dense")
+    equal(perplexity("-c", "40", "-n", "4", "--modes", "dense", "-t", "1"), a)
+    equal(perplexity("-c", "40", "-n", "4", "--modes", "dense", "--offset", "10")[0]["ppl"] != a[0]["ppl"], True)
+    equal(perplexity("-c", "40", "-n", "4", "--modes", "dense", "--bos", "on")[0]["ppl"] != a[0]["ppl"], True)
+    equal(perplexity("-c", "40", "-n", "4", "--modes", "dense", "--bos", "off")[0]["ppl"], a[0]["ppl"])
+    fast = perplexity("-c", "40", "-n", "4", "--modes", "dense", "--speed")[0]
+    equal(list(fast), FIELDS + ["tokens_per_second", "kv_bytes_per_token"])
+    auto = perplexity("-n", "4", "--modes", "dense", f=write("tiny", text(50)))[0]
+    equal(20 < auto["prefill"] < 100, True)
+    out, _ = run("perplexity", "-m", MODEL, "-f", "-", "-c", "40", "-n", "4", "--modes", "dense", "-o", "md", stdin=text(200).encode())
+    equal(len(out.splitlines()), 3)
+    out, _ = run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "40", "-n", "4", "--modes", "dense,window", "-o", "csv")
+    equal([r["mode"] for r in csv.DictReader(io.StringIO(out))], ["dense", "window"])
+    one_line(run("perplexity", "-m", MODEL, "-f", path("tiny"), "-c", "4000", rc=2)[1], "-f", "tokens")
+    one_line(run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "4", "--offset", "9999999", rc=2)[1], "--offset")
+    one_line(run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "8190", "-n", "10", rc=2)[1], "8192")
+
+
+@test
+def needles():
+    for f in ([], ["-f", TEXT]):
+        out, _ = run("perplexity", "-m", MODEL, *f, "--task", "niah", "-c", "400", "-n", "12", "--needles", "3", "--modes", "dense,window",
+                     "--route-min", "16")
+        rows = [json.loads(line) for line in out.splitlines()]
+        equal([list(r) for r in rows], [FIELDS + ["hits", "asked"]] * 2)
+        equal([r["asked"] for r in rows], [3, 3])
+        equal(0 <= rows[1]["hits"] <= rows[0]["hits"] <= 3, True)
+    # the needle is in the window that is read: it must be found in a short context
+    out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "64", "-n", "12", "--needles", "1", "--modes", "dense")
+    equal(json.loads(out)["hits"], 1)
+    one_line(run("perplexity", "-m", MODEL, "--task", "niah", "-c", "60", "--needles", "8", rc=2)[1], "-c 60")
+
+
+@test
+def moments():
+    file = path("model.moments")
+    _, err = run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "2100", "-o", file)
+    contains(err, "moments of 2100 tokens")
+    with open(file, "rb") as f:
+        first = f.read()
+    run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "2100", "-o", file, "-t", "1")
+    with open(file, "rb") as f:
+        equal(f.read() == first, True, "moments depend on the number of threads")
+    rows = perplexity("-c", "2400", "-n", "4", "--modes", "mass", "--moments", file)
+    equal(rows[0]["read"] < 1, True)
+    # with a file, mass routes below 2,048 tokens too
+    args = ("-c", "600", "-n", "4", "--modes", "mass", "--route-min", "300")
+    equal(perplexity(*args, "--moments", file)[0]["read"] < perplexity(*args, "--moments", "none")[0]["read"], True)
+    one_line(run("calibrate", "-m", MODEL, "-f", write("few", "few words"), "-o", file, rc=2)[1], "-f", "2048")
+    one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "300", "-o", file, rc=2)[1], "-c", "2048")
+    one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "2048", "-o", "/absent/m", "--quiet", rc=4)[1], "/absent/m")
+    one_line(run("run", "-m", MODEL, "-p", "x", "--greedy", "--moments", "/absent", rc=4)[1], "/absent")
+    one_line(run("run", "-m", MODEL, "-p", "x", "--greedy", "--moments", write("cut", first[:999]), rc=3)[1], "cut")
+
+
+@test
+def inspect():
+    out, err = run("inspect", "-m", MODEL)
+    equal(err, "")
+    for part in ("llama", "30", "Q4_1".lower(), "smollm2", "8192", "general.architecture", "tokenizer.ggml.pre", "4096"):
+        contains(out.lower(), part)
+    equal(max(map(len, [line for line in out.splitlines() if "token" in line and "=" not in line])) <= 100, True)
+    out, _ = run("inspect", "-m", MODEL, "--tensors")
+    contains(out, "blk.29.ffn_down.weight")
+    _, err = run("inspect", "-m", MODEL, "--check")
+    contains(err, "no NaN")
+    j = json.loads(run("inspect", "-m", MODEL, "-o", "json", "--tensors")[0])
+    equal((j["n_layers"], j["n_kv_heads"], j["head_dim"], len(j["tensors"])), (30, 3, 64, j["n_tensors"]))
+    equal([m["context"] for m in j["memory"]], [4096, 8192])
+    equal(j["memory"][1]["kv"], 8192 * 30 * 3 * 64 * 2 * 2)
+    half = json.loads(run("inspect", "-m", MODEL, "-o", "json", "-ctk", "q8_0", "-ctv", "q8_0")[0])
+    equal(half["memory"][1]["kv"], 8192 * 30 * 3 * 68 * 2)
+
+
+@test
+def interrupted_measurements():
+    for args in (["bench", "-p", "0", "-n", "100", "-r", "50"], ["perplexity", "-f", TEXT, "-c", "2000", "-n", "90"],
+                 ["calibrate", "-f", TEXT, "-o", path("never")]):
+        p = subprocess.Popen([PROGRAM, args[0], "-m", MODEL, *args[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             stdin=subprocess.DEVNULL, env=environment())
+        time.sleep(1)
+        p.send_signal(signal.SIGINT)
+        _, err = p.communicate(timeout=30)
+        equal(p.returncode, 130, str(args) + err.decode())
+    equal(os.path.exists(path("never")), False)
+
+
+main(needs_model=True)
