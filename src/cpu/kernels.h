@@ -24,21 +24,24 @@ enum cpu_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512, ISA_VNNI, ISA_BF16, ISA_AMX, IS
 /* Rows of activations are padded with zeros to a multiple of this many elements; kernels may read all of it. */
 #define SR_ACT_PAD 512
 
-/* Activations of up to n tokens. Float weights read x; quantized weights read x ~ d * q with sums ready for types
- * that have offsets: s32[b] = d * sum of q over block b of 32, s16[h] = the same over half blocks of 16. */
+/* Activations of up to n tokens. Float weights read x; quantized weights read x ~ d * c, c = 128 q + q_low a code of 15
+ * bits kept as two signed bytes: one byte alone costs SmolLM2 a mean KL of 4e-3 against float products, and the second
+ * integer product hides behind the reading of the weights. Sums are ready for types that have offsets: s32[b] = d * sum of
+ * c over block b of 32, s16[h] = the same over half blocks of 16. */
 struct acts {
     const float *x;       /* [n][x_stride]; not padded */
     int64_t x_stride;
-    const int8_t *q;      /* [n][pad]; pad = n_in rounded up to SR_ACT_PAD */
-    const int8_t *q_split;/* [n][pad]: the same codes, of each 128 first the low halves (16) of its 4 blocks, then the high */
+    const int8_t *q, *q_low; /* [n][pad]; pad = n_in rounded up to SR_ACT_PAD; q in -127..127, q_low in -64..63 */
+    const int8_t *q_split, *q_split_low; /* [n][pad]: the same, of each 128 first the first halves (16) of its 4 blocks, then the second */
     const float *d, *s32; /* [n][pad / 32] */
     const float *s16;     /* [n][pad / 16] */
     int64_t pad;
 };
 
-/* One token: q, d, s32, s16 of x[n], n a multiple of 32; all outputs filled up to `pad` elements (zeros). d = max |x|
- * of the block / 127, q = x / d rounded to nearest, ties to even. The outputs do not overlap. */
-struct quantize_args { const float *x; int64_t n, pad; int8_t *q, *q_split; float *d, *s32, *s16; };
+/* One token: codes, d, s32, s16 of x[n], n a multiple of 32; all outputs filled up to `pad` elements (zeros). d = max |x|
+ * of the block / SR_ACT_MAX, c = x / d rounded to nearest, ties to even. The outputs do not overlap. */
+#define SR_ACT_MAX (127 * 128)
+struct quantize_args { const float *x; int64_t n, pad; int8_t *q, *q_low, *q_split, *q_split_low; float *d, *s32, *s16; };
 typedef void sr_quantize_fn(const struct quantize_args *a);
 
 /* y[t][r] = row r . activation t (+ bias[r]) for n_rows rows that start at w and n = 1..SR_MATVEC_TOKENS tokens. Never

@@ -84,7 +84,8 @@ static int64_t padded(int64_t n) { return (n + SR_ACT_PAD - 1) / SR_ACT_PAD * SR
 static struct quantize_args quantize_buffers(struct check *c, const float *x, int64_t n)
 {
     const size_t pad = (size_t)padded(n);
-    return (struct quantize_args){.x = x, .n = n, .pad = (int64_t)pad, .q = sr_check_out(c, pad), .q_split = sr_check_out(c, pad),
+    return (struct quantize_args){.x = x, .n = n, .pad = (int64_t)pad, .q = sr_check_out(c, pad), .q_low = sr_check_out(c, pad),
+                                  .q_split = sr_check_out(c, pad), .q_split_low = sr_check_out(c, pad),
                                   .d = sr_check_out(c, pad / 32 * sizeof(float)), .s32 = sr_check_out(c, pad / 32 * sizeof(float)),
                                   .s16 = sr_check_out(c, pad / 16 * sizeof(float))};
 }
@@ -92,22 +93,25 @@ static struct quantize_args quantize_buffers(struct check *c, const float *x, in
 void sr_spoilt_quantize(const struct quantize_args *a)
 {
     ((sr_quantize_fn *)sr_check_now->real)(a);
-    a->q[a->n / 2] ^= 1;
+    a->q_low[a->n / 2] ^= 1;
 }
 
-/* Against the input: x within half a step of d q; sums are those of the stored codes. */
+static int32_t code_of(const int8_t *q, const int8_t *low, int64_t i) { return 128 * q[i] + low[i]; }
+
+/* Against the input: x within half a step of d c; sums are those of the stored codes. */
 static void check_quantize_meaning(struct check *c, const struct quantize_args *a)
 {
     for (int64_t i = 0; i < a->pad; i++) {
         const double x = i < a->n ? a->x[i] : 0.0, d = a->d[i / 32];
-        if (a->q[i] != a->q_split[i / 128 * 128 + i / 16 % 2 * 64 + i / 32 % 4 * 16 + i % 16]) sr_check_fail(c, "q_split of %lld", (long long)i);
-        if (!sr_check_near(c, "d * q", i, d * a->q[i], x, d * 0.5 * (1 + 256 * SR_CHECK_U) + 1e-30)) return;
+        const int64_t split = i / 128 * 128 + i / 16 % 2 * 64 + i / 32 % 4 * 16 + i % 16;
+        if (a->q[i] != a->q_split[split] || a->q_low[i] != a->q_split_low[split]) sr_check_fail(c, "split order of %lld", (long long)i);
+        if (!sr_check_near(c, "d * c", i, d * code_of(a->q, a->q_low, i), x, d * (0.5 + 4.0 * SR_ACT_MAX * SR_CHECK_U) + 1e-30)) return;
     }
     for (int64_t h = 0; h < a->pad / 16; h++) {
         int sum = 0, other = 0;
         for (int i = 0; i < 16; i++) {
-            sum += a->q[16 * h + i];
-            other += a->q[16 * (h ^ 1) + i];
+            sum += code_of(a->q, a->q_low, 16 * h + i);
+            other += code_of(a->q, a->q_low, 16 * (h ^ 1) + i);
         }
         const double d = a->d[h / 2];
         if (!sr_check_near(c, "s16", h, a->s16[h], d * sum, SR_CHECK_U * fabs(d * sum))) return;
@@ -119,13 +123,15 @@ static void check_quantize(struct check *c, int64_t n, double scale)
 {
     float *x = make_floats(c, n, scale);
     if (n >= 64)
-        for (int i = 0; i < 32; i++) x[32 + i] = i < 16 ? 127.0f : (float)i - 0.5f; /* ties */
+        for (int i = 0; i < 32; i++) x[32 + i] = i < 16 ? 127.0f : (float)i - 1.0f / 256; /* ties: a step is 1 / 128 */
     const struct quantize_args got = quantize_buffers(c, x, n), want = quantize_buffers(c, x, n);
     ((sr_quantize_fn *)c->fn)(&got);
     ((sr_quantize_fn *)c->scalar)(&want);
     check_quantize_meaning(c, &got);
     sr_check_same(c, "q", got.q, want.q, (size_t)got.pad);
+    sr_check_same(c, "q_low", got.q_low, want.q_low, (size_t)got.pad);
     sr_check_same(c, "q_split", got.q_split, want.q_split, (size_t)got.pad);
+    sr_check_same(c, "q_split_low", got.q_split_low, want.q_split_low, (size_t)got.pad);
     sr_check_same(c, "d", got.d, want.d, (size_t)got.pad / 32 * sizeof(float));
     sr_check_same(c, "s32", got.s32, want.s32, (size_t)got.pad / 32 * sizeof(float));
     sr_check_same(c, "s16", got.s16, want.s16, (size_t)got.pad / 16 * sizeof(float));
@@ -208,14 +214,18 @@ static struct acts make_acts(struct check *c, int32_t n, int64_t n_in)
 {
     const int64_t pad = padded(n_in);
     struct acts a = {.x = make_floats(c, n * n_in, 1.0), .x_stride = n_in, .pad = pad};
-    int8_t *q = sr_check_in(c, (size_t)(n * pad)), *q_split = sr_check_in(c, (size_t)(n * pad));
+    int8_t *q = sr_check_in(c, (size_t)(n * pad)), *q_low = sr_check_in(c, (size_t)(n * pad));
+    int8_t *q_split = sr_check_in(c, (size_t)(n * pad)), *q_split_low = sr_check_in(c, (size_t)(n * pad));
     float *d = sr_check_in(c, (size_t)(n * pad / 32) * sizeof(float)), *s32 = sr_check_in(c, (size_t)(n * pad / 32) * sizeof(float));
     float *s16 = sr_check_in(c, (size_t)(n * pad / 16) * sizeof(float));
     for (int32_t t = 0; t < n && n_in % 32 == 0; t++)
-        c->k.quantize_q8(&(struct quantize_args){.x = a.x + t * n_in, .n = n_in, .pad = pad, .q = q + t * pad, .q_split = q_split + t * pad,
+        c->k.quantize_q8(&(struct quantize_args){.x = a.x + t * n_in, .n = n_in, .pad = pad, .q = q + t * pad, .q_low = q_low + t * pad,
+                                                 .q_split = q_split + t * pad, .q_split_low = q_split_low + t * pad,
                                                  .d = d + t * pad / 32, .s32 = s32 + t * pad / 32, .s16 = s16 + t * pad / 16});
     a.q = q;
+    a.q_low = q_low;
     a.q_split = q_split;
+    a.q_split_low = q_split_low;
     a.d = d;
     a.s32 = s32;
     a.s16 = s16;
@@ -226,7 +236,7 @@ static struct acts make_acts(struct check *c, int32_t n, int64_t n_in)
 static void seen_acts(const struct acts *a, int32_t t, int64_t n_in, int quantized, float *out)
 {
     for (int64_t i = 0; i < n_in; i++)
-        out[i] = quantized ? a->d[(t * a->pad + i) / 32] * (float)a->q[t * a->pad + i] : a->x[t * a->x_stride + i];
+        out[i] = quantized ? a->d[(t * a->pad + i) / 32] * (float)code_of(a->q, a->q_low, t * a->pad + i) : a->x[t * a->x_stride + i];
 }
 
 void sr_spoilt_matvec(const struct matvec_args *a)
@@ -258,7 +268,9 @@ static void check_matvec(struct check *c, const struct weight_type *t, int64_t n
     struct acts last = acts;
     last.x += (n - 1) * acts.x_stride;
     last.q += (n - 1) * acts.pad;
+    last.q_low += (n - 1) * acts.pad;
     last.q_split += (n - 1) * acts.pad;
+    last.q_split_low += (n - 1) * acts.pad;
     last.d += (n - 1) * acts.pad / 32;
     last.s32 += (n - 1) * acts.pad / 32;
     last.s16 += (n - 1) * acts.pad / 16;

@@ -20,7 +20,7 @@ struct matmul_scratch {
     int64_t max_in;
     uint8_t *block;         /* one allocation, laid out by scratch_layout */
     struct acts acts;       /* SR_MATVEC_TOKENS tokens of max_in */
-    int8_t *q, *q_split;
+    int8_t *q, *q_low, *q_split, *q_split_low;
     float *d, *s32, *s16;
     uint8_t *packed;        /* max_n tokens in blocks of SR_GEMM_TOKENS */
     uint8_t *threads;       /* sr_gemm_scratch_bytes(max_in) for each thread */
@@ -33,7 +33,9 @@ static void scratch_layout(struct matmul_scratch *s, struct arena *a, int n_thre
 {
     const size_t pad = (size_t)padded(s->max_in), n = SR_MATVEC_TOKENS;
     s->q = sr_arena_take(a, n * pad, 1);
+    s->q_low = sr_arena_take(a, n * pad, 1);
     s->q_split = sr_arena_take(a, n * pad, 1);
+    s->q_split_low = sr_arena_take(a, n * pad, 1);
     s->d = sr_arena_take(a, n * pad / 32, sizeof(float));
     s->s32 = sr_arena_take(a, n * pad / 32, sizeof(float));
     s->s16 = sr_arena_take(a, n * pad / 16, sizeof(float));
@@ -143,12 +145,14 @@ static void quantize_inputs(struct region *g, int64_t n_in)
     const struct matmul_args *a = g->a;
     const int64_t pad = padded(n_in);
     s->acts = (struct acts){.x = a->x + g->t0 * a->x_stride, .x_stride = a->x_stride,
-                            .q = s->q, .q_split = s->q_split, .d = s->d, .s32 = s->s32, .s16 = s->s16, .pad = pad};
+                            .q = s->q, .q_low = s->q_low, .q_split = s->q_split,
+                            .q_split_low = s->q_split_low, .d = s->d, .s32 = s->s32, .s16 = s->s16, .pad = pad};
     int quantized = 0;
     for (int32_t i = 0; i < a->n_weights; i++) quantized |= !is_float(a->w[i]->dtype);
     for (int32_t t = 0; quantized && t < g->n; t++)
         g->c->k.quantize_q8(&(struct quantize_args){
-            .x = s->acts.x + t * a->x_stride, .n = n_in, .pad = pad, .q = s->q + t * pad, .q_split = s->q_split + t * pad,
+            .x = s->acts.x + t * a->x_stride, .n = n_in, .pad = pad, .q = s->q + t * pad, .q_low = s->q_low + t * pad,
+            .q_split = s->q_split + t * pad, .q_split_low = s->q_split_low + t * pad,
             .d = s->d + t * (pad / 32), .s32 = s->s32 + t * (pad / 32), .s16 = s->s16 + t * (pad / 16)});
 }
 

@@ -24,13 +24,14 @@ void sr_quantize_q8_scalar(const struct quantize_args *a)
             amax = fmaxf(amax, fabsf(x[i]));
             is_number &= x[i] == x[i];
         }
-        const float d = is_number ? amax / 127.0f : NAN, id = amax > 1e-30f && is_number && amax < INFINITY ? 127.0f / amax : 0.0f;
+        const float d = is_number ? amax / SR_ACT_MAX : NAN, id = amax > 1e-30f && is_number && amax < INFINITY ? SR_ACT_MAX / amax : 0.0f;
         int32_t sum[2] = {0, 0};
         for (int i = 0; i < SR_ACT_BLOCK; i++) {
-            const int32_t q = inside && id > 0.0f ? (int32_t)rintf(x[i] * id) : 0;
-            a->q[b * SR_ACT_BLOCK + i] = (int8_t)q;
-            a->q_split[b / 4 * 128 + i / 16 * 64 + b % 4 * 16 + i % 16] = (int8_t)q;
-            sum[i / 16] += q;
+            const int32_t code = inside && id > 0.0f ? (int32_t)rintf(x[i] * id) : 0, q = (code + 64 + (1 << 20)) / 128 - (1 << 13);
+            const int64_t split = b / 4 * 128 + i / 16 * 64 + b % 4 * 16 + i % 16;
+            a->q[b * SR_ACT_BLOCK + i] = a->q_split[split] = (int8_t)q;
+            a->q_low[b * SR_ACT_BLOCK + i] = a->q_split_low[split] = (int8_t)(code - 128 * q);
+            sum[i / 16] += code;
         }
         a->d[b] = d;
         a->s16[2 * b] = d * (float)sum[0];
@@ -42,9 +43,9 @@ void sr_quantize_q8_scalar(const struct quantize_args *a)
 /* Activation elements [at, at + n) of token t, as the kernels of this type see them. */
 static void read_acts(const struct acts *a, int32_t t, int64_t at, int64_t n, int quantized, float *out)
 {
-    const int8_t *q = a->q + t * a->pad;
+    const int8_t *q = a->q + t * a->pad, *low = a->q_low + t * a->pad;
     const float *d = a->d + t * (a->pad / SR_ACT_BLOCK), *x = a->x + t * a->x_stride;
-    for (int64_t i = at; i < at + n; i++) out[i - at] = quantized ? d[i / SR_ACT_BLOCK] * (float)q[i] : x[i];
+    for (int64_t i = at; i < at + n; i++) out[i - at] = quantized ? d[i / SR_ACT_BLOCK] * (float)(128 * q[i] + low[i]) : x[i];
 }
 
 static void matvec(const struct matvec_args *a, sr_dtype dtype, int quantized)

@@ -149,11 +149,16 @@ INLINE struct piece piece_q6_k(const uint8_t *b, int j)
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
-INLINE __m256 dot32(__m256i w, const int8_t *q, int signs)
+INLINE __m256i fours(__m256i w, __m256i x, int signs)
 {
-    const __m256i x = at256(q);
     const __m256i pairs = signs ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+INLINE __m256 dot32(__m256i w, const int8_t *q, const int8_t *low, int signs)
+{
+    const __m256i high = _mm256_slli_epi32(fours(w, at256(q), signs), 7);
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(high, fours(w, at256(low), signs)));
 }
 
 /* Adds the piece at element `at` of token t's codes. */
@@ -162,7 +167,7 @@ INLINE void add_piece(__m256 *acc, float *shift, struct piece p, const struct ac
     const float d = x->d[at / 32];
     const __m256 first = _mm256_set1_ps(p.scale[0] * d);
     const __m256 scale = f.halves ? _mm256_blend_ps(first, _mm256_set1_ps(p.scale[1] * d), 0xf0) : first;
-    *acc = _mm256_fmadd_ps(dot32(p.codes, x->q + at, f.signs), scale, *acc);
+    *acc = _mm256_fmadd_ps(dot32(p.codes, x->q + at, x->q_low + at, f.signs), scale, *acc);
     if (f.offsets && f.halves) *shift += p.offset[0] * x->s16[at / 16] + p.offset[1] * x->s16[at / 16 + 1];
     else if (f.offsets) *shift += p.offset[0] * x->s32[at / 32];
 }

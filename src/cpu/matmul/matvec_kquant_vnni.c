@@ -160,7 +160,8 @@ INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __
             const __m512 scale = slot_scales(w, f.wide, x->d + at / 32, x->s32 + at / 32, x->s16 + at / 16, &acc[t]);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
-                const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.v[i], at512(x->q + at + 64 * i));
+                __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.v[i], at512(x->q + at + 64 * i));
+                dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(dot, 7), c.v[i], at512(x->q_low + at + 64 * i));
                 acc[t] = add_scaled(acc[t], dot, scale, f.wide ? spread_of(2 * i, 3) : spread_of(4 * i, 2));
             }
         }

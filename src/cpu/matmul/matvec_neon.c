@@ -154,11 +154,15 @@ INLINE struct piece piece_q6_k(const uint8_t *b, int j)
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
-INLINE float32x4_t dot16(int8x16_t w, const int8_t *q)
+INLINE int32x4_t fours(int8x16_t w, int8x16_t x)
 {
-    const int8x16_t x = vld1q_s8(q);
-    const int16x8_t pairs = vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_high_s8(w), vget_high_s8(x));
-    return vcvtq_f32_s32(vpaddlq_s16(pairs));
+    return vpaddlq_s16(vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_high_s8(w), vget_high_s8(x)));
+}
+
+/* The half of a piece at element `at` of the codes. */
+INLINE float32x4_t dot16(int8x16_t w, const struct acts *x, int64_t at)
+{
+    return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(fours(w, vld1q_s8(x->q + at)), 7), fours(w, vld1q_s8(x->q_low + at))));
 }
 
 INLINE float dot_row(const struct acts *x, int32_t t, const uint8_t *b, int64_t n_in, struct form f)
@@ -170,8 +174,8 @@ INLINE float dot_row(const struct acts *x, int32_t t, const uint8_t *b, int64_t 
             const int64_t at = t * x->pad + e + 32 * j;
             const struct piece p = f.piece(b, j);
             const float d = x->d[at / 32];
-            lo = vfmaq_n_f32(lo, dot16(p.lo, x->q + at), p.scale[0] * d);
-            hi = vfmaq_n_f32(hi, dot16(p.hi, x->q + at + 16), (f.halves ? p.scale[1] : p.scale[0]) * d);
+            lo = vfmaq_n_f32(lo, dot16(p.lo, x, at), p.scale[0] * d);
+            hi = vfmaq_n_f32(hi, dot16(p.hi, x, at + 16), (f.halves ? p.scale[1] : p.scale[0]) * d);
             if (f.offsets && f.halves) shift += p.offset[0] * x->s16[at / 16] + p.offset[1] * x->s16[at / 16 + 1];
             else if (f.offsets) shift += p.offset[0] * x->s32[at / 32];
         }

@@ -126,19 +126,21 @@ INLINE struct slots slots_iq4_nl(const uint8_t *p, int n) { return one_scale(p, 
 /* How a type is read. */
 struct form { int bytes; codes_fn *codes; slots_fn *slots; };
 
-/* One chunk of four blocks for T tokens; x is the chunk's place in the first token's q_split. */
-INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8_t *x, int64_t pad, __m512i spread, int T)
+/* One chunk of four blocks for T tokens; x is the chunk's place in the first token's q_split, x + low in q_split_low. */
+INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8_t *x, ptrdiff_t low, int64_t pad, __m512i spread, int T)
 {
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
         __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.lo, at512(x + t * pad));
-        dot = _mm512_dpbusd_epi32(dot, w.hi, at512(x + t * pad + 64));
+        dot = _mm512_slli_epi32(_mm512_dpbusd_epi32(dot, w.hi, at512(x + t * pad + 64)), 7);
+        dot = _mm512_dpbusd_epi32(dot, w.lo, at512(x + low + t * pad));
+        dot = _mm512_dpbusd_epi32(dot, w.hi, at512(x + low + t * pad + 64));
         acc[t] = add_scaled(acc[t], dot, scale[t], spread);
     }
 }
 
 /* n blocks (1..16) from p; x, d, s are the activations' there. */
-INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, const float *d, const float *s, int64_t pad, int T, struct form f)
+INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, ptrdiff_t low, const float *d, const float *s, int64_t pad, int T, struct form f)
 {
     const struct slots w = f.slots(p, n);
     const int bytes = f.bytes;
@@ -151,12 +153,12 @@ INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, const
     if (n == 16) {
 #pragma GCC unroll 4
         for (int i = 0; i < 16; i += 4, p += 4 * bytes)
-            chunk32(acc, scale, f.codes(p, p + bytes, p + 2 * bytes, p + 3 * bytes), x + 32 * i, pad, spread_of(i, 2), T);
+            chunk32(acc, scale, f.codes(p, p + bytes, p + 2 * bytes, p + 3 * bytes), x + 32 * i, low, pad, spread_of(i, 2), T);
         return;
     }
     for (int i = 0; i < n; i += 4, p += 4 * bytes) { /* missing blocks: their scale is 0, any readable codes do */
         const uint8_t *b1 = i + 1 < n ? p + bytes : p, *b2 = i + 2 < n ? p + 2 * bytes : p, *b3 = i + 3 < n ? p + 3 * bytes : p;
-        chunk32(acc, scale, f.codes(p, b1, b2, b3), x + 32 * i, pad, spread_of(i, 2), T);
+        chunk32(acc, scale, f.codes(p, b1, b2, b3), x + 32 * i, low, pad, spread_of(i, 2), T);
     }
 }
 
@@ -165,12 +167,13 @@ INLINE void row32(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m
     const uint8_t *p = a->w + (size_t)r * a->row_bytes;
     const int64_t pad = a->acts->pad, n_blocks = a->n_in / 32;
     const int8_t *x = a->acts->q_split + t0 * pad;
+    const ptrdiff_t low = a->acts->q_split_low - a->acts->q_split;
     const float *d = a->acts->d + t0 * (pad / 32), *s = a->acts->s32 + t0 * (pad / 32);
     int64_t b = 0;
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
-    for (; b + 16 <= n_blocks; b += 16) group32(acc, p + b * f.bytes, 16, x + 32 * b, d + b, s + b, pad, T, f);
-    if (b < n_blocks) group32(acc, p + b * f.bytes, (int)(n_blocks - b), x + 32 * b, d + b, s + b, pad, T, f);
+    for (; b + 16 <= n_blocks; b += 16) group32(acc, p + b * f.bytes, 16, x + 32 * b, low, d + b, s + b, pad, T, f);
+    if (b < n_blocks) group32(acc, p + b * f.bytes, (int)(n_blocks - b), x + 32 * b, low, d + b, s + b, pad, T, f);
 }
 
 INLINE void row_q4_0(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)

@@ -1,19 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Activations to int8 codes, AVX-512: bit-equal to the scalar variant (the same divisions, products and roundings).
+ * Activations to codes of two bytes, AVX-512: bit-equal to the scalar variant (the same divisions, products and roundings).
  */
 #include "cpu/kernels.h"
 
 #include <immintrin.h>
 #include <math.h>
 
-static inline __m128i codes_of(__m512 x, __m512 id) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, id))); }
+/* 16 codes: the high bytes, the low bytes, and their sum. */
+struct codes { __m128i high, low; float sum; };
 
-static inline float sum_of(__m128i q)
+static inline struct codes codes_of(__m512 x, __m512 id)
 {
-    /* signed codes + 128 summed as unsigned bytes, eight at a time */
-    const __m128i u = _mm_xor_si128(q, _mm_set1_epi8(-128)), s = _mm_sad_epu8(u, _mm_setzero_si128());
-    return (float)(_mm_cvtsi128_si32(s) + _mm_extract_epi32(s, 2) - 16 * 128);
+    const __m512i c = _mm512_cvtps_epi32(_mm512_mul_ps(x, id));
+    const __m512i q = _mm512_srai_epi32(_mm512_add_epi32(c, _mm512_set1_epi32(64)), 7);
+    return (struct codes){_mm512_cvtepi32_epi8(q), _mm512_cvtepi32_epi8(_mm512_sub_epi32(c, _mm512_slli_epi32(q, 7))),
+                          (float)_mm512_reduce_add_epi32(c)};
+}
+
+/* Half h of block b, in both orders. */
+static inline void store_half(const struct quantize_args *a, int64_t b, int h, struct codes c)
+{
+    const int64_t at = b * SR_ACT_BLOCK + 16 * h, split = b / 4 * 128 + 64 * h + b % 4 * 16;
+    _mm_storeu_si128((__m128i *)(void *)(a->q + at), c.high);
+    _mm_storeu_si128((__m128i *)(void *)(a->q_low + at), c.low);
+    _mm_storeu_si128((__m128i *)(void *)(a->q_split + split), c.high);
+    _mm_storeu_si128((__m128i *)(void *)(a->q_split_low + split), c.low);
+    a->s16[2 * b + h] = a->d[b] * c.sum;
 }
 
 void sr_quantize_q8_avx512(const struct quantize_args *a)
@@ -25,18 +38,12 @@ void sr_quantize_q8_avx512(const struct quantize_args *a)
         const float amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x0), _mm512_abs_ps(x1)));
         /* a NaN has no code: the block's scale carries it */
         const int is_number = (_mm512_cmp_ps_mask(x0, x0, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(x1, x1, _CMP_UNORD_Q)) == 0;
-        const float d = is_number ? amax / 127.0f : NAN;
-        const __m512 id = _mm512_set1_ps(amax > 1e-30f && is_number && amax < INFINITY ? 127.0f / amax : 0.0f);
-        const __m128i q0 = codes_of(x0, id), q1 = codes_of(x1, id);
-        int8_t *split = a->q_split + b / 4 * 128 + b % 4 * 16;
-        _mm_storeu_si128((__m128i *)(void *)(a->q + b * SR_ACT_BLOCK), q0);
-        _mm_storeu_si128((__m128i *)(void *)(a->q + b * SR_ACT_BLOCK + 16), q1);
-        _mm_storeu_si128((__m128i *)(void *)split, q0);
-        _mm_storeu_si128((__m128i *)(void *)(split + 64), q1);
-        const float s0 = sum_of(q0), s1 = sum_of(q1);
+        const float d = is_number ? amax / SR_ACT_MAX : NAN;
+        const __m512 id = _mm512_set1_ps(amax > 1e-30f && is_number && amax < INFINITY ? SR_ACT_MAX / amax : 0.0f);
+        const struct codes c0 = codes_of(x0, id), c1 = codes_of(x1, id);
         a->d[b] = d;
-        a->s16[2 * b] = d * s0;
-        a->s16[2 * b + 1] = d * s1;
-        a->s32[b] = d * (s0 + s1);
+        store_half(a, b, 0, c0);
+        store_half(a, b, 1, c1);
+        a->s32[b] = d * (c0.sum + c1.sum);
     }
 }

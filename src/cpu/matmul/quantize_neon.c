@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Activations to int8 codes, NEON: bit-equal to the scalar variant (the same divisions, products and roundings).
+ * Activations to codes of two bytes, NEON: bit-equal to the scalar variant (the same divisions, products and roundings).
  */
 #include "cpu/kernels.h"
 
@@ -12,7 +12,20 @@ static inline int16x8_t codes8(const float *x, float id)
     return vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
 }
 
-static inline int8x16_t codes16(const float *x, float id) { return vcombine_s8(vqmovn_s16(codes8(x, id)), vqmovn_s16(codes8(x + 8, id))); }
+/* Half h of block b, in both orders; x is NULL beyond the end. Returns the sum of the codes. */
+static inline float store_half(const struct quantize_args *a, int64_t b, int h, const float *x, float id)
+{
+    const int64_t at = b * SR_ACT_BLOCK + 16 * h, split = b / 4 * 128 + 64 * h + b % 4 * 16;
+    const int16x8_t c0 = x ? codes8(x, id) : vdupq_n_s16(0), c1 = x ? codes8(x + 8, id) : vdupq_n_s16(0);
+    const int16x8_t q0 = vshrq_n_s16(vaddq_s16(c0, vdupq_n_s16(64)), 7), q1 = vshrq_n_s16(vaddq_s16(c1, vdupq_n_s16(64)), 7);
+    const int8x16_t high = vcombine_s8(vmovn_s16(q0), vmovn_s16(q1));
+    const int8x16_t low = vcombine_s8(vmovn_s16(vsubq_s16(c0, vshlq_n_s16(q0, 7))), vmovn_s16(vsubq_s16(c1, vshlq_n_s16(q1, 7))));
+    vst1q_s8(a->q + at, high);
+    vst1q_s8(a->q_low + at, low);
+    vst1q_s8(a->q_split + split, high);
+    vst1q_s8(a->q_split_low + split, low);
+    return (float)(vaddlvq_s16(c0) + vaddlvq_s16(c1));
+}
 
 void sr_quantize_q8_neon(const struct quantize_args *a)
 {
@@ -21,14 +34,8 @@ void sr_quantize_q8_neon(const struct quantize_args *a)
         const float *x = a->x + b * SR_ACT_BLOCK;
         float32x4_t most = vdupq_n_f32(0);
         for (int i = 0; inside && i < SR_ACT_BLOCK; i += 4) most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
-        const float amax = vmaxvq_f32(most), d = amax / 127.0f, id = amax > 1e-30f ? 127.0f / amax : 0.0f;
-        const int8x16_t q0 = inside ? codes16(x, id) : vdupq_n_s8(0), q1 = inside ? codes16(x + 16, id) : vdupq_n_s8(0);
-        int8_t *split = a->q_split + b / 4 * 128 + b % 4 * 16;
-        vst1q_s8(a->q + b * SR_ACT_BLOCK, q0);
-        vst1q_s8(a->q + b * SR_ACT_BLOCK + 16, q1);
-        vst1q_s8(split, q0);
-        vst1q_s8(split + 64, q1);
-        const float s0 = (float)vaddlvq_s8(q0), s1 = (float)vaddlvq_s8(q1);
+        const float amax = vmaxvq_f32(most), d = amax / SR_ACT_MAX, id = amax > 1e-30f ? SR_ACT_MAX / amax : 0.0f;
+        const float s0 = store_half(a, b, 0, inside ? x : NULL, id), s1 = store_half(a, b, 1, inside ? x + 16 : NULL, id);
         a->d[b] = d;
         a->s16[2 * b] = d * s0;
         a->s16[2 * b + 1] = d * s1;
