@@ -80,12 +80,15 @@ static void near(const sr_session *s, const float *logits, double tolerance)
     if (!(d <= tolerance)) fail_msg("logits differ by %g of the largest, tolerance %g", d, tolerance);
 }
 
-/* Prefill in any batches, and token by token through decode, give the same logits. */
+/* Prefill in any batches, and token by token through decode, give the same logits: within what float sums in another order
+ * leave, so on kernels that compute in float; int8 activations of q8_0 fall on other sides of a rounding. */
 static void prefill_is_decode(void **state)
 {
     (void)state;
     const struct { int heads, kv; sr_dtype type; double tolerance; } cases[] = {
-        {4, 4, SR_DTYPE_F32, 2e-5}, {4, 2, SR_DTYPE_F32, 2e-5}, {4, 1, SR_DTYPE_F32, 2e-5}, {4, 2, SR_DTYPE_Q8_0, 0.05}};
+        {4, 4, SR_DTYPE_F32, 1e-4}, {4, 2, SR_DTYPE_F32, 1e-4}, {4, 1, SR_DTYPE_F32, 1e-4}, {4, 2, SR_DTYPE_Q8_0, 0.05}};
+    const int is_capped = getenv("SR_ISA") != NULL;
+    if (!is_capped) setenv("SR_ISA", "bf16", 1); /* AMX rounds q, k, p and v to bf16 */
     tiny_tokens(5, ids, 512);
     for (size_t k = 0; k < sizeof(cases) / sizeof(cases[0]); k++) {
         struct tiny_spec spec = tiny_spec_default();
@@ -114,6 +117,7 @@ static void prefill_is_decode(void **state)
         sr_session_free(d);
         sr_model_close(m);
     }
+    if (!is_capped) unsetenv("SR_ISA");
 }
 
 static void same_bits(void **state)
@@ -257,28 +261,21 @@ static void sync_keeps_the_prefix(void **state)
     sr_model_close(m);
 }
 
-/* CL2, RX3 */
+/* CL2: 4 KiB a token, so that no machine has the memory for all of them. */
 static void contexts_refused(void **state)
 {
     (void)state;
     struct tiny_spec spec = tiny_spec_default();
     spec.n_ctx = 1 << 30;
+    spec.n_kv_heads = 4;
+    spec.head_dim = 64;
     sr_model *m = open_tiny(&spec, 1);
     sr_session *s = NULL;
     sr_session_options o = sr_session_options_default();
-    o.n_ctx = 1 << 30; /* 128 bytes a token and layer group: more than this machine has */
     o.k_type = o.v_type = SR_DTYPE_F32;
-    struct rlimit old, small;
-    getrlimit(RLIMIT_AS, &old);
-    small = old;
-    small.rlim_cur = 8ull << 30;
-    setrlimit(RLIMIT_AS, &small);
-    const sr_status st = sr_session_new(&s, m, &o, &err);
-    setrlimit(RLIMIT_AS, &old);
-    assert_int_equal(st, SR_ERR_RESOURCE);
+    assert_int_equal(sr_session_new(&s, m, &o, &err), SR_ERR_RESOURCE);
     assert_null(s);
     assert_non_null(strstr(err.text, "needs "));
-    assert_non_null(strstr(err.text, "available"));
     const char *fit = strstr(err.text, "available; ");
     assert_non_null(fit);
     const long tokens = atol(fit + 11);
@@ -302,6 +299,39 @@ static void contexts_refused(void **state)
         assert_int_equal(sr_session_new(&s, m, &o, &err), SR_ERR_USAGE);
     }
     sr_model_close(m);
+}
+
+static long mapped_bytes(void)
+{
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%ld", &pages) != 1) pages = 0;
+    if (f) fclose(f);
+    return pages * sysconf(_SC_PAGESIZE);
+}
+
+/* RX3: in a child with 4 MiB of address space left for a file of 13. */
+static void model_beyond_address_space(void **state)
+{
+    (void)state;
+    struct tiny_spec spec = tiny_spec_default();
+    spec.n_ff = 8192;
+    const char *path = tiny_path("large.gguf");
+    tiny_model_write(path, &spec);
+    const pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit;
+        sr_model *m = NULL;
+        const sr_model_options o = {.n_threads = 1};
+        getrlimit(RLIMIT_AS, &limit);
+        limit.rlim_cur = (rlim_t)mapped_bytes() + (4 << 20);
+        setrlimit(RLIMIT_AS, &limit);
+        const sr_status st = sr_model_open(&m, path, &o, &err);
+        _exit(st == SR_ERR_RESOURCE && !m && strstr(err.text, "needs") && strstr(err.text, "available") ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    assert_int_equal(status, 0);
 }
 
 static void memory_need_is_true(void **state)
@@ -487,7 +517,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(file_cut_while_decoding), cmocka_unit_test(prefill_is_decode), cmocka_unit_test(same_bits), cmocka_unit_test(decode_allocates_nothing),
         cmocka_unit_test(usage_changes_nothing), cmocka_unit_test(cancelled_prefill), cmocka_unit_test(sync_keeps_the_prefix),
-        cmocka_unit_test(contexts_refused), cmocka_unit_test(memory_need_is_true),
+        cmocka_unit_test(contexts_refused), cmocka_unit_test(model_beyond_address_space), cmocka_unit_test(memory_need_is_true),
         cmocka_unit_test(weights_in_memory), cmocka_unit_test(tokens), cmocka_unit_test(chat), cmocka_unit_test(inspection)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
