@@ -76,7 +76,8 @@ static void put_machine(json_t *j, const struct bench_test *t)
 /* Mean and sample standard deviation of samples_ns, and of the rates they give. */
 static void put_times(json_t *j, const struct bench_test *t)
 {
-    double n = (double)t->n_samples, tokens = (double)(t->n_prompt + t->n_gen), ns = 0, ts = 0, ns2 = 0, ts2 = 0;
+    double n = (double)t->n_samples, tokens = (double)(t->n_prompt + t->n_gen), ns = 0, ts = 0, ns2 = 0,
+           ts2 = 0;
     json_t *all_ns = json_array(), *all_ts = json_array();
     for (int64_t i = 0; i < t->n_samples; i++) {
         double x = (double)t->samples_ns[i], rate = 1e9 * tokens / x;
@@ -107,7 +108,8 @@ static void put_routing(json_t *j, const struct bench_test *t)
     put(j, "kv_bytes_per_token", s ? share((double)s->kv_bytes, (double)s->steps) : NULL);
     put(j, "audit_bytes_per_token", s ? share((double)s->audit_bytes, (double)s->steps) : NULL);
     put(j, "route_eps", s && is_mass ? number(round((double)t->route.eps * 1e6) / 1e6) : NULL);
-    put(j, "route_rank", s && is_mass ? json_integer(t->route.rank ? t->route.rank : t->model->head_dim / 4) : NULL);
+    put(j, "route_rank",
+        s && is_mass ? json_integer(t->route.rank ? t->route.rank : t->model->head_dim / 4) : NULL);
     put(j, "route_audit", s ? number(round((double)t->route.audit * 1e6) / 1e6) : NULL);
     if (!t->compared) return;
     put(j, "kl", number(t->compared->kl));
@@ -139,7 +141,8 @@ void sr_bench_ratios(json_t *rows, size_t first)
     double dense = NAN;
     for (size_t i = first; i < json_array_size(rows); i++) {
         json_t *row = json_array_get(rows, i);
-        if (strcmp(json_string_value(json_object_get(row, "route")), "dense") == 0) dense = sr_field(row, "avg_ts");
+        if (strcmp(json_string_value(json_object_get(row, "route")), "dense") == 0)
+            dense = sr_field(row, "avg_ts");
     }
     for (size_t i = first; i < json_array_size(rows); i++) {
         json_t *row = json_array_get(rows, i);
@@ -147,7 +150,8 @@ void sr_bench_ratios(json_t *rows, size_t first)
     }
 }
 
-/* ---- Markdown ----------------------------------------------------------------------------------------------------- */
+/* ---- Markdown
+ * ----------------------------------------------------------------------------------------------------- */
 
 static const char *text_of(const json_t *row, const char *key)
 {
@@ -188,12 +192,12 @@ static void cell_route(char *dst, size_t n, const json_t *row)
 }
 
 /* One cell function per column: the field's name, its format, its scale. */
-#define CELL(name, key, fmt, scale)                                                                                    \
-    static void name(char *dst, size_t n, const json_t *row)                                                           \
-    {                                                                                                                  \
-        double v = sr_field(row, key);                                                                                 \
-        *dst = '\0';                                                                                                   \
-        if (v == v) snprintf(dst, n, fmt, v * (scale));                                                                \
+#define CELL(name, key, fmt, scale)                                                                          \
+    static void name(char *dst, size_t n, const json_t *row)                                                 \
+    {                                                                                                        \
+        double v = sr_field(row, key);                                                                       \
+        *dst = '\0';                                                                                         \
+        if (v == v) snprintf(dst, n, fmt, v *(scale));                                                       \
     }
 CELL(cell_threads, "n_threads", "%.0f", 1)
 CELL(cell_ubatch, "n_ubatch", "%.0f", 1)
@@ -204,7 +208,8 @@ CELL(cell_kl, "kl", "%.4f", 1)
 CELL(cell_broken, "contract_broken", "%.2f %%", 100)
 
 const struct column sr_bench_columns[] = {
-    {"model", 0, cell_model},   {"threads", 1, cell_threads}, {"K/V", 0, cell_types},         {"ubatch", 1, cell_ubatch},
-    {"test", 1, cell_test},     {"route", 0, cell_route},     {"t/s", 1, cell_speed},         {"x dense", 1, cell_ratio},
-    {"KV read/token", 1, cell_bytes}, {"read", 1, cell_read}, {"KL", 1, cell_kl},             {"> 2 eps", 1, cell_broken}};
+    {"model", 0, cell_model},   {"threads", 1, cell_threads}, {"K/V", 0, cell_types},
+    {"ubatch", 1, cell_ubatch}, {"test", 1, cell_test},       {"route", 0, cell_route},
+    {"t/s", 1, cell_speed},     {"x dense", 1, cell_ratio},   {"KV read/token", 1, cell_bytes},
+    {"read", 1, cell_read},     {"KL", 1, cell_kl},           {"> 2 eps", 1, cell_broken}};
 const int sr_bench_n_columns = (int)(sizeof sr_bench_columns / sizeof sr_bench_columns[0]);

@@ -18,13 +18,14 @@ struct bench_test {
     int64_t n_prompt, n_gen, n_depth;
     sr_route_options route;
     int64_t n_samples;
-    const uint64_t *samples_ns;         /* [n_samples] */
-    const sr_route_stats *stats;        /* of all timed decode steps; NULL for prefill */
-    const struct comparison *compared;  /* with -f; NULL otherwise */
+    const uint64_t *samples_ns;        /* [n_samples] */
+    const sr_route_stats *stats;       /* of all timed decode steps; NULL for prefill */
+    const struct comparison *compared; /* with -f; NULL otherwise */
 };
 
 json_t *sr_bench_row(const struct bench_test *t);
-/* Sets "ratio" of the rows from `first` on: tokens/s over the dense row of the same test, where there is one. */
+/* Sets "ratio" of the rows from `first` on: tokens/s over the dense row of the same test, where there is one.
+ */
 void sr_bench_ratios(json_t *rows, size_t first);
 
 extern const struct column sr_bench_columns[];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench: tokens per second of prefill and decode at several depths, decode once per route mode. Only the forward pass
- * is timed: no tokenizer, no sampler. The cache at a depth is filled once per model and types and shared by all tests.
+ * bench: tokens per second of prefill and decode at several depths, decode once per route mode. Only the
+ * forward pass is timed: no tokenizer, no sampler. The cache at a depth is filled once per model and types
+ * and shared by all tests.
  */
 #include "bench_row.h"
 #include "commands.h"
@@ -67,7 +68,8 @@ static void show_profile(const struct bench *b)
 }
 
 /* KL and contract of the same steps against dense, every decision audited, untimed. */
-static sr_status compare_mode(struct bench *b, int32_t depth, int32_t n, struct comparison *out, sr_error *err)
+static sr_status compare_mode(struct bench *b, int32_t depth, int32_t n, struct comparison *out,
+                              sr_error *err)
 {
     struct compare c;
     int done = 0;
@@ -152,7 +154,8 @@ static sr_status run_session(struct bench *b, sr_error *err)
     s.n_batch = sr_setup_batch(b->test.n_batch, b->test.n_ubatch);
     if (!st) st = sr_setup_route(&s.route, o, "dense", err);
     if (!st) st = sr_session_new(&b->session, b->model, &s, err);
-    for (int32_t i = 0; i < o->depth.n && !st && !sr_interrupt_pending(); i++) st = run_depth(b, (int32_t)o->depth.v[i], err);
+    for (int32_t i = 0; i < o->depth.n && !st && !sr_interrupt_pending(); i++)
+        st = run_depth(b, (int32_t)o->depth.v[i], err);
     sr_session_free(b->session);
     b->session = NULL;
     return st;
@@ -185,12 +188,14 @@ static sr_status run_model(struct bench *b, int32_t model, int threads, sr_error
     b->test.model = &b->info;
     b->test.use_mmap = !o->mmap.n || o->mmap.v[0];
     if (b->n_ctx > b->info.n_ctx_train && !o->allow_extrapolation)
-        st = sr_refuse(err, SR_ERR_USAGE, "-d: %d tokens with the test, the model was trained for %d (--allow-extrapolation)",
+        st = sr_refuse(err, SR_ERR_USAGE,
+                       "-d: %d tokens with the test, the model was trained for %d (--allow-extrapolation)",
                        b->n_ctx, b->info.n_ctx_train);
     else if (o->file)
         st = sr_corpus_text(&b->corpus, o, b->model, b->n_ctx, b->n_ctx, err);
     else
-        st = sr_corpus_random(&b->corpus, b->n_ctx, b->info.n_vocab, o->seed >= 0 ? (uint64_t)o->seed : 1, err);
+        st = sr_corpus_random(&b->corpus, b->n_ctx, b->info.n_vocab, o->seed >= 0 ? (uint64_t)o->seed : 1,
+                              err);
     if (!st) st = run_product(b, err);
     sr_corpus_free(&b->corpus);
     sr_model_close(b->model);
@@ -198,7 +203,8 @@ static sr_status run_model(struct bench *b, int32_t model, int threads, sr_error
     return st;
 }
 
-/* ---- set-up ------------------------------------------------------------------------------------------------------- */
+/* ---- set-up
+ * ------------------------------------------------------------------------------------------------------- */
 
 static void default_int(struct int_list *l, int64_t v)
 {
@@ -242,15 +248,18 @@ static int64_t tokens_needed(const struct options *o)
 {
     int64_t most = largest(&o->n_prompt) > largest(&o->n_gen) ? largest(&o->n_prompt) : largest(&o->n_gen);
     for (int32_t i = 0; i < o->prompt_gen.n; i++)
-        if (o->prompt_gen.v[i][0] + o->prompt_gen.v[i][1] > most) most = o->prompt_gen.v[i][0] + o->prompt_gen.v[i][1];
+        if (o->prompt_gen.v[i][0] + o->prompt_gen.v[i][1] > most)
+            most = o->prompt_gen.v[i][0] + o->prompt_gen.v[i][1];
     return most ? most + largest(&o->depth) : 0;
 }
 
 static void print(const struct bench *b)
 {
-    sr_table_print(stdout, sr_table_format(b->o->output, TABLE_MD), b->rows, sr_bench_columns, sr_bench_n_columns);
+    sr_table_print(stdout, sr_table_format(b->o->output, TABLE_MD), b->rows, sr_bench_columns,
+                   sr_bench_n_columns);
     if (b->o->output_err)
-        sr_table_print(stderr, sr_table_format(b->o->output_err, TABLE_MD), b->rows, sr_bench_columns, sr_bench_n_columns);
+        sr_table_print(stderr, sr_table_format(b->o->output_err, TABLE_MD), b->rows, sr_bench_columns,
+                       sr_bench_n_columns);
 }
 
 int sr_cmd_bench(const struct options *given, sr_error *err)
@@ -262,7 +271,8 @@ int sr_cmd_bench(const struct options *given, sr_error *err)
     int64_t need = tokens_needed(&o);
     sr_status st = sr_setup_check_model(&o, 1, err);
     if (!st && need == 0) st = sr_refuse(err, SR_ERR_USAGE, "-p 0 -n 0: nothing to run");
-    if (!st && need > INT32_MAX) st = sr_refuse(err, SR_ERR_USAGE, "-d: %lld tokens are too many", (long long)need);
+    if (!st && need > INT32_MAX)
+        st = sr_refuse(err, SR_ERR_USAGE, "-d: %lld tokens are too many", (long long)need);
     for (int32_t i = 0; i < o.route.n && !st; i++) st = sr_setup_route(&checked, &o, o.route.v[i], err);
     if (st) return st;
     b.n_ctx = (int32_t)need;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * calibrate: runs a few thousand tokens of any text through the model and writes the moments of its queries and keys,
- * which the mass router then takes instead of those of each session's own first tokens.
+ * calibrate: runs a few thousand tokens of any text through the model and writes the moments of its queries
+ * and keys, which the mass router then takes instead of those of each session's own first tokens.
  */
 #include "commands.h"
 #include "diag.h"
@@ -17,7 +17,8 @@
 static const char DEFAULT_TEXT[] = "/usr/share/common-licenses/GPL-3";
 enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 2048 };
 
-static sr_status read_ids(const struct options *o, const sr_model *m, int32_t **ids, int32_t *n, sr_error *err)
+static sr_status read_ids(const struct options *o, const sr_model *m, int32_t **ids, int32_t *n,
+                          sr_error *err)
 {
     const char *path = o->file ? o->file : DEFAULT_TEXT;
     struct text t;
@@ -47,7 +48,8 @@ static int calibrate(const struct options *o, sr_model *m, sr_error *err)
     int32_t *ids = NULL, n = 0;
     sr_session *s = NULL;
     sr_session_options so;
-    if (snprintf(to, sizeof to, "%s%s", o->output ? o->output : o->models.v[0], o->output ? "" : ".moments") >= (int)sizeof to)
+    if (snprintf(to, sizeof to, "%s%s", o->output ? o->output : o->models.v[0],
+                 o->output ? "" : ".moments") >= (int)sizeof to)
         return sr_refuse(err, SR_ERR_USAGE, "-o: longer than %zu bytes", sizeof to - 1);
     sr_model_info info;
     sr_model_get_info(m, &info);
@@ -57,14 +59,15 @@ static int calibrate(const struct options *o, sr_model *m, sr_error *err)
     if (most > info.n_ctx_train) most = info.n_ctx_train;
     if (n > most) n = most;
     if (!st && n < LEAST_TOKENS)
-        st = sr_refuse(err, SR_ERR_USAGE, "%s: %d tokens to calibrate on, at least %d are needed", most < LEAST_TOKENS ? "-c" : "-f",
-                       n, LEAST_TOKENS);
+        st = sr_refuse(err, SR_ERR_USAGE, "%s: %d tokens to calibrate on, at least %d are needed",
+                       most < LEAST_TOKENS ? "-c" : "-f", n, LEAST_TOKENS);
     if (!st) {
         so.n_ctx = n;
         st = sr_session_new(&s, m, &so, err);
     }
     if (!st) st = collect(s, ids, n, to, err);
-    if (!st && !sr_interrupt_pending()) sr_note("moments of %d tokens written to %s", n, sr_visible(shown, sizeof shown, to));
+    if (!st && !sr_interrupt_pending())
+        sr_note("moments of %d tokens written to %s", n, sr_visible(shown, sizeof shown, to));
     sr_session_free(s);
     sr_tokens_free(ids);
     return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;

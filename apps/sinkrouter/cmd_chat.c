@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * chat: turns over one session. Only what a turn adds is prefilled. Ctrl-C stops an answer; at the prompt, twice ends
- * the program.
+ * chat: turns over one session. Only what a turn adds is prefilled. Ctrl-C stops an answer; at the prompt,
+ * twice ends the program.
  *
- * The next turn's tokens are those of the whole conversation through the template if they begin with what the session
- * holds. They may not: an answer need not be tokenized the way the model wrote it, a template may trim it, a restored
- * session has no messages. Then the turn is what the template puts between an empty answer and the end of the new
- * message, after the tokens the session has.
+ * The next turn's tokens are those of the whole conversation through the template if they begin with what the
+ * session holds. They may not: an answer need not be tokenized the way the model wrote it, a template may
+ * trim it, a restored session has no messages. Then the turn is what the template puts between an empty
+ * answer and the end of the new message, after the tokens the session has.
  */
 #include "commands.h"
 #include "diag.h"
@@ -26,7 +26,7 @@ struct chat {
     struct text system, first; /* first: -f and -p, put before the first message */
     sr_message *messages;      /* texts owned */
     int32_t n_messages;
-    int knows_all;             /* the messages are all that the session holds */
+    int knows_all; /* the messages are all that the session holds */
     struct answer *answers;
     int32_t n_answers;
 };
@@ -35,7 +35,8 @@ struct ids {
     int32_t *v, n;
 };
 
-/* ---- messages ------------------------------------------------------------------------------------------------------ */
+/* ---- messages
+ * ------------------------------------------------------------------------------------------------------ */
 
 static sr_status add_message(struct chat *c, sr_role role, const char *s, size_t bytes, sr_error *err)
 {
@@ -63,7 +64,8 @@ static sr_status clear(struct chat *c, sr_error *err)
     return st;
 }
 
-/* ---- the next turn's tokens ------------------------------------------------------------------------------------------ */
+/* ---- the next turn's tokens
+ * ------------------------------------------------------------------------------------------ */
 
 static sr_status render(struct chat *c, const sr_message *m, int32_t n, struct ids *out, sr_error *err)
 {
@@ -75,8 +77,8 @@ static int begins_with(const struct ids *a, const int32_t *b, int32_t n)
     return a->n > n && memcmp(a->v, b, (size_t)n * sizeof *b) == 0;
 }
 
-/* The session's tokens, then what the template writes from the end of an answer on. Leaves out->v NULL if this template
- * does not add its turns one after the other. */
+/* The session's tokens, then what the template writes from the end of an answer on. Leaves out->v NULL if
+ * this template does not add its turns one after the other. */
 static sr_status continue_tokens(struct chat *c, struct ids *out, sr_error *err)
 {
     const sr_message *last = &c->messages[c->n_messages - 1];
@@ -147,17 +149,19 @@ static sr_status ask(struct chat *c, const char *text, size_t bytes, sr_error *e
     sr_stream_raw(&c->t.out, "\n");
     keep_answer(c, &a);
     if (!c->t.o->no_timings) sr_summary_show(&a);
-    return add_message(c, SR_ROLE_ASSISTANT, c->t.out.kept.data ? c->t.out.kept.data : "", c->t.out.kept.bytes, err);
+    return add_message(c, SR_ROLE_ASSISTANT, c->t.out.kept.data ? c->t.out.kept.data : "",
+                       c->t.out.kept.bytes, err);
 }
 
-/* ---- commands -------------------------------------------------------------------------------------------------------- */
+/* ---- commands
+ * -------------------------------------------------------------------------------------------------------- */
 
 static void show_route(const struct chat *c)
 {
     sr_route_options r;
     sr_session_route_get(c->t.session, &r);
-    sr_say("route %s, eps %g, window %d, sinks %d, dense below %d tokens", sr_route_mode_name(r.mode), (double)r.eps, r.window,
-           r.n_sinks, r.min_len);
+    sr_say("route %s, eps %g, window %d, sinks %d, dense below %d tokens", sr_route_mode_name(r.mode),
+           (double)r.eps, r.window, r.n_sinks, r.min_len);
 }
 
 /* /route [mode [eps or tau]] */
@@ -171,7 +175,8 @@ static void set_route(struct chat *c, const char *arguments)
     if (n >= 1) {
         double v = strtod(number, &end);
         sr_status st = sr_route_mode_find(&r.mode, mode, &err);
-        if (!st && (n > 2 || (n == 2 && (*end || !*number)))) st = sr_refuse(&err, SR_ERR_USAGE, "/route MODE [NUMBER]");
+        if (!st && (n > 2 || (n == 2 && (*end || !*number))))
+            st = sr_refuse(&err, SR_ERR_USAGE, "/route MODE [NUMBER]");
         if (!st && n == 2 && r.mode == SR_ROUTE_PAPER) {
             r.tau_set = 1;
             r.tau[0] = v;
@@ -194,8 +199,9 @@ static void show_stats(const struct chat *c)
     uint64_t kv, sketch;
     char a[24], b[24];
     sr_session_memory(c->t.session, &kv, &sketch);
-    sr_say("%d answers, %d of %d tokens of context used, K/V %s, sketch %s", c->n_answers, sr_session_len(c->t.session),
-           sr_session_n_ctx(c->t.session), sr_bytes_text(a, sizeof a, (double)kv), sr_bytes_text(b, sizeof b, (double)sketch));
+    sr_say("%d answers, %d of %d tokens of context used, K/V %s, sketch %s", c->n_answers,
+           sr_session_len(c->t.session), sr_session_n_ctx(c->t.session),
+           sr_bytes_text(a, sizeof a, (double)kv), sr_bytes_text(b, sizeof b, (double)sketch));
     if (c->n_answers) sr_summary_show(&c->answers[c->n_answers - 1]);
 }
 
@@ -227,9 +233,11 @@ static int command(struct chat *c, const char *line, sr_status *st, sr_error *er
     return 0;
 }
 
-/* ---- the conversation -------------------------------------------------------------------------------------------------- */
+/* ---- the conversation
+ * -------------------------------------------------------------------------------------------------- */
 
-/* Whether the signal that came, if any, ends the program: Ctrl-C does not, unless nobody is there to type on. */
+/* Whether the signal that came, if any, ends the program: Ctrl-C does not, unless nobody is there to type on.
+ */
 static int ends_by_signal(const struct chat *c, int at_prompt)
 {
     int sig = sr_interrupt_pending();
@@ -274,7 +282,8 @@ static sr_status begin(struct chat *c, sr_error *err)
     if (st) return st;
     c->knows_all = !c->t.restored;
     if (c->system.bytes) st = add_message(c, SR_ROLE_SYSTEM, c->system.data, c->system.bytes, err);
-    if (!st && !(c->input = sr_line_input_new(c->t.color))) st = sr_refuse(err, SR_ERR_RESOURCE, "no memory for line editing");
+    if (!st && !(c->input = sr_line_input_new(c->t.color)))
+        st = sr_refuse(err, SR_ERR_RESOURCE, "no memory for line editing");
     return st ? st : sr_prompt_text(&c->first, &c->t, err);
 }
 
@@ -305,8 +314,9 @@ int sr_cmd_chat(const struct options *o, sr_error *err)
     int rc = (int)sr_talk_open(&c.t, o, err);
     if (!rc) rc = (int)begin(&c, err);
     if (!rc) {
-        sr_note("%s, context %d tokens, route %s; /help lists commands", *c.t.info.name ? c.t.info.name : c.t.info.architecture,
-                sr_session_n_ctx(c.t.session), sr_route_mode_name(c.t.route.mode));
+        sr_note("%s, context %d tokens, route %s; /help lists commands",
+                *c.t.info.name ? c.t.info.name : c.t.info.architecture, sr_session_n_ctx(c.t.session),
+                sr_route_mode_name(c.t.route.mode));
         rc = (int)first_turn(&c, err);
         if (!rc && !(o->single_turn && o->prompt) && !ends_by_signal(&c, 0)) {
             sr_interrupt_clear();

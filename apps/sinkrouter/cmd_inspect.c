@@ -29,7 +29,8 @@ static int context_lengths(int32_t trained, int32_t *out)
     return n;
 }
 
-static sr_status need_of(const struct options *o, const sr_model *m, int32_t n_ctx, sr_memory_need *need, sr_error *err)
+static sr_status need_of(const struct options *o, const sr_model *m, int32_t n_ctx, sr_memory_need *need,
+                         sr_error *err)
 {
     sr_session_options s;
     sr_status st = sr_setup_session(&s, o, err);
@@ -38,16 +39,18 @@ static sr_status need_of(const struct options *o, const sr_model *m, int32_t n_c
     return sr_model_memory_need(m, &s, need, err);
 }
 
-/* ---- text ------------------------------------------------------------------------------------------------------- */
+/* ---- text
+ * ------------------------------------------------------------------------------------------------------- */
 
 static void print_info(const sr_model_info *i)
 {
     char bytes[24], params[24];
-    printf("file           %s, %d part%s\n", sr_bytes_text(bytes, sizeof bytes, (double)i->file_bytes), i->n_parts,
-           i->n_parts == 1 ? "" : "s");
+    printf("file           %s, %d part%s\n", sr_bytes_text(bytes, sizeof bytes, (double)i->file_bytes),
+           i->n_parts, i->n_parts == 1 ? "" : "s");
     printf("name           %s\n", *i->name ? i->name : "(none)");
     printf("architecture   %s\n", i->architecture);
-    snprintf(params, sizeof params, "%.4g %c", i->n_params >= 1000000000 ? (double)i->n_params / 1e9 : (double)i->n_params / 1e6,
+    snprintf(params, sizeof params, "%.4g %c",
+             i->n_params >= 1000000000 ? (double)i->n_params / 1e9 : (double)i->n_params / 1e6,
              i->n_params >= 1000000000 ? 'B' : 'M');
     printf("parameters     %s, mostly %s\n", params, i->type_name);
     printf("layers         %d, width %d, feed-forward %d\n", i->n_layers, i->n_embd, i->n_ff);
@@ -80,18 +83,20 @@ static sr_status print_tensors(const sr_model *m, int32_t n)
         if (st) return st;
         for (int32_t d = 0, at = 0; d < t.n_dims && d < 4; d++)
             at += snprintf(shape + at, sizeof shape - (size_t)at, "%s%" PRId64, d ? " x " : "", t.ne[d]);
-        printf("  %-28s %-7s %-20s %12" PRIu64 " bytes at %" PRIu64 ", part %d\n", t.name, t.type, shape, t.bytes, t.file_offset,
-               t.part);
+        printf("  %-28s %-7s %-20s %12" PRIu64 " bytes at %" PRIu64 ", part %d\n", t.name, t.type, shape,
+               t.bytes, t.file_offset, t.part);
     }
     return SR_OK;
 }
 
-static sr_status print_memory(const struct options *o, const sr_model *m, const sr_model_info *info, sr_error *err)
+static sr_status print_memory(const struct options *o, const sr_model *m, const sr_model_info *info,
+                              sr_error *err)
 {
     int32_t lengths[MOST_CONTEXTS];
     int n = context_lengths(info->n_ctx_train, lengths);
     if (!can_run(info)) return SR_OK;
-    printf("\nmemory, K %s and V %s\n", o->type_k.n ? o->type_k.v[0] : "f16", o->type_v.n ? o->type_v.v[0] : "f16");
+    printf("\nmemory, K %s and V %s\n", o->type_k.n ? o->type_k.v[0] : "f16",
+           o->type_v.n ? o->type_v.v[0] : "f16");
     printf("  %10s %10s %10s %10s %10s %10s\n", "context", "weights", "K/V", "sketch", "scratch", "total");
     for (int i = 0; i < n; i++) {
         sr_memory_need need;
@@ -105,17 +110,19 @@ static sr_status print_memory(const struct options *o, const sr_model *m, const 
     return SR_OK;
 }
 
-/* ---- json ------------------------------------------------------------------------------------------------------- */
+/* ---- json
+ * ------------------------------------------------------------------------------------------------------- */
 
 static json_t *info_json(const sr_model_info *i)
 {
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:I,s:I,s:i,s:i,s:b}", "architecture",
-                     i->architecture, "name", i->name, "tokenizer", i->tokenizer, "chat_template", i->chat_template, "type",
-                     i->type_name, "n_layers", i->n_layers, "n_embd", i->n_embd, "n_heads", i->n_heads, "n_kv_heads",
-                     i->n_kv_heads, "head_dim", i->head_dim, "n_ff", i->n_ff, "n_vocab", i->n_vocab, "n_ctx_train",
-                     i->n_ctx_train, "rope_base", i->rope_base, "n_params", (json_int_t)i->n_params, "file_bytes",
-                     (json_int_t)i->file_bytes, "n_parts", i->n_parts, "n_tensors", i->n_tensors, "moments_file",
-                     i->has_moments);
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:I,s:I,s:i,s:i,s:b}",
+                     "architecture", i->architecture, "name", i->name, "tokenizer", i->tokenizer,
+                     "chat_template", i->chat_template, "type", i->type_name, "n_layers", i->n_layers,
+                     "n_embd", i->n_embd, "n_heads", i->n_heads, "n_kv_heads", i->n_kv_heads, "head_dim",
+                     i->head_dim, "n_ff", i->n_ff, "n_vocab", i->n_vocab, "n_ctx_train", i->n_ctx_train,
+                     "rope_base", i->rope_base, "n_params", (json_int_t)i->n_params, "file_bytes",
+                     (json_int_t)i->file_bytes, "n_parts", i->n_parts, "n_tensors", i->n_tensors,
+                     "moments_file", i->has_moments);
 }
 
 static json_t *metadata_json(const sr_model *m)
@@ -135,14 +142,17 @@ static json_t *tensors_json(const sr_model *m, int32_t n)
         sr_tensor_info t;
         if (sr_model_tensor(m, i, &t) != SR_OK) continue;
         json_t *shape = json_array();
-        for (int32_t d = 0; d < t.n_dims && d < 4; d++) json_array_append_new(shape, json_integer((json_int_t)t.ne[d]));
-        json_array_append_new(list, json_pack("{s:s,s:s,s:o,s:I,s:I,s:i}", "name", t.name, "type", t.type, "shape", shape,
-                                              "bytes", (json_int_t)t.bytes, "offset", (json_int_t)t.file_offset, "part", t.part));
+        for (int32_t d = 0; d < t.n_dims && d < 4; d++)
+            json_array_append_new(shape, json_integer((json_int_t)t.ne[d]));
+        json_array_append_new(list, json_pack("{s:s,s:s,s:o,s:I,s:I,s:i}", "name", t.name, "type", t.type,
+                                              "shape", shape, "bytes", (json_int_t)t.bytes, "offset",
+                                              (json_int_t)t.file_offset, "part", t.part));
     }
     return list;
 }
 
-static json_t *memory_json(const struct options *o, const sr_model *m, const sr_model_info *info, sr_error *err)
+static json_t *memory_json(const struct options *o, const sr_model *m, const sr_model_info *info,
+                           sr_error *err)
 {
     int32_t lengths[MOST_CONTEXTS];
     int n = can_run(info) ? context_lengths(info->n_ctx_train, lengths) : 0;
@@ -153,14 +163,16 @@ static json_t *memory_json(const struct options *o, const sr_model *m, const sr_
             json_decref(list);
             return NULL;
         }
-        json_array_append_new(list, json_pack("{s:i,s:I,s:I,s:I,s:I,s:I}", "context", lengths[i], "weights", (json_int_t)v.weights,
-                                              "kv", (json_int_t)v.kv, "sketch", (json_int_t)v.sketch, "scratch",
-                                              (json_int_t)v.scratch, "total", (json_int_t)v.total));
+        json_array_append_new(list, json_pack("{s:i,s:I,s:I,s:I,s:I,s:I}", "context", lengths[i], "weights",
+                                              (json_int_t)v.weights, "kv", (json_int_t)v.kv, "sketch",
+                                              (json_int_t)v.sketch, "scratch", (json_int_t)v.scratch, "total",
+                                              (json_int_t)v.total));
     }
     return list;
 }
 
-static sr_status print_json(const struct options *o, const sr_model *m, const sr_model_info *info, sr_error *err)
+static sr_status print_json(const struct options *o, const sr_model *m, const sr_model_info *info,
+                            sr_error *err)
 {
     json_t *memory = memory_json(o, m, info, err), *j = info_json(info);
     if (!memory || !j) {
@@ -192,8 +204,10 @@ int sr_cmd_inspect(const struct options *o, sr_error *err)
         print_info(&info);
         st = print_metadata(m);
         if (!st && o->tensors) st = print_tensors(m, info.n_tensors);
-        if (!st) st = print_memory(o, m, &info, err);
-        else sr_refuse(err, st, "metadata could not be read");
+        if (!st)
+            st = print_memory(o, m, &info, err);
+        else
+            sr_refuse(err, st, "metadata could not be read");
     }
     sr_model_close(m);
     return st;

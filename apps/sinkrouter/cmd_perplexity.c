@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * perplexity: what routing costs on a text. The text's first tokens are prefilled exactly, the next ones fed one by one
- * through the decode path, dense first, then every mode and setting from the same cache. Every decision is audited.
+ * perplexity: what routing costs on a text. The text's first tokens are prefilled exactly, the next ones fed
+ * one by one through the decode path, dense first, then every mode and setting from the same cache. Every
+ * decision is audited.
  * --task niah hides numbers in the text instead and asks for them after the prefill.
  */
 #include "commands.h"
@@ -40,7 +41,8 @@ static double ratio(double a, double b)
     return b > 0 ? a / b : NAN;
 }
 
-/* ---- one combination -------------------------------------------------------------------------------------------- */
+/* ---- one combination
+ * -------------------------------------------------------------------------------------------- */
 
 /* The settings' part of a row: null where the mode has no such setting. */
 static json_t *settings_row(const struct run *r, const sr_route_options *ro)
@@ -51,8 +53,10 @@ static json_t *settings_row(const struct run *r, const sr_route_options *ro)
     json_object_set_new(j, "mode", json_string(sr_route_mode_name(ro->mode)));
     json_object_set_new(j, "rank", is_mass ? json_integer(rank) : json_null());
     json_object_set_new(j, "eps", is_dense ? json_null() : number(round((double)ro->eps * 1e6) / 1e6));
-    json_object_set_new(j, "tau", ro->mode == SR_ROUTE_PAPER && !r->o->tau_file ? number(ro->tau[0]) : json_null());
-    json_object_set_new(j, "window", is_mass || ro->mode == SR_ROUTE_WINDOW ? json_integer(ro->window) : json_null());
+    json_object_set_new(j, "tau",
+                        ro->mode == SR_ROUTE_PAPER && !r->o->tau_file ? number(ro->tau[0]) : json_null());
+    json_object_set_new(j, "window",
+                        is_mass || ro->mode == SR_ROUTE_WINDOW ? json_integer(ro->window) : json_null());
     json_object_set_new(j, "prefill", json_integer(r->n_prefill));
     return j;
 }
@@ -72,7 +76,8 @@ static void result_row(json_t *j, const struct comparison *c, int32_t decoded)
 }
 
 /* --speed: the same steps again without audits, timed. */
-static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *row, const struct comparison *c, sr_error *err)
+static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *row, const struct comparison *c,
+                           sr_error *err)
 {
     sr_route_options timed = *ro;
     sr_session_stats stats;
@@ -84,13 +89,16 @@ static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *ro
     for (int32_t i = 0; i < r->n_decode && !sr_interrupt_pending(); i++)
         if ((st = sr_session_decode(r->session, r->corpus.ids[r->n_prefill + i], err)) != SR_OK) return st;
     sr_session_get_stats(r->session, &stats);
-    json_object_set_new(row, "tokens_per_second", number(ratio(1e3 * (double)stats.decode_tokens, stats.decode_ms)));
-    json_object_set_new(row, "kv_bytes_per_token", number(ratio((double)c->route.kv_bytes, (double)c->route.steps)));
+    json_object_set_new(row, "tokens_per_second",
+                        number(ratio(1e3 * (double)stats.decode_tokens, stats.decode_ms)));
+    json_object_set_new(row, "kv_bytes_per_token",
+                        number(ratio((double)c->route.kv_bytes, (double)c->route.steps)));
     return sr_session_truncate(r->session, at, err);
 }
 
 /* Asks for every needle from the same cache; greedy. */
-static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct comparison *c, int32_t *hits, int *done, sr_error *err)
+static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct comparison *c, int32_t *hits,
+                             int *done, sr_error *err)
 {
     sr_route_options audited = *ro;
     sr_session_stats stats;
@@ -102,7 +110,8 @@ static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct c
         int32_t *ids, n;
         char said[1024];
         size_t at = 0;
-        st = sr_tokenize(r->model, r->needles[i].question, strlen(r->needles[i].question), SR_BOS_OFF, 0, &ids, &n, err);
+        st = sr_tokenize(r->model, r->needles[i].question, strlen(r->needles[i].question), SR_BOS_OFF, 0,
+                         &ids, &n, err);
         if (st) break;
         for (int32_t k = 0; k < n && !st; k++) st = sr_session_decode(r->session, ids[k], err);
         sr_tokens_free(ids);
@@ -145,7 +154,8 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
         st = add_speed(r, ro, row, &c, err);
     }
     json_array_append_new(r->rows, row);
-    if (sr_table_format(r->o->output, TABLE_JSONL) != TABLE_MD && (!r->o->output || strcmp(r->o->output, "csv") != 0)) {
+    if (sr_table_format(r->o->output, TABLE_JSONL) != TABLE_MD &&
+        (!r->o->output || strcmp(r->o->output, "csv") != 0)) {
         json_dumpf(row, stdout, JSON_REAL_PRECISION(9)); /* at once: a sweep is long */
         putchar('\n');
         fflush(stdout);
@@ -173,7 +183,8 @@ static sr_status measure_mode(struct run *r, const char *mode, sr_error *err)
     return SR_OK;
 }
 
-/* ---- output ----------------------------------------------------------------------------------------------------- */
+/* ---- output
+ * ----------------------------------------------------------------------------------------------------- */
 
 static void cell_mode(char *dst, size_t n, const json_t *row)
 {
@@ -182,7 +193,8 @@ static void cell_mode(char *dst, size_t n, const json_t *row)
 
 static void cell_setting(char *dst, size_t n, const json_t *row)
 {
-    double rank = sr_field(row, "rank"), eps = sr_field(row, "eps"), tau = sr_field(row, "tau"), window = sr_field(row, "window");
+    double rank = sr_field(row, "rank"), eps = sr_field(row, "eps"), tau = sr_field(row, "tau"),
+           window = sr_field(row, "window");
     *dst = '\0';
     if (rank == rank)
         snprintf(dst, n, "rank %.0f, eps %g", rank, eps);
@@ -193,12 +205,12 @@ static void cell_setting(char *dst, size_t n, const json_t *row)
 }
 
 /* One cell function per column: the field's name, its format, its scale. */
-#define CELL(name, key, fmt, scale)                                                                                    \
-    static void name(char *dst, size_t n, const json_t *row)                                                           \
-    {                                                                                                                  \
-        double v = sr_field(row, key);                                                                                 \
-        *dst = '\0';                                                                                                   \
-        if (v == v) snprintf(dst, n, fmt, v * (scale));                                                                \
+#define CELL(name, key, fmt, scale)                                                                          \
+    static void name(char *dst, size_t n, const json_t *row)                                                 \
+    {                                                                                                        \
+        double v = sr_field(row, key);                                                                       \
+        *dst = '\0';                                                                                         \
+        if (v == v) snprintf(dst, n, fmt, v *(scale));                                                       \
     }
 CELL(cell_speed, "tokens_per_second", "%.1f", 1)
 CELL(cell_bytes, "kv_bytes_per_token", "%.2f MB", 1e-6)
@@ -213,21 +225,31 @@ CELL(cell_broken, "contract_broken", "%.2f %%", 100)
 static void cell_hits(char *dst, size_t n, const json_t *row)
 {
     *dst = '\0';
-    if (sr_field(row, "asked") > 0) snprintf(dst, n, "%.0f of %.0f", sr_field(row, "hits"), sr_field(row, "asked"));
+    if (sr_field(row, "asked") > 0)
+        snprintf(dst, n, "%.0f of %.0f", sr_field(row, "hits"), sr_field(row, "asked"));
 }
 
 static void print_rows(const struct run *r)
 {
-    static const struct column columns[] = {
-        {"mode", 0, cell_mode},         {"setting", 0, cell_setting}, {"decode tok/s", 1, cell_speed},
-        {"KV read/token", 1, cell_bytes}, {"read", 1, cell_read},     {"KL", 1, cell_kl},
-        {"ppl", 1, cell_ppl},           {"ppl ratio", 1, cell_ppl_ratio}, {"top-1", 1, cell_top1},
-        {"found", 1, cell_hits},        {"> eps", 1, cell_above},     {"> 2 eps", 1, cell_broken}};
+    static const struct column columns[] = {{"mode", 0, cell_mode},
+                                            {"setting", 0, cell_setting},
+                                            {"decode tok/s", 1, cell_speed},
+                                            {"KV read/token", 1, cell_bytes},
+                                            {"read", 1, cell_read},
+                                            {"KL", 1, cell_kl},
+                                            {"ppl", 1, cell_ppl},
+                                            {"ppl ratio", 1, cell_ppl_ratio},
+                                            {"top-1", 1, cell_top1},
+                                            {"found", 1, cell_hits},
+                                            {"> eps", 1, cell_above},
+                                            {"> 2 eps", 1, cell_broken}};
     enum table_format f = sr_table_format(r->o->output, TABLE_JSONL);
-    if (f == TABLE_MD || f == TABLE_CSV) sr_table_print(stdout, f, r->rows, columns, (int)(sizeof columns / sizeof columns[0]));
+    if (f == TABLE_MD || f == TABLE_CSV)
+        sr_table_print(stdout, f, r->rows, columns, (int)(sizeof columns / sizeof columns[0]));
 }
 
-/* ---- set-up ----------------------------------------------------------------------------------------------------- */
+/* ---- set-up
+ * ----------------------------------------------------------------------------------------------------- */
 
 /* Every mode's flags are checked before the long prefill. */
 static sr_status check_modes(const struct text_list *modes, const struct options *o, sr_error *err)
@@ -253,13 +275,16 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 96;
     int64_t wanted = o->n_ctx + r->n_decode;
     if (wanted > trained && !o->allow_extrapolation)
-        return sr_refuse(err, SR_ERR_USAGE, "-c %lld: with -n %d more than the %d tokens the model was trained for (--allow-extrapolation)",
-                         (long long)o->n_ctx, r->n_decode, trained);
+        return sr_refuse(
+            err, SR_ERR_USAGE,
+            "-c %lld: with -n %d more than the %d tokens the model was trained for (--allow-extrapolation)",
+            (long long)o->n_ctx, r->n_decode, trained);
     if (wanted > INT32_MAX) return sr_refuse(err, SR_ERR_USAGE, "-c %lld: too long", (long long)o->n_ctx);
     sr_status st = sr_corpus_text(&r->corpus, o, r->model, o->n_ctx ? (int32_t)wanted : 0, trained, err);
     if (!st && !r->n_prefill) r->n_prefill = r->corpus.n - r->n_decode;
     if (!st && r->n_prefill < 1)
-        st = sr_refuse(err, SR_ERR_USAGE, "-f: the text has %d tokens, more than %d are needed (-n)", r->corpus.n, r->n_decode);
+        st = sr_refuse(err, SR_ERR_USAGE, "-f: the text has %d tokens, more than %d are needed (-n)",
+                       r->corpus.n, r->n_decode);
     return st;
 }
 
@@ -270,7 +295,8 @@ static sr_status prefill(struct run *r, sr_error *err)
     sr_status st = sr_setup_session(&s, r->o, err);
     s.n_ctx = r->n_prefill + r->n_decode + (r->is_niah ? 32 : 0);
     if (!st) st = sr_session_new(&r->session, r->model, &s, err);
-    if (!st) st = sr_session_prefill(r->session, r->corpus.ids, r->n_prefill, sr_progress_show, NULL, &done, err);
+    if (!st)
+        st = sr_session_prefill(r->session, r->corpus.ids, r->n_prefill, sr_progress_show, NULL, &done, err);
     sr_progress_clear();
     return st;
 }
@@ -285,7 +311,8 @@ static sr_status run_all(struct run *r, const struct text_list *modes, sr_error 
         st = sr_compare_init(&r->compare, r->info.n_vocab, r->corpus.ids + r->n_prefill, r->n_decode, err);
         if (!st) st = sr_compare_dense(&r->compare, r->session, &ro, err);
     }
-    for (int32_t i = 0; i < modes->n && !st && !sr_interrupt_pending(); i++) st = measure_mode(r, modes->v[i], err);
+    for (int32_t i = 0; i < modes->n && !st && !sr_interrupt_pending(); i++)
+        st = measure_mode(r, modes->v[i], err);
     sr_progress_clear();
     print_rows(r);
     return st;

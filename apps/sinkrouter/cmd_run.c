@@ -13,13 +13,16 @@
 #include <string.h>
 
 /* Tokens of the whole prompt: through the chat template, or raw. */
-static sr_status tokens_of(const struct talk *t, const struct text *prompt, int32_t **ids, int32_t *n, sr_error *err)
+static sr_status tokens_of(const struct talk *t, const struct text *prompt, int32_t **ids, int32_t *n,
+                           sr_error *err)
 {
-    if (!t->use_template) return sr_tokenize(t->model, prompt->data, prompt->bytes, sr_setup_bos(t->o), 1, ids, n, err);
+    if (!t->use_template)
+        return sr_tokenize(t->model, prompt->data, prompt->bytes, sr_setup_bos(t->o), 1, ids, n, err);
     struct text system;
     sr_status st = sr_prompt_system(&system, t->o, err);
     if (st) return st;
-    sr_message m[2] = {{SR_ROLE_SYSTEM, system.data, system.bytes}, {SR_ROLE_USER, prompt->data, prompt->bytes}};
+    sr_message m[2] = {{SR_ROLE_SYSTEM, system.data, system.bytes},
+                       {SR_ROLE_USER, prompt->data, prompt->bytes}};
     int skip = system.bytes == 0;
     st = sr_chat_tokens(t->model, t->o->chat_template, m + skip, 2 - skip, 1, ids, n, err);
     sr_text_free(&system);
@@ -46,7 +49,8 @@ static sr_status answer_prompt(struct talk *t, struct answer *a, sr_error *err)
         if (t->o->display_prompt) show_prompt(t, prompt.data);
         st = sr_talk_answer(t, ids, n, a, err);
     }
-    if (!st && t->out.kept.bytes && t->out.kept.data[t->out.kept.bytes - 1] != '\n') sr_stream_raw(&t->out, "\n");
+    if (!st && t->out.kept.bytes && t->out.kept.data[t->out.kept.bytes - 1] != '\n')
+        sr_stream_raw(&t->out, "\n");
     if (!st && t->out.error) a->stop = STOP_OUTPUT;
     sr_tokens_free(ids);
     sr_text_free(&prompt);
@@ -69,7 +73,8 @@ int sr_cmd_run(const struct options *o, sr_error *err)
 {
     struct talk t;
     struct answer a;
-    if (!o->prompt && !o->file) return sr_refuse(err, SR_ERR_USAGE, "-p: missing; give a prompt, a document with -f, or both");
+    if (!o->prompt && !o->file)
+        return sr_refuse(err, SR_ERR_USAGE, "-p: missing; give a prompt, a document with -f, or both");
     int rc = (int)sr_talk_open(&t, o, err);
     if (!rc) rc = (int)answer_prompt(&t, &a, err);
     if (!rc) rc = finish(&t, &a, err);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One function per subcommand. Each returns the exit status; on an sr_status other than SR_OK, *err holds the line
- * that main prints. Numbers from 128 are signals and need no line.
+ * One function per subcommand. Each returns the exit status; on an sr_status other than SR_OK, *err holds the
+ * line that main prints. Numbers from 128 are signals and need no line.
  */
 #ifndef SR_APP_COMMANDS_H
 #define SR_APP_COMMANDS_H

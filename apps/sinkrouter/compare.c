@@ -10,12 +10,15 @@
 #include <math.h>
 #include <stdlib.h>
 
-sr_status sr_compare_init(struct compare *c, int32_t n_vocab, const int32_t *ids, int32_t n_steps, sr_error *err)
+sr_status sr_compare_init(struct compare *c, int32_t n_vocab, const int32_t *ids, int32_t n_steps,
+                          sr_error *err)
 {
     size_t bytes = (size_t)n_steps * (size_t)n_vocab * sizeof *c->dense;
-    *c = (struct compare){.n_steps = n_steps, .n_vocab = n_vocab, .ids = ids, .dense = malloc(bytes ? bytes : 1)};
+    *c = (struct compare){
+        .n_steps = n_steps, .n_vocab = n_vocab, .ids = ids, .dense = malloc(bytes ? bytes : 1)};
     if (!c->dense)
-        return sr_refuse(err, SR_ERR_RESOURCE, "no memory for %zu bytes of log-probabilities; decode fewer tokens (-n)", bytes);
+        return sr_refuse(err, SR_ERR_RESOURCE,
+                         "no memory for %zu bytes of log-probabilities; decode fewer tokens (-n)", bytes);
     return SR_OK;
 }
 
@@ -65,7 +68,8 @@ sr_status sr_compare_dense(struct compare *c, sr_session *s, const sr_route_opti
 }
 
 /* Adds one step to the sums. */
-static void add_step(const struct compare *c, int32_t i, const float *logits, struct comparison *sum, double *loss)
+static void add_step(const struct compare *c, int32_t i, const float *logits, struct comparison *sum,
+                     double *loss)
 {
     const float *dense = c->dense + (size_t)i * (size_t)c->n_vocab;
     double total = log_total(logits, c->n_vocab), kl = 0;
@@ -79,8 +83,8 @@ static void add_step(const struct compare *c, int32_t i, const float *logits, st
     if (i + 1 < c->n_steps) *loss -= (double)(float)((double)logits[c->ids[i + 1]] - total);
 }
 
-sr_status sr_compare_mode(const struct compare *c, sr_session *s, const sr_route_options *route, struct comparison *out,
-                          int *done, sr_error *err)
+sr_status sr_compare_mode(const struct compare *c, sr_session *s, const sr_route_options *route,
+                          struct comparison *out, int *done, sr_error *err)
 {
     sr_route_options audited = *route;
     struct comparison sum = {0};

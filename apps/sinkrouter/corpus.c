@@ -35,7 +35,8 @@ static sr_status append(struct corpus *c, const int32_t *ids, int32_t n, sr_erro
     return SR_OK;
 }
 
-static sr_status append_text(struct corpus *c, const sr_model *m, const char *s, size_t bytes, sr_bos bos, sr_error *err)
+static sr_status append_text(struct corpus *c, const sr_model *m, const char *s, size_t bytes, sr_bos bos,
+                             sr_error *err)
 {
     int32_t *ids, n;
     sr_status st = sr_tokenize(m, s, bytes, bos, 0, &ids, &n, err);
@@ -45,8 +46,10 @@ static sr_status append_text(struct corpus *c, const sr_model *m, const char *s,
     return st;
 }
 
-/* At least `want` tokens of s, or all: longer and longer beginnings are tried, since a whole book is seldom needed. */
-static sr_status first_tokens(struct corpus *c, const sr_model *m, const char *s, size_t bytes, sr_bos bos, int32_t want, sr_error *err)
+/* At least `want` tokens of s, or all: longer and longer beginnings are tried, since a whole book is seldom
+ * needed. */
+static sr_status first_tokens(struct corpus *c, const sr_model *m, const char *s, size_t bytes, sr_bos bos,
+                              int32_t want, sr_error *err)
 {
     for (int64_t chars = (int64_t)want * 8;; chars *= 2) {
         size_t part = sr_text_offset(s, bytes, chars);
@@ -59,7 +62,8 @@ static sr_status first_tokens(struct corpus *c, const sr_model *m, const char *s
     }
 }
 
-sr_status sr_corpus_text(struct corpus *c, const struct options *o, const sr_model *m, int32_t n, int32_t most, sr_error *err)
+sr_status sr_corpus_text(struct corpus *c, const struct options *o, const sr_model *m, int32_t n,
+                         int32_t most, sr_error *err)
 {
     struct text t;
     *c = (struct corpus){0};
@@ -67,11 +71,13 @@ sr_status sr_corpus_text(struct corpus *c, const struct options *o, const sr_mod
     if (st) return st;
     size_t from = sr_text_offset(t.data, t.bytes, o->offset);
     if (from == t.bytes)
-        st = sr_refuse(err, SR_ERR_USAGE, "--offset %lld: the text has no more characters", (long long)o->offset);
+        st = sr_refuse(err, SR_ERR_USAGE, "--offset %lld: the text has no more characters",
+                       (long long)o->offset);
     if (!st) st = first_tokens(c, m, t.data + from, t.bytes - from, sr_setup_bos(o), n ? n : most, err);
     sr_text_free(&t);
     if (!st && n && c->n < n)
-        st = sr_refuse(err, SR_ERR_USAGE, "-f: the text has %d tokens, %d are needed (-c and -n, or depths)", c->n, n);
+        st = sr_refuse(err, SR_ERR_USAGE, "-f: the text has %d tokens, %d are needed (-c and -n, or depths)",
+                       c->n, n);
     if (st) sr_corpus_free(c);
     return st;
 }
@@ -84,36 +90,43 @@ sr_status sr_corpus_random(struct corpus *c, int32_t n, int32_t n_vocab, uint64_
     return SR_OK;
 }
 
-/* ---- needles ---------------------------------------------------------------------------------------------------- */
+/* ---- needles
+ * ---------------------------------------------------------------------------------------------------- */
 
 static const char *const words[64] = {
-    "anchor",  "basket", "candle",  "donkey", "engine", "feather", "garden",  "hammer", "island",  "jacket", "kettle",
-    "lantern", "marble", "needle",  "orchid", "pencil", "quarry",  "ribbon",  "saddle", "tunnel",  "umbrella", "valley",
-    "walnut",  "yogurt", "zipper",  "acorn",  "barrel", "cherry",  "dagger",  "ember",  "falcon",  "goblet", "harvest",
-    "ivory",   "jigsaw", "kernel",  "ladder", "magnet", "nutmeg",  "oyster",  "paddle", "quilt",   "rocket", "shovel",
-    "thimble", "urchin", "violin",  "wagon",  "yarn",   "zebra",   "almond",  "bucket", "carpet",  "desert", "elbow",
-    "fiddle",  "ginger", "helmet",  "icicle", "jungle", "kitten",  "lemon",   "mirror", "noodle"};
+    "anchor",   "basket",  "candle",  "donkey", "engine",  "feather", "garden", "hammer", "island", "jacket",
+    "kettle",   "lantern", "marble",  "needle", "orchid",  "pencil",  "quarry", "ribbon", "saddle", "tunnel",
+    "umbrella", "valley",  "walnut",  "yogurt", "zipper",  "acorn",   "barrel", "cherry", "dagger", "ember",
+    "falcon",   "goblet",  "harvest", "ivory",  "jigsaw",  "kernel",  "ladder", "magnet", "nutmeg", "oyster",
+    "paddle",   "quilt",   "rocket",  "shovel", "thimble", "urchin",  "violin", "wagon",  "yarn",   "zebra",
+    "almond",   "bucket",  "carpet",  "desert", "elbow",   "fiddle",  "ginger", "helmet", "icicle", "jungle",
+    "kitten",   "lemon",   "mirror",  "noodle"};
 
 /* Sentences that mean little and repeat seldom. */
 static sr_status filler(struct text *t, size_t bytes, uint64_t *random, sr_error *err)
 {
-    static const char *const who[] = {"The old captain", "A young clerk",  "My neighbour", "The last visitor",
-                                      "Every baker",     "That tall poet", "One engineer", "The quiet teacher"};
-    static const char *const did[] = {"carried", "repaired", "painted", "forgot", "measured", "borrowed", "described", "sold"};
-    static const char *const when[] = {"before the rain came", "without a word",       "on the second morning", "near the harbour",
-                                       "for no clear reason",  "while others watched", "after a long pause",    "in good spirits"};
+    static const char *const who[] = {"The old captain",  "A young clerk",    "My neighbour",
+                                      "The last visitor", "Every baker",      "That tall poet",
+                                      "One engineer",     "The quiet teacher"};
+    static const char *const did[] = {"carried",  "repaired", "painted",   "forgot",
+                                      "measured", "borrowed", "described", "sold"};
+    static const char *const when[] = {"before the rain came", "without a word",      "on the second morning",
+                                       "near the harbour",     "for no clear reason", "while others watched",
+                                       "after a long pause",   "in good spirits"};
     while (t->bytes < bytes) {
         char sentence[160];
         uint64_t r = next_random(random);
-        int n = snprintf(sentence, sizeof sentence, "%s %s the %s and the %s %s.%s", who[r & 7], did[(r >> 3) & 7],
-                         words[(r >> 6) & 63], words[(r >> 12) & 63], when[(r >> 18) & 7], (r >> 21) & 7 ? " " : "\n\n");
+        int n = snprintf(sentence, sizeof sentence, "%s %s the %s and the %s %s.%s", who[r & 7],
+                         did[(r >> 3) & 7], words[(r >> 6) & 63], words[(r >> 12) & 63], when[(r >> 18) & 7],
+                         (r >> 21) & 7 ? " " : "\n\n");
         sr_status st = sr_text_add(t, "", sentence, (size_t)n, err);
         if (st) return st;
     }
     return SR_OK;
 }
 
-static sr_status background(struct corpus *c, const struct options *o, const sr_model *m, int32_t n, uint64_t *random, sr_error *err)
+static sr_status background(struct corpus *c, const struct options *o, const sr_model *m, int32_t n,
+                            uint64_t *random, sr_error *err)
 {
     if (o->file) return sr_corpus_text(c, o, m, n, n, err);
     struct text t = {0};
@@ -123,8 +136,8 @@ static sr_status background(struct corpus *c, const struct options *o, const sr_
     return st;
 }
 
-sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_needles, const struct options *o,
-                            const sr_model *m, int32_t n, sr_error *err)
+sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_needles,
+                            const struct options *o, const sr_model *m, int32_t n, sr_error *err)
 {
     uint64_t random = o->seed >= 0 ? (uint64_t)o->seed : 1;
     struct corpus hidden = {0}, text = {0};
@@ -134,13 +147,15 @@ sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_
     for (int32_t i = 0; i < n_needles && !st; i++) {
         char sentence[NEEDLE_TEXT + 16];
         snprintf(needles[i].question, NEEDLE_TEXT, "\nThe special magic number for %s is", words[i]);
-        snprintf(needles[i].digits, sizeof needles[i].digits, "%07llu", (unsigned long long)(next_random(&random) % 10000000));
+        snprintf(needles[i].digits, sizeof needles[i].digits, "%07llu",
+                 (unsigned long long)(next_random(&random) % 10000000));
         int len = snprintf(sentence, sizeof sentence, "%s %s.\n", needles[i].question, needles[i].digits);
         st = append_text(&hidden, m, sentence, (size_t)len, SR_BOS_OFF, err);
         ends[i] = hidden.n;
     }
     if (!st && hidden.n + 2 * n_needles > n)
-        st = sr_refuse(err, SR_ERR_USAGE, "-c %d: too short for %d needles of %d tokens", n, n_needles, hidden.n);
+        st = sr_refuse(err, SR_ERR_USAGE, "-c %d: too short for %d needles of %d tokens", n, n_needles,
+                       hidden.n);
     if (!st) st = background(&text, o, m, n - hidden.n, &random, err);
     for (int32_t i = 0, at = 0, from = 0; i <= n_needles && !st; i++) {
         int32_t to = i < n_needles ? (int32_t)((int64_t)text.n * (2 * i + 1) / (2 * n_needles)) : text.n;

@@ -14,7 +14,8 @@ struct corpus {
 
 void sr_corpus_free(struct corpus *c);
 /* The first n tokens of -f from --offset on, BOS as --bos says; fewer if the text ends. n 0: up to most. */
-sr_status sr_corpus_text(struct corpus *c, const struct options *o, const sr_model *m, int32_t n, int32_t most, sr_error *err);
+sr_status sr_corpus_text(struct corpus *c, const struct options *o, const sr_model *m, int32_t n,
+                         int32_t most, sr_error *err);
 /* n random tokens, the same for the same seed. */
 sr_status sr_corpus_random(struct corpus *c, int32_t n, int32_t n_vocab, uint64_t seed, sr_error *err);
 
@@ -24,7 +25,7 @@ struct needle {
     char digits[8];
 };
 /* n tokens: -f's text, or filler of our own, with n_needles sentences at even depths. */
-sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_needles, const struct options *o,
-                            const sr_model *m, int32_t n, sr_error *err);
+sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_needles,
+                            const struct options *o, const sr_model *m, int32_t n, sr_error *err);
 
 #endif

@@ -24,11 +24,14 @@ int sr_diag_quiet(void)
     return diag.quiet;
 }
 
-/* Bytes of the well-formed UTF-8 sequence at s, 0 where there is none. Overlong forms are let through here: this
- * only decides what is shown. */
+/* Bytes of the well-formed UTF-8 sequence at s, 0 where there is none. Overlong forms are let through here:
+ * this only decides what is shown. */
 static size_t sequence(const unsigned char *s)
 {
-    size_t n = s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    size_t n = s[0] >= 0xc2 && s[0] < 0xe0   ? 2
+               : s[0] >= 0xe0 && s[0] < 0xf0 ? 3
+               : s[0] >= 0xf0 && s[0] < 0xf5 ? 4
+                                             : 0;
     for (size_t i = 1; i < n; i++)
         if ((s[i] & 0xc0) != 0x80) return 0;
     return n;
@@ -41,7 +44,8 @@ const char *sr_visible(char *dst, size_t dst_bytes, const char *text)
     while (*s) {
         char item[8];
         size_t n = *s < 0x80 ? 1 : sequence(s), used = n ? n : 1;
-        if (n == 0 || *s < 0x20 || *s == 0x7f || *s == '"' || *s == '\\' || (n == 2 && *s == 0xc2 && s[1] < 0xa0)) {
+        if (n == 0 || *s < 0x20 || *s == 0x7f || *s == '"' || *s == '\\' ||
+            (n == 2 && *s == 0xc2 && s[1] < 0xa0)) {
             n = (size_t)snprintf(item, sizeof item, "\\x%02x", *s);
             used = 1;
         } else {
@@ -115,7 +119,8 @@ sr_status sr_diag_open(const char *log_file, int quiet, int verbose, sr_error *e
         diag.log = fopen(log_file, "a");
         char shown[120];
         if (!diag.log)
-            return sr_refuse(err, SR_ERR_IO, "--log-file %s: %s", sr_visible(shown, sizeof shown, log_file), strerror(errno));
+            return sr_refuse(err, SR_ERR_IO, "--log-file %s: %s", sr_visible(shown, sizeof shown, log_file),
+                             strerror(errno));
     }
     sr_log_set(from_library, NULL);
     return SR_OK;

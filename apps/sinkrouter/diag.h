@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Everything the program says on standard error: one line at a time, control characters made visible, copied to
- * --log-file. Errors are always shown; notes are not with --quiet. Standard output belongs to answers and tables.
+ * Everything the program says on standard error: one line at a time, control characters made visible, copied
+ * to
+ * --log-file. Errors are always shown; notes are not with --quiet. Standard output belongs to answers and
+ * tables.
  */
 #ifndef SR_APP_DIAG_H
 #define SR_APP_DIAG_H
@@ -19,9 +21,11 @@ __attribute__((format(printf, 1, 2))) void sr_say(const char *fmt, ...);
 __attribute__((format(printf, 1, 2))) void sr_note(const char *fmt, ...);
 
 /* Fills *err and returns status. */
-__attribute__((format(printf, 3, 4))) sr_status sr_refuse(sr_error *err, sr_status status, const char *fmt, ...);
+__attribute__((format(printf, 3, 4))) sr_status sr_refuse(sr_error *err, sr_status status, const char *fmt,
+                                                          ...);
 
-/* text with controls, quotes and bytes that are not UTF-8 as \xNN, cut with "..." at dst_bytes. Returns dst. */
+/* text with controls, quotes and bytes that are not UTF-8 as \xNN, cut with "..." at dst_bytes. Returns dst.
+ */
 const char *sr_visible(char *dst, size_t dst_bytes, const char *text);
 
 /* A line printed above a progress bar must first clear it: progress.c sets this. */

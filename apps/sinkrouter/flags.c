@@ -14,8 +14,12 @@
 static const struct {
     const char *name;
     enum command command;
-} commands[] = {{"run", CMD_RUN},         {"chat", CMD_CHAT},           {"bench", CMD_BENCH},
-                {"perplexity", CMD_PERPLEXITY}, {"calibrate", CMD_CALIBRATE}, {"inspect", CMD_INSPECT}};
+} commands[] = {{"run", CMD_RUN},
+                {"chat", CMD_CHAT},
+                {"bench", CMD_BENCH},
+                {"perplexity", CMD_PERPLEXITY},
+                {"calibrate", CMD_CALIBRATE},
+                {"inspect", CMD_INSPECT}};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 const char *sr_command_name(enum command command)
@@ -35,7 +39,8 @@ int sr_command_find(enum command *out, const char *name)
     return 0;
 }
 
-/* ---- words of a space-separated list ------------------------------------------------------------------------ */
+/* ---- words of a space-separated list
+ * ------------------------------------------------------------------------ */
 
 static const char *next_word(const char *list, size_t *len)
 {
@@ -92,7 +97,8 @@ const char *sr_nearest(char *out, size_t out_bytes, const char *word, const char
     return best < 4 ? out : NULL;
 }
 
-/* ---- values --------------------------------------------------------------------------------------------------- */
+/* ---- values
+ * --------------------------------------------------------------------------------------------------- */
 
 struct use {
     struct options *o;
@@ -105,7 +111,8 @@ struct use {
 static sr_status bad(const struct use *u, const char *want)
 {
     char shown[64];
-    return sr_refuse(u->err, SR_ERR_USAGE, "%s \"%s\": %s", u->name, sr_visible(shown, sizeof shown, u->value), want);
+    return sr_refuse(u->err, SR_ERR_USAGE, "%s \"%s\": %s", u->name,
+                     sr_visible(shown, sizeof shown, u->value), want);
 }
 
 static sr_status out_of_range(const struct use *u)
@@ -192,7 +199,8 @@ static sr_status add_range(const struct use *u, const char **s, struct int_list 
             by = *(*s)++;
             char *end;
             step = isdigit((unsigned char)**s) ? strtoll(*s, &end, 10) : 0;
-            if (step < 1 || step > INT32_MAX || (by == '*' && step < 2)) return bad(u, "the range does not advance");
+            if (step < 1 || step > INT32_MAX || (by == '*' && step < 2))
+                return bad(u, "the range does not advance");
             *s = end;
         }
     }
@@ -207,7 +215,8 @@ static sr_status add_range(const struct use *u, const char **s, struct int_list 
 
 static sr_status set_ints(const struct use *u, struct int_list *out)
 {
-    struct int_list l = u->f->most == 1 ? (struct int_list){0} : *out; /* a list flag given again adds to it */
+    struct int_list l =
+        u->f->most == 1 ? (struct int_list){0} : *out; /* a list flag given again adds to it */
     const char *s = u->value;
     do {
         sr_status st = add_range(u, &s, &l);
@@ -289,7 +298,8 @@ static sr_status set_choice(const struct use *u, enum on_off *out, int may_auto)
     static const struct {
         const char *name;
         enum on_off value;
-    } names[] = {{"on", CHOICE_ON}, {"1", CHOICE_ON}, {"off", CHOICE_OFF}, {"0", CHOICE_OFF}, {"auto", CHOICE_AUTO}};
+    } names[] = {
+        {"on", CHOICE_ON}, {"1", CHOICE_ON}, {"off", CHOICE_OFF}, {"0", CHOICE_OFF}, {"auto", CHOICE_AUTO}};
     for (size_t i = 0; i < 5; i++)
         if (strcmp(names[i].name, u->value) == 0 && (may_auto || names[i].value != CHOICE_AUTO)) {
             *out = names[i].value;
@@ -349,7 +359,8 @@ static sr_status apply(const struct use *u)
     return SR_OK;
 }
 
-/* ---- arguments ------------------------------------------------------------------------------------------------ */
+/* ---- arguments
+ * ------------------------------------------------------------------------------------------------ */
 
 static const struct flag *find(const char *name, size_t n, int command)
 {
@@ -364,13 +375,14 @@ static sr_status unknown_flag(const char *shown, const char *arg, enum command c
     int best = 4, elsewhere = 0;
     if (arg[0] != '-') return sr_refuse(err, SR_ERR_USAGE, "\"%s\" is not a flag", shown);
     for (const struct flag *f = sr_flag_table; f->names; f++) {
-        if ((f->commands & (int)command) && f->kind != FLAG_NO) nearer(near, sizeof near, arg, f->names, &best);
+        if ((f->commands & (int)command) && f->kind != FLAG_NO)
+            nearer(near, sizeof near, arg, f->names, &best);
         if (f->kind != FLAG_NO && has_word(f->names, arg, strlen(arg))) elsewhere |= f->commands;
     }
     for (int c = 1; c <= CMD_INSPECT; c *= 2)
         if (elsewhere & c)
-            return sr_refuse(err, SR_ERR_USAGE, "%s: not a flag of %s (%s has it)", shown, sr_command_name(command),
-                             sr_command_name((enum command)c));
+            return sr_refuse(err, SR_ERR_USAGE, "%s: not a flag of %s (%s has it)", shown,
+                             sr_command_name(command), sr_command_name((enum command)c));
     if (best < 4) return sr_refuse(err, SR_ERR_USAGE, "%s: unknown flag; did you mean %s?", shown, near);
     return sr_refuse(err, SR_ERR_USAGE, "%s: unknown flag", shown);
 }
@@ -382,7 +394,8 @@ static int takes_value(const struct flag *f)
 
 static int is_switch_word(const char *s)
 {
-    return s && (!strcmp(s, "on") || !strcmp(s, "off") || !strcmp(s, "auto") || !strcmp(s, "0") || !strcmp(s, "1"));
+    return s && (!strcmp(s, "on") || !strcmp(s, "off") || !strcmp(s, "auto") || !strcmp(s, "0") ||
+                 !strcmp(s, "1"));
 }
 
 /* Handles argv[*i] and, where it has one, its value. */
@@ -407,7 +420,8 @@ static sr_status parse_one(struct options *o, int argc, char **argv, int *i, sr_
         u.value = "on";
     } else {
         if (!next || (next[0] == '-' && find(next, strlen(next), (int)o->command)))
-            return sr_refuse(err, SR_ERR_USAGE, "%s: missing value (%s)", shown, u.f->value ? u.f->value : "VALUE");
+            return sr_refuse(err, SR_ERR_USAGE, "%s: missing value (%s)", shown,
+                             u.f->value ? u.f->value : "VALUE");
         u.value = next;
         ++*i;
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * One table of flags for all commands (flags_table.c), one parser (flags.c), help made from the same table
- * (flags_help.c). A row says which commands have the flag, what values it takes and where they go. Wrong usage is one
- * line that begins with the flag's name, SR_ERR_USAGE.
+ * (flags_help.c). A row says which commands have the flag, what values it takes and where they go. Wrong
+ * usage is one line that begins with the flag's name, SR_ERR_USAGE.
  */
 #ifndef SR_APP_FLAGS_H
 #define SR_APP_FLAGS_H

@@ -13,10 +13,13 @@ static const struct {
     enum command command;
     const char *what, *usage;
 } about[] = {
-    {CMD_RUN, "answer one prompt, or a question about a document", "-m MODEL -p TEXT | -f FILE [-p QUESTION]"},
+    {CMD_RUN, "answer one prompt, or a question about a document",
+     "-m MODEL -p TEXT | -f FILE [-p QUESTION]"},
     {CMD_CHAT, "talk; only the new tokens of a turn are prefilled", "-m MODEL [-sys TEXT]"},
-    {CMD_BENCH, "tokens per second and bytes read, by depth and mode", "-m MODEL [-p N] [-n N] [-d N,..] [--route MODE,..]"},
-    {CMD_PERPLEXITY, "what routing costs: KL and perplexity against dense", "-m MODEL -f TEXT [-c N] [-n N] [--modes MODE,..]"},
+    {CMD_BENCH, "tokens per second and bytes read, by depth and mode",
+     "-m MODEL [-p N] [-n N] [-d N,..] [--route MODE,..]"},
+    {CMD_PERPLEXITY, "what routing costs: KL and perplexity against dense",
+     "-m MODEL -f TEXT [-c N] [-n N] [--modes MODE,..]"},
     {CMD_CALIBRATE, "write MODEL.moments, which the mass router uses", "-m MODEL [-f TEXT] [-o FILE]"},
     {CMD_INSPECT, "metadata, tensors, memory need of a model file", "-m MODEL [--tensors] [-o json]"},
 };

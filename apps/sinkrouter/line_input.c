@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Line editing. libedit's own reader tries again when a signal interrupts it, so characters are read here: Ctrl-C must
- * come back to the conversation.
+ * Line editing. libedit's own reader tries again when a signal interrupts it, so characters are read here:
+ * Ctrl-C must come back to the conversation.
  */
 #include "line_input.h"
 #include "interrupt.h"
@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { CTRL_D = 4 };
 
 struct line_input {
     EditLine *el; /* NULL: plain lines */
@@ -39,8 +41,8 @@ static int read_character(EditLine *el, wchar_t *out)
         ssize_t n = read(0, bytes + have, 1);
         if (n < 0 && errno == EINTR && !sr_interrupt_pending()) continue; /* a window that changed its size */
         if (n <= 0) return n < 0 ? -1 : 0;
-        if (have++ == 0)
-            want = bytes[0] < 0xc0 ? 1 : bytes[0] < 0xe0 ? 2 : bytes[0] < 0xf0 ? 3 : 4;
+        if (bytes[0] == 0) bytes[0] = CTRL_D; /* typed ahead, before the terminal was in character mode */
+        if (have++ == 0) want = bytes[0] < 0xc0 ? 1 : bytes[0] < 0xe0 ? 2 : bytes[0] < 0xf0 ? 3 : 4;
     }
     unsigned c = want == 1 ? bytes[0] : bytes[0] & (0x7fu >> want);
     for (size_t i = 1; i < want; i++) c = (c << 6) | (bytes[i] & 0x3fu);
@@ -86,6 +88,7 @@ static const char *next_line(struct line_input *l, size_t *n)
 {
     if (l->el) {
         int count = 0;
+        el_set(l->el, EL_PREP_TERM, 1); /* libedit itself does so only after it has shown the prompt */
         const char *s = el_gets(l->el, &count);
         *n = s && count > 0 ? (size_t)count : 0;
         return *n ? s : NULL;

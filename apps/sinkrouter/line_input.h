@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Lines of a conversation: edited with libedit on a terminal, plain from a pipe. A line that ends in a backslash goes
- * on in the next one.
+ * Lines of a conversation: edited with libedit on a terminal, plain from a pipe. A line that ends in a
+ * backslash goes on in the next one.
  */
 #ifndef SR_APP_LINE_INPUT_H
 #define SR_APP_LINE_INPUT_H

@@ -62,7 +62,8 @@ static int pick_command(enum command *command, int argc, char **argv, int *skip)
 
 static int execute(struct options *o, sr_error *err)
 {
-    int rc = (int)sr_diag_open(o->log_file, o->quiet || o->verbosity < 2, o->verbose || o->verbosity > 3, err);
+    int rc =
+        (int)sr_diag_open(o->log_file, o->quiet || o->verbosity < 2, o->verbose || o->verbosity > 3, err);
     if (!rc) rc = dispatch(o, err);
     sr_progress_clear();
     if (rc == SR_ERR_USAGE)
@@ -72,12 +73,13 @@ static int execute(struct options *o, sr_error *err)
     return rc;
 }
 
-/* A standard descriptor that the caller closed must not become the number of a model or session file. What is opened
- * here for writing refuses it, as the closed one would. */
+/* A standard descriptor that the caller closed must not become the number of a model or session file. What is
+ * opened here for writing refuses it, as the closed one would. */
 static void occupy_standard_descriptors(void)
 {
     for (int fd = 0; fd < 3; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd) _exit(SR_ERR_IO);
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd)
+            _exit(SR_ERR_IO);
 }
 
 int main(int argc, char **argv)
@@ -100,7 +102,8 @@ int main(int argc, char **argv)
     rc = pick_command(&command, argc - 1, argv + 1, &skip);
     if (rc) return rc;
     sr_options_default(&o, command);
-    if (sr_flags_parse(&o, argc - 1 - skip, argv + 1 + skip, &err)) return wrong_usage(err.text, sr_command_name(command));
+    if (sr_flags_parse(&o, argc - 1 - skip, argv + 1 + skip, &err))
+        return wrong_usage(err.text, sr_command_name(command));
     if (o.help) {
         sr_flags_help(command);
         return flush_stdout(0);

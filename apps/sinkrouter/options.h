@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the command line said, for every command: one plain struct that flags_table.c fills by offset. Lists hold one
- * value where a command takes only one. Strings are borrowed from argv.
+ * What the command line said, for every command: one plain struct that flags_table.c fills by offset. Lists
+ * hold one value where a command takes only one. Strings are borrowed from argv.
  */
 #ifndef SR_APP_OPTIONS_H
 #define SR_APP_OPTIONS_H

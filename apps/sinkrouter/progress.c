@@ -16,9 +16,9 @@ enum { BAR = 40, LINE_EVERY_MS = 5000 };
 static struct {
     char stage[32];
     double line_ms; /* when the stage began, or its last line was printed */
-    int shown;   /* columns of the bar on screen */
-    int percent; /* last one drawn */
-    int quarter; /* last one printed as a line */
+    int shown;      /* columns of the bar on screen */
+    int percent;    /* last one drawn */
+    int quarter;    /* last one printed as a line */
 } now;
 
 static double clock_ms(void)

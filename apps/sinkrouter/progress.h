@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Progress of load, prefill and evaluation: a bar on a terminal, plain lines at the quarters of a longer stage otherwise,
- * nothing with --quiet. Shown on standard error.
+ * Progress of load, prefill and evaluation: a bar on a terminal, plain lines at the quarters of a longer
+ * stage otherwise, nothing with --quiet. Shown on standard error.
  */
 #ifndef SR_APP_PROGRESS_H
 #define SR_APP_PROGRESS_H

@@ -18,7 +18,8 @@ static sr_status cut_to_tokens(struct text *doc, const sr_model *m, int64_t n, s
         for (int64_t i = 0; i < n; i++) bytes += sr_token_text(m, ids[i], 1, NULL, 0);
         if (bytes > doc->bytes) bytes = doc->bytes;
         while (bytes > 0 && ((unsigned char)doc->data[bytes] & 0xc0) == 0x80) bytes--;
-        sr_note("--file-tokens %lld: the first %zu of %zu bytes (%d tokens) are used", (long long)n, bytes, doc->bytes, total);
+        sr_note("--file-tokens %lld: the first %zu of %zu bytes (%d tokens) are used", (long long)n, bytes,
+                doc->bytes, total);
         doc->bytes = bytes;
         doc->data[bytes] = '\0';
     }
@@ -61,7 +62,8 @@ void sr_prompt_show_ids(const struct talk *t, const int32_t *ids, int32_t n)
     char text[512];
     for (int32_t i = 0; i < n;) {
         int at = snprintf(text, sizeof text, "prompt tokens %d..:", i);
-        for (; i < n && at + 16 < (int)sizeof text; i++) at += snprintf(text + at, sizeof text - (size_t)at, " %d", ids[i]);
+        for (; i < n && at + 16 < (int)sizeof text; i++)
+            at += snprintf(text + at, sizeof text - (size_t)at, " %d", ids[i]);
         sr_say("%s", text);
     }
 }

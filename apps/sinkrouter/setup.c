@@ -13,7 +13,8 @@
 sr_status sr_setup_check_model(const struct options *o, int many, sr_error *err)
 {
     if (o->models.n == 0) return sr_refuse(err, SR_ERR_USAGE, "-m: missing; give a GGUF file");
-    if (o->models.n > 1 && !many) return sr_refuse(err, SR_ERR_USAGE, "-m: given %d times, takes one file", o->models.n);
+    if (o->models.n > 1 && !many)
+        return sr_refuse(err, SR_ERR_USAGE, "-m: given %d times, takes one file", o->models.n);
     return SR_OK;
 }
 
@@ -33,7 +34,8 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     m.progress = sr_progress_show;
     if (o->flash == CHOICE_OFF) sr_note("-fa off has no effect: there is one attention path");
     sr_status st = sr_model_open(out, o->models.v[i], &m, err);
-    if (st == SR_ERR_UNSUPPORTED && o->command == CMD_INSPECT) { /* what it says about itself can be shown still */
+    if (st == SR_ERR_UNSUPPORTED &&
+        o->command == CMD_INSPECT) { /* what it says about itself can be shown still */
         sr_say("this version cannot run the model: %s", err->text);
         m.metadata_only = m.vocab_only = 1;
         st = sr_model_open(out, o->models.v[i], &m, err);
@@ -50,7 +52,8 @@ static sr_status read_tau_file(sr_route_options *r, const char *path, sr_error *
     sr_visible(shown, sizeof shown, path);
     json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, &at);
     if (!j)
-        return sr_refuse(err, at.line < 0 ? SR_ERR_IO : SR_ERR_FORMAT, "--route-tau-file %s: line %d: %s", shown, at.line, at.text);
+        return sr_refuse(err, at.line < 0 ? SR_ERR_IO : SR_ERR_FORMAT, "--route-tau-file %s: line %d: %s",
+                         shown, at.line, at.text);
     json_t *tau = json_object_get(j, "tau");
     sr_status st = SR_OK;
     const char *const names[3] = {"scale", "min_len", "max_len"};
@@ -86,7 +89,8 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     if (o->bits >= 0) r.bits = (int32_t)o->bits;
     if (o->audit >= 0) r.audit = (float)o->audit;
     if (o->route_seed >= 0) r.seed = (uint64_t)o->route_seed;
-    if (r.bits != 4 && r.bits != 8) return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);
+    if (r.bits != 4 && r.bits != 8)
+        return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);
     if (o->tau.n && o->tau_file)
         return sr_refuse(err, SR_ERR_USAGE, "--route-tau: not together with --route-tau-file");
     if (o->tau.n) {
@@ -138,7 +142,8 @@ static sr_status sampler_order(char *out, size_t out_bytes, const char *given, s
     for (const char *s = given;; s++) {
         size_t len = strcspn(s, ";");
         int is_short = len == 4 && strncmp(s, "temp", 4) == 0;
-        if (n + len + 16 > out_bytes) return sr_refuse(err, SR_ERR_USAGE, "--samplers: longer than %zu bytes", out_bytes);
+        if (n + len + 16 > out_bytes)
+            return sr_refuse(err, SR_ERR_USAGE, "--samplers: longer than %zu bytes", out_bytes);
         for (size_t i = 0; i < len; i++) out[n++] = s[i] == '-' ? '_' : s[i];
         if (is_short) n += (size_t)sprintf(out + n, "erature");
         s += len;
@@ -149,7 +154,8 @@ static sr_status sampler_order(char *out, size_t out_bytes, const char *given, s
     return SR_OK;
 }
 
-sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab, sr_error *err)
+sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab,
+                           sr_error *err)
 {
     sr_sampler_options s = sr_sampler_options_default();
     char order[256];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * From the options of the command line to the library's objects. Values that contradict each other are refused here,
- * by the names of their flags.
+ * From the options of the command line to the library's objects. Values that contradict each other are
+ * refused here, by the names of their flags.
  */
 #ifndef SR_APP_SETUP_H
 #define SR_APP_SETUP_H
@@ -15,7 +15,8 @@ sr_status sr_setup_check_model(const struct options *o, int many, sr_error *err)
 /* Routing for a mode by name (NULL: --route, or the library's default), with the first of each list. */
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err);
 sr_status sr_setup_session(sr_session_options *out, const struct options *o, sr_error *err);
-sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab, sr_error *err);
+sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab,
+                           sr_error *err);
 sr_status sr_setup_dtype(sr_dtype *out, const char *name, sr_error *err);
 /* Tokens of one prefill batch: the smaller of -ub and -b. */
 int32_t sr_setup_batch(int64_t batch, int64_t ubatch);

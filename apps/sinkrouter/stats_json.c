@@ -46,7 +46,9 @@ static json_t *route_settings(const sr_route_options *r)
     put_count(j, "bits", r->bits);
     json_object_set_new(j, "audit", setting(r->audit));
     put_count(j, "seed", (double)r->seed);
-    json_object_set_new(j, "tau", r->tau_set ? json_pack("[f,f,f,f]", r->tau[0], r->tau[1], r->tau[2], r->tau[3]) : json_null());
+    json_object_set_new(j, "tau",
+                        r->tau_set ? json_pack("[f,f,f,f]", r->tau[0], r->tau[1], r->tau[2], r->tau[3])
+                                   : json_null());
     return j;
 }
 
@@ -55,18 +57,28 @@ static json_t *routing(const sr_route_stats *r)
     const struct {
         const char *key;
         double value;
-    } counts[] = {{"steps", (double)r->steps},           {"units", (double)r->units},
-                  {"units_all", (double)r->units_all},   {"units_near", (double)r->units_near},
-                  {"units_list", (double)r->units_list}, {"units_none", (double)r->units_none},
-                  {"k_rows", (double)r->k_rows},         {"v_rows", (double)r->v_rows},
-                  {"sketch_rows", (double)r->sketch_rows}, {"kv_bytes", (double)r->kv_bytes},
-                  {"sketch_bytes", (double)r->sketch_bytes}, {"dense_bytes", (double)r->dense_bytes},
-                  {"audit_bytes", (double)r->audit_bytes}, {"audits", (double)r->audits},
-                  {"cases", (double)r->cases},           {"above_eps", (double)r->above_eps},
-                  {"contract_broken", (double)r->broken}, {"sketch_clipped", (double)r->clipped},
+    } counts[] = {{"steps", (double)r->steps},
+                  {"units", (double)r->units},
+                  {"units_all", (double)r->units_all},
+                  {"units_near", (double)r->units_near},
+                  {"units_list", (double)r->units_list},
+                  {"units_none", (double)r->units_none},
+                  {"k_rows", (double)r->k_rows},
+                  {"v_rows", (double)r->v_rows},
+                  {"sketch_rows", (double)r->sketch_rows},
+                  {"kv_bytes", (double)r->kv_bytes},
+                  {"sketch_bytes", (double)r->sketch_bytes},
+                  {"dense_bytes", (double)r->dense_bytes},
+                  {"audit_bytes", (double)r->audit_bytes},
+                  {"audits", (double)r->audits},
+                  {"cases", (double)r->cases},
+                  {"above_eps", (double)r->above_eps},
+                  {"contract_broken", (double)r->broken},
+                  {"sketch_clipped", (double)r->clipped},
                   {"sketch_values", (double)r->encoded}};
     json_t *j = json_object();
-    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) put_count(j, counts[i].key, counts[i].value);
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
+        put_count(j, counts[i].key, counts[i].value);
     json_object_set_new(j, "read", share((double)r->kv_bytes, (double)r->dense_bytes));
     json_object_set_new(j, "kv_bytes_per_token", share((double)r->kv_bytes, (double)r->steps));
     json_object_set_new(j, "near_only", share((double)(r->units_near + r->units_none), (double)r->units));
@@ -152,7 +164,8 @@ static sr_status write_file(const char *path, const char *text, sr_error *err)
 {
     char temporary[4096], shown[120];
     size_t n = strlen(text), at = 0;
-    int ok = snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid()) < (int)sizeof temporary;
+    int ok =
+        snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid()) < (int)sizeof temporary;
     if (!ok) errno = ENAMETOOLONG;
     int fd = ok ? open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666) : -1;
     ok = fd >= 0;
@@ -168,7 +181,8 @@ static sr_status write_file(const char *path, const char *text, sr_error *err)
     if (ok) return SR_OK;
     int saved = errno;
     if (fd >= 0) unlink(temporary);
-    return sr_refuse(err, SR_ERR_IO, "--stats %s: %s", sr_visible(shown, sizeof shown, path), strerror(saved));
+    return sr_refuse(err, SR_ERR_IO, "--stats %s: %s", sr_visible(shown, sizeof shown, path),
+                     strerror(saved));
 }
 
 sr_status sr_stats_write(const struct talk *t, const struct answer *answers, int32_t n, sr_error *err)

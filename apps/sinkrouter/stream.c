@@ -60,8 +60,8 @@ static sr_status release(struct stream *s, size_t n, sr_error *err)
     return st;
 }
 
-/* Finds the first stop text in the held bytes: its offset, or SIZE_MAX. *keep = length of the longest tail that could
- * still become one. */
+/* Finds the first stop text in the held bytes: its offset, or SIZE_MAX. *keep = length of the longest tail
+ * that could still become one. */
 static size_t find_stop(const struct stream *s, size_t *keep)
 {
     size_t first = SIZE_MAX;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * An answer on its way to standard output: whole UTF-8 characters only, nothing of a stop text, unbuffered. A copy is
- * kept for the conversation. A write that fails is remembered; later ones do nothing.
+ * An answer on its way to standard output: whole UTF-8 characters only, nothing of a stop text, unbuffered. A
+ * copy is kept for the conversation. A write that fails is remembered; later ones do nothing.
  */
 #ifndef SR_APP_STREAM_H
 #define SR_APP_STREAM_H
@@ -11,8 +11,8 @@
 
 struct stream {
     int fd;
-    int error;      /* errno of the write that failed, or 0 */
-    int is_stopped; /* a stop text has come */
+    int error;                   /* errno of the write that failed, or 0 */
+    int is_stopped;              /* a stop text has come */
     const char *const *stops[2]; /* two NULL-terminated lists, borrowed; either may be NULL */
     struct text kept;            /* all that was written */
     sr_utf8_hold hold;

@@ -27,17 +27,19 @@ void sr_summary_show(const struct answer *a)
     const sr_session_stats *s = &a->stats;
     const sr_route_stats *r = &s->route;
     char bytes[24], text[400];
-    int n = snprintf(text, sizeof text, "prefill %d tok %.1f/s", a->prefilled, rate(s->prefill_tokens, s->prefill_ms));
+    int n = snprintf(text, sizeof text, "prefill %d tok %.1f/s", a->prefilled,
+                     rate(s->prefill_tokens, s->prefill_ms));
     if (a->reused) n += snprintf(text + n, sizeof text - (size_t)n, " (%d reused)", a->reused);
     n += snprintf(text + n, sizeof text - (size_t)n, " | decode %lld tok %.1f/s", (long long)s->decode_tokens,
                   rate(s->decode_tokens, s->decode_ms));
     if (r->steps > 0 && r->dense_bytes > 0 && r->units > 0) {
-        n += snprintf(text + n, sizeof text - (size_t)n, " | KV read %s/tok, %.1f %% of dense | near-only %.0f %%",
+        n += snprintf(text + n, sizeof text - (size_t)n,
+                      " | KV read %s/tok, %.1f %% of dense | near-only %.0f %%",
                       sr_bytes_text(bytes, sizeof bytes, (double)r->kv_bytes / (double)r->steps),
                       100.0 * (double)r->kv_bytes / (double)r->dense_bytes,
                       100.0 * (double)(r->units_near + r->units_none) / (double)r->units);
-        snprintf(text + n, sizeof text - (size_t)n, " | audits %lld, broken %lld of %lld", (long long)r->audits,
-                 (long long)r->broken, (long long)r->cases);
+        snprintf(text + n, sizeof text - (size_t)n, " | audits %lld, broken %lld of %lld",
+                 (long long)r->audits, (long long)r->broken, (long long)r->cases);
     }
     sr_note("%s", text);
 }

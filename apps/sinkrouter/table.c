@@ -46,13 +46,13 @@ static void print_md(FILE *to, const json_t *rows, const struct column *columns,
     char cell[CELL];
     size_t i;
     json_t *row;
-    json_array_foreach((json_t *)rows, i, row)
-        for (int c = 0; c < n_columns; c++) {
-            columns[c].cell(cell, sizeof cell, row);
-            int w = width(cell), title = width(columns[c].title);
-            if (w > wide[c]) wide[c] = w;
-            if (w > 0 && title > wide[c]) wide[c] = title;
-        }
+    json_array_foreach((json_t *)rows, i, row) for (int c = 0; c < n_columns; c++)
+    {
+        columns[c].cell(cell, sizeof cell, row);
+        int w = width(cell), title = width(columns[c].title);
+        if (w > wide[c]) wide[c] = w;
+        if (w > 0 && title > wide[c]) wide[c] = title;
+    }
     fputc('|', to);
     for (int c = 0; c < n_columns; c++)
         if (wide[c]) padded(to, columns[c].title, wide[c], columns[c].to_right);
@@ -64,7 +64,8 @@ static void print_md(FILE *to, const json_t *rows, const struct column *columns,
         fputs(columns[c].to_right ? ": |" : " |", to);
     }
     fputc('\n', to);
-    json_array_foreach((json_t *)rows, i, row) {
+    json_array_foreach((json_t *)rows, i, row)
+    {
         fputc('|', to);
         for (int c = 0; c < n_columns; c++) {
             if (!wide[c]) continue;
@@ -98,15 +99,16 @@ static void print_csv(FILE *to, const json_t *rows)
     size_t i;
     json_t *row, *v;
     const char *key;
-    json_array_foreach((json_t *)rows, i, row) {
+    json_array_foreach((json_t *)rows, i, row)
+    {
         int n = 0;
         if (i == 0) {
-            json_object_foreach(row, key, v)
-                if (!json_is_array(v)) fprintf(to, "%s%s", n++ ? "," : "", key);
+            json_object_foreach(row, key, v) if (!json_is_array(v)) fprintf(to, "%s%s", n++ ? "," : "", key);
             fputc('\n', to);
             n = 0;
         }
-        json_object_foreach(row, key, v) {
+        json_object_foreach(row, key, v)
+        {
             if (json_is_array(v)) continue;
             if (n++) fputc(',', to);
             csv_value(to, v);
@@ -115,7 +117,8 @@ static void print_csv(FILE *to, const json_t *rows)
     }
 }
 
-void sr_table_print(FILE *to, enum table_format format, const json_t *rows, const struct column *columns, int n_columns)
+void sr_table_print(FILE *to, enum table_format format, const json_t *rows, const struct column *columns,
+                    int n_columns)
 {
     size_t i;
     json_t *row;
@@ -127,7 +130,8 @@ void sr_table_print(FILE *to, enum table_format format, const json_t *rows, cons
         fputc('\n', to);
         break;
     case TABLE_JSONL:
-        json_array_foreach((json_t *)rows, i, row) {
+        json_array_foreach((json_t *)rows, i, row)
+        {
             json_dumpf(row, to, JSON_COMPACT | JSON_REAL_PRECISION(9));
             fputc('\n', to);
         }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rows of named values as a Markdown table, CSV, a JSON array or JSON lines. A row is a jansson object; CSV and JSON
- * print its keys in order. Markdown prints columns made for people.
+ * Rows of named values as a Markdown table, CSV, a JSON array or JSON lines. A row is a jansson object; CSV
+ * and JSON print its keys in order. Markdown prints columns made for people.
  */
 #ifndef SR_APP_TABLE_H
 #define SR_APP_TABLE_H
@@ -20,8 +20,10 @@ struct column {
 
 /* "md", "csv", "json", "jsonl"; NULL gives fallback. */
 enum table_format sr_table_format(const char *name, enum table_format fallback);
-/* rows: a JSON array of objects. columns are used by TABLE_MD only; a column whose cells are all empty is left out. */
-void sr_table_print(FILE *to, enum table_format format, const json_t *rows, const struct column *columns, int n_columns);
+/* rows: a JSON array of objects. columns are used by TABLE_MD only; a column whose cells are all empty is
+ * left out. */
+void sr_table_print(FILE *to, enum table_format format, const json_t *rows, const struct column *columns,
+                    int n_columns);
 
 /* number of a field, or NAN when it is absent or null. */
 double sr_field(const json_t *row, const char *key);

@@ -20,7 +20,8 @@ const char *sr_stop_name(enum stop_reason reason)
     return names[reason];
 }
 
-/* ---- open ------------------------------------------------------------------------------------------------------- */
+/* ---- open
+ * ------------------------------------------------------------------------------------------------------- */
 
 /* Whether the template is used, and the stop texts that come with it. */
 static sr_status pick_template(struct talk *t, const char *const **stop_texts, sr_error *err)
@@ -29,15 +30,18 @@ static sr_status pick_template(struct talk *t, const char *const **stop_texts, s
     int has_none = strcmp(t->info.chat_template, "none") == 0;
     *stop_texts = NULL;
     if (o->no_conversation && (o->conversation || o->chat_template))
-        return sr_refuse(err, SR_ERR_USAGE, "-no-cnv: not together with %s", o->conversation ? "-cnv" : "--chat-template");
+        return sr_refuse(err, SR_ERR_USAGE, "-no-cnv: not together with %s",
+                         o->conversation ? "-cnv" : "--chat-template");
     if (o->no_conversation) return SR_OK;
     if (has_none && !o->chat_template) {
         if (o->command == CMD_RUN && !o->conversation) {
             if (o->system || o->system_file)
-                return sr_refuse(err, SR_ERR_USAGE, "-sys: the model has no chat template; give --chat-template");
+                return sr_refuse(err, SR_ERR_USAGE,
+                                 "-sys: the model has no chat template; give --chat-template");
             return SR_OK;
         }
-        return sr_refuse(err, SR_ERR_UNSUPPORTED, "the model has no chat template; give --chat-template NAME, or use run");
+        return sr_refuse(err, SR_ERR_UNSUPPORTED,
+                         "the model has no chat template; give --chat-template NAME, or use run");
     }
     t->use_template = 1;
     return sr_chat_template_check(t->model, o->chat_template, stop_texts, err);
@@ -69,7 +73,8 @@ static sr_status restore(struct talk *t, sr_error *err)
     sr_status st = sr_session_restore(t->session, path, err);
     if (st) return st;
     t->restored = 1;
-    sr_note("--session %s: %d tokens restored", sr_visible(shown, sizeof shown, path), sr_session_len(t->session));
+    sr_note("--session %s: %d tokens restored", sr_visible(shown, sizeof shown, path),
+            sr_session_len(t->session));
     return SR_OK;
 }
 
@@ -81,8 +86,10 @@ static sr_status open_session(struct talk *t, sr_error *err)
     if (st) return st;
     t->route = s.route;
     if ((st = sr_session_new(&t->session, t->model, &s, err)) != SR_OK) return st;
-    if (s.route.mode == SR_ROUTE_PAPER && t->o->tau_file && sr_session_n_ctx(t->session) > s.route.tau_max_len)
-        sr_note("--route-tau-file: beyond %.0f tokens the value at %.0f is used", s.route.tau_max_len, s.route.tau_max_len);
+    if (s.route.mode == SR_ROUTE_PAPER && t->o->tau_file &&
+        sr_session_n_ctx(t->session) > s.route.tau_max_len)
+        sr_note("--route-tau-file: beyond %.0f tokens the value at %.0f is used", s.route.tau_max_len,
+                s.route.tau_max_len);
     return restore(t, err);
 }
 
@@ -90,12 +97,14 @@ static sr_status open_session(struct talk *t, sr_error *err)
 static sr_status open_model(struct talk *t, sr_error *err)
 {
     const struct options *o = t->o;
-    int decode = o->threads.n ? (int)o->threads.v[0] : 0, batch = o->threads_batch.n ? (int)o->threads_batch.v[0] : 0;
+    int decode = o->threads.n ? (int)o->threads.v[0] : 0,
+        batch = o->threads_batch.n ? (int)o->threads_batch.v[0] : 0;
     sr_status st = sr_setup_model(&t->model, o, 0, batch > decode && decode ? batch : decode, err);
     if (st) return st;
     sr_model_get_info(t->model, &t->info);
     t->decode_threads = decode && decode < t->info.n_threads ? decode : 0;
-    if (batch > t->info.n_threads) sr_note("-tb %d: without -t there are %d threads", batch, t->info.n_threads);
+    if (batch > t->info.n_threads)
+        sr_note("-tb %d: without -t there are %d threads", batch, t->info.n_threads);
     t->batch_threads = batch && batch < t->info.n_threads ? batch : 0;
     return SR_OK;
 }
@@ -137,7 +146,8 @@ void sr_talk_close(struct talk *t)
     free(t->logits);
 }
 
-/* ---- answer ----------------------------------------------------------------------------------------------------- */
+/* ---- answer
+ * ----------------------------------------------------------------------------------------------------- */
 
 static const float *logits_without_end(struct talk *t)
 {
@@ -154,7 +164,8 @@ static sr_status show_token(struct talk *t, int32_t id, sr_error *err)
     char small[256], *bytes = small;
     size_t n = sr_token_text(t->model, id, t->o->special, small, sizeof small);
     if (n > sizeof small) {
-        if (!(bytes = malloc(n))) return sr_refuse(err, SR_ERR_RESOURCE, "no memory for a token of %zu bytes", n);
+        if (!(bytes = malloc(n)))
+            return sr_refuse(err, SR_ERR_RESOURCE, "no memory for a token of %zu bytes", n);
         sr_token_text(t->model, id, t->o->special, bytes, n);
     }
     sr_status st = sr_stream_push(&t->out, bytes, n, err);
@@ -179,7 +190,8 @@ static sr_status generate(struct talk *t, struct answer *a, sr_error *err)
         a->generated++;
         if (t->out.error) return a->stop = STOP_OUTPUT, SR_OK;
         if (sr_session_len(t->session) == sr_session_n_ctx(t->session)) return a->stop = STOP_FULL, SR_OK;
-        /* The last token is decoded too: the session then holds the whole answer, for the next turn and for --session. */
+        /* The last token is decoded too: the session then holds the whole answer, for the next turn and for
+         * --session. */
         if ((st = sr_session_decode(t->session, id, err)) != SR_OK) return st;
         if (t->out.is_stopped) return a->stop = STOP_END, SR_OK;
     }
@@ -190,7 +202,8 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct a
     int32_t n_ctx = sr_session_n_ctx(t->session);
     *a = (struct answer){.prompt_tokens = n, .stop = STOP_SIGNAL};
     if (n > n_ctx)
-        return sr_refuse(err, SR_ERR_USAGE, "the prompt has %d tokens, the context %d (-c; the model was trained for %d)", n,
+        return sr_refuse(err, SR_ERR_USAGE,
+                         "the prompt has %d tokens, the context %d (-c; the model was trained for %d)", n,
                          n_ctx, t->info.n_ctx_train);
     sr_stream_restart(&t->out);
     sr_session_stats_reset(t->session);
@@ -216,6 +229,8 @@ sr_status sr_talk_save(struct talk *t, sr_error *err)
     char shown[120];
     if (!t->o->session || !t->session) return SR_OK;
     sr_status st = sr_session_save(t->session, t->o->session, err);
-    if (!st) sr_note("--session %s: %d tokens saved", sr_visible(shown, sizeof shown, t->o->session), sr_session_len(t->session));
+    if (!st)
+        sr_note("--session %s: %d tokens saved", sr_visible(shown, sizeof shown, t->o->session),
+                sr_session_len(t->session));
     return st;
 }

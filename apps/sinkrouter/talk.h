@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What run and chat share: a model with a session and a sampler, and one answer at a time from a list of tokens.
- * Answers go to standard output as they come.
+ * What run and chat share: a model with a session and a sampler, and one answer at a time from a list of
+ * tokens. Answers go to standard output as they come.
  */
 #ifndef SR_APP_TALK_H
 #define SR_APP_TALK_H
@@ -33,12 +33,12 @@ struct talk {
     sr_sampler *sampler;
     sr_route_options route;
     uint64_t seed;
-    int use_template;       /* apply the chat template */
+    int use_template; /* apply the chat template */
     struct stream out;
     const char **stop_list; /* -r, NULL-terminated; texts in stop_texts */
     struct text stop_texts[LIST_MAX];
-    float *logits;          /* copy without end tokens, for --ignore-eos */
-    int restored;           /* the session came from a file */
+    float *logits; /* copy without end tokens, for --ignore-eos */
+    int restored;  /* the session came from a file */
     int color;
     int batch_threads, decode_threads; /* 0: all the model has */
 };

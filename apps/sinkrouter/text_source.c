@@ -19,12 +19,16 @@ static size_t utf8_valid(const unsigned char *s, size_t n)
     size_t i = 0;
     while (i < n) {
         unsigned c = s[i];
-        size_t len = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+        size_t len = c < 0x80                ? 1
+                     : c >= 0xc2 && c < 0xe0 ? 2
+                     : c >= 0xe0 && c < 0xf0 ? 3
+                     : c >= 0xf0 && c < 0xf5 ? 4
+                                             : 0;
         if (len == 0 || len > n - i) return i;
         for (size_t k = 1; k < len; k++)
             if ((s[i + k] & 0xc0) != 0x80) return i;
-        if ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) || (c == 0xf0 && s[i + 1] < 0x90) ||
-            (c == 0xf4 && s[i + 1] > 0x8f))
+        if ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) ||
+            (c == 0xf0 && s[i + 1] < 0x90) || (c == 0xf4 && s[i + 1] > 0x8f))
             return i;
         i += len;
     }
@@ -45,7 +49,8 @@ static sr_status read_all(int fd, struct text *t, const char *what, sr_error *er
         if (n < 0) return sr_refuse(err, SR_ERR_IO, "%s: %s", what, strerror(errno));
         if (n == 0) break;
         t->bytes += (size_t)n;
-        if (t->bytes > MOST_BYTES) return sr_refuse(err, SR_ERR_RESOURCE, "%s: larger than %zu bytes", what, MOST_BYTES);
+        if (t->bytes > MOST_BYTES)
+            return sr_refuse(err, SR_ERR_RESOURCE, "%s: larger than %zu bytes", what, MOST_BYTES);
     }
     t->data[t->bytes] = '\0';
     return SR_OK;
@@ -56,7 +61,8 @@ sr_status sr_text_read(struct text *out, const char *flag, const char *path, sr_
     char name[120], what[160];
     struct text t = {0};
     int is_stdin = strcmp(path, "-") == 0;
-    snprintf(what, sizeof what, "%s %s", flag, is_stdin ? "(standard input)" : sr_visible(name, sizeof name, path));
+    snprintf(what, sizeof what, "%s %s", flag,
+             is_stdin ? "(standard input)" : sr_visible(name, sizeof name, path));
     int fd = is_stdin ? 0 : open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return sr_refuse(err, SR_ERR_IO, "%s: %s", what, strerror(errno));
     sr_status st = read_all(fd, &t, what, err);
@@ -65,7 +71,8 @@ sr_status sr_text_read(struct text *out, const char *flag, const char *path, sr_
     if (!st) {
         size_t good = utf8_valid((unsigned char *)t.data, t.bytes);
         if (good < t.bytes)
-            st = sr_refuse(err, SR_ERR_FORMAT, "%s: byte %zu (0x%02x) is not UTF-8", what, good, (unsigned char)t.data[good]);
+            st = sr_refuse(err, SR_ERR_FORMAT, "%s: byte %zu (0x%02x) is not UTF-8", what, good,
+                           (unsigned char)t.data[good]);
     }
     if (st)
         sr_text_free(&t);
@@ -76,7 +83,10 @@ sr_status sr_text_read(struct text *out, const char *flag, const char *path, sr_
 
 static int hex_value(char c)
 {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
 }
 
 /* The character after a backslash at s[1]; 0 where it is none of ours. *used = bytes taken. */
