@@ -34,6 +34,7 @@ static sr_status rope_of(const sr_attention_options *o, struct rope_spec *r, sr_
 {
     *r = (struct rope_spec){.kind = (enum rope_kind)o->rope_kind, .magnitude = 1};
     if ((unsigned)o->rope_kind > SR_ROPE_NEOX) return sr_fail(err, SR_ERR_USAGE, "rope_kind %d: want 0..2", (int)o->rope_kind);
+    if (o->head_dim < 8 || o->head_dim > 256) r->kind = ROPE_NONE; /* sr_attn_new refuses it */
     if (r->kind == ROPE_NONE) return SR_OK;
     r->n_dims = o->rope_dims ? o->rope_dims : o->head_dim;
     if (r->n_dims < 2 || r->n_dims > 256 || r->n_dims % 2) return sr_fail(err, SR_ERR_USAGE, "rope_dims %d: want an even number, 2..256", r->n_dims);

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A sequence over time: bands, truncation and going on, changes of route, several sequences in one step, saving and
+ * restoring, running out of memory. Whatever the way there, a step gives the bits that a fresh sequence gives.
+ */
+#include "attn_world.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "attention/timeline.h"
+#include "base/memory.h"
+
+enum { LAYERS = 2, KV = 2, GROUP = 2, DIM = 64, LEN = 4030, STRIDE = KV * GROUP * DIM };
+
+static struct { struct attn_world *world; char moments[64]; } shared;
+
+static sr_route_options route(sr_route_mode mode)
+{
+    sr_route_options o = sr_route_options_default();
+    o.mode = mode;
+    o.audit = 0;
+    o.tau_set = 1;
+    o.tau[0] = .3;
+    return o;
+}
+
+static void open_at(struct attn_bench *b, const sr_route_options *o, int32_t len)
+{
+    sr_bench_open(b, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, o, 2, shared.moments);
+    if (len) sr_bench_fill(b, shared.world, 0, len);
+}
+
+/* What a sequence that never saw anything else gives at pos. */
+static void fresh(const sr_route_options *o, int32_t pos, float out[LAYERS * STRIDE])
+{
+    struct attn_bench b;
+    open_at(&b, o, pos);
+    sr_bench_step(&b, shared.world, pos, out);
+    sr_bench_close(&b);
+}
+
+static void assert_step(struct attn_bench *b, int32_t pos)
+{
+    float got[LAYERS * STRIDE], want[LAYERS * STRIDE];
+    sr_bench_step(b, shared.world, pos, got);
+    fresh(sr_attn_seq_route(b->seq), pos, want);
+    assert_memory_equal(got, want, sizeof got);
+}
+
+/* ---- bands ---- */
+
+static void test_band_change(void **state)
+{
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_stats st;
+    float out[LAYERS * STRIDE];
+    (void)state;
+    open_at(&b, &o, 3998);
+    sr_bench_step(&b, shared.world, 3998, out);
+    sr_attn_seq_stats_reset(b.seq);
+    sr_bench_step(&b, shared.world, 3999, out);
+    sr_attn_seq_stats(b.seq, &st);
+    int64_t units = LAYERS * KV;
+    assert_int_equal(st.encoded, units * 16); /* one row left the window */
+    assert_int_equal(b.seq->band, 1);
+    sr_attn_seq_stats_reset(b.seq);
+    sr_bench_step(&b, shared.world, 4000, out);
+    sr_attn_seq_stats(b.seq, &st);
+    assert_int_equal(b.seq->band, 2);
+    assert_int_equal(st.encoded, units * 16 * (4001 - 256 - 4)); /* every far key anew */
+    assert_int_equal(st.sketch_bytes, (uint64_t)units * (4001 - 256 - 4) * (DIM * 2 + 8));
+    assert_int_equal(st.kv_bytes, (uint64_t)(st.k_rows + st.v_rows) * DIM * 2 + (uint64_t)st.sketch_rows * 8);
+    float want[LAYERS * STRIDE];
+    fresh(&o, 4000, want);
+    assert_memory_equal(out, want, sizeof out);
+    assert_step(&b, 4001);
+    /* back into the old band */
+    assert_int_equal(sr_attn_seq_truncate(b.seq, 3990, NULL), SR_OK);
+    assert_step(&b, 3990);
+    assert_int_equal(b.seq->band, 1);
+    sr_bench_close(&b);
+}
+
+/* A layer that is ahead of the others by a band makes bases come and go, and still gives the right bits. */
+static void test_layers_out_of_step(void **state)
+{
+    struct attn_world *w = shared.world;
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    float out[STRIDE], want[LAYERS * STRIDE];
+    (void)state;
+    open_at(&b, &o, 3999);
+    assert_int_equal(sr_attn_seq_reserve(b.seq, 4001, NULL), SR_OK);
+    for (int32_t p = 3999; p < 4001; p++) {
+        sr_attn_append(b.seq, 0, sr_world_k(w, 0, p), sr_world_v(w, 0, p), 1);
+        sr_bench_again(&b, w, 0, p, out);
+    }
+    sr_attn_append(b.seq, 1, sr_world_k(w, 1, 3999), sr_world_v(w, 1, 3999), 1);
+    sr_bench_again(&b, w, 1, 3999, out);
+    fresh(&o, 3999, want);
+    assert_memory_equal(out, want + STRIDE, sizeof out);
+    sr_bench_again(&b, w, 0, 4000, out);
+    fresh(&o, 4000, want);
+    assert_memory_equal(out, want, sizeof out);
+    sr_bench_close(&b);
+}
+
+/* ---- truncation, routes ---- */
+
+static void test_truncate_and_go_on(void **state)
+{
+    static const sr_route_mode modes[] = {SR_ROUTE_DENSE, SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_PAPER};
+    struct attn_bench b;
+    float out[LAYERS * STRIDE];
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        sr_route_options o = route(modes[i]);
+        open_at(&b, &o, 2500);
+        for (int32_t p = 2500; p < 2510; p++) sr_bench_step(&b, shared.world, p, out);
+        assert_int_equal(sr_attn_seq_truncate(b.seq, 2505, NULL), SR_OK);
+        assert_int_equal(sr_attn_seq_len(b.seq, 1), 2505);
+        assert_step(&b, 2505);
+        assert_int_equal(sr_attn_seq_truncate(b.seq, 2100, NULL), SR_OK); /* rows that had left the window are in it again */
+        assert_step(&b, 2100);
+        sr_bench_fill(&b, shared.world, 2101, 2600);
+        assert_step(&b, 2600);
+        assert_int_equal(sr_attn_seq_truncate(b.seq, 0, NULL), SR_OK);
+        sr_bench_fill(&b, shared.world, 0, 2300);
+        assert_step(&b, 2300);
+        sr_attn_seq_clear(b.seq);
+        uint64_t kv, sketch;
+        sr_attn_seq_memory(b.seq, &kv, &sketch);
+        assert_int_equal(kv + sketch, 0);
+        sr_bench_fill(&b, shared.world, 0, 2300);
+        assert_step(&b, 2300);
+        assert_int_equal(sr_attn_seq_truncate(b.seq, -1, NULL), SR_ERR_USAGE);
+        sr_bench_close(&b);
+    }
+}
+
+static void test_route_changes(void **state)
+{
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_DENSE);
+    int32_t pos = 2400;
+    (void)state;
+    open_at(&b, &o, pos);
+    assert_step(&b, pos++);
+    for (int i = 0; i < 8; i++) {
+        o = route(i % 4 == 3 ? SR_ROUTE_DENSE : SR_ROUTE_MASS);
+        if (i == 1) o.rank = 8;
+        if (i == 2) o.bits = 8;
+        if (i == 4) o.n_sinks = 1;
+        if (i == 5) o.window = 100;
+        if (i == 6) o.window = 600;
+        assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
+        assert_step(&b, pos++);
+        assert_step(&b, pos++);
+    }
+    o = route(SR_ROUTE_DENSE); /* grows past a chunk while there is no sketch */
+    assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
+    sr_bench_fill(&b, shared.world, pos, 3100);
+    o = route(SR_ROUTE_MASS);
+    assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
+    assert_step(&b, 3100);
+    sr_route_options bad = o;
+    bad.eps = 0;
+    assert_int_equal(sr_attn_seq_route_set(b.seq, &bad, NULL), SR_ERR_USAGE);
+    assert_step(&b, 3101);
+    sr_bench_close(&b);
+}
+
+/* ---- several sequences ---- */
+
+/* Lengths, modes and eps differ; one step for all gives what each gives alone, and bases are shared. */
+static void test_batch_of_sequences(void **state)
+{
+    enum { N = 6 };
+    static const int32_t lens[N] = {2500, 2300, 4005, 100, 2222, 2600};
+    static const sr_route_mode modes[N] = {SR_ROUTE_MASS, SR_ROUTE_MASS, SR_ROUTE_MASS, SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_MASS};
+    struct attn_world *w = shared.world;
+    struct attn_bench b;
+    struct attn_seq *seqs[N];
+    float want[LAYERS * STRIDE], q[N * STRIDE], out[LAYERS][N * STRIDE];
+    sr_route_options o[N];
+    (void)state;
+    o[0] = route(SR_ROUTE_MASS);
+    open_at(&b, &o[0], 0);
+    for (int i = 0; i < N; i++) {
+        o[i] = route(modes[i]);
+        if (i == 1) o[i].eps = .3f;
+        if (i == 5) o[i].rank = 8;
+        struct attn_seq_config c = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, o[i]};
+        if (i == 0) seqs[0] = b.seq;
+        else assert_int_equal(sr_attn_seq_new(&seqs[i], b.attention, &c, NULL), SR_OK);
+        struct attn_bench one = {b.backend, b.attention, seqs[i]};
+        sr_bench_fill(&one, w, 0, lens[i]);
+        assert_int_equal(sr_attn_seq_reserve(seqs[i], lens[i] + 1, NULL), SR_OK);
+    }
+    for (int l = 0; l < LAYERS; l++) {
+        for (int i = 0; i < N; i++) {
+            sr_attn_append(seqs[i], l, sr_world_k(w, l, lens[i]), sr_world_v(w, l, lens[i]), 1);
+            memcpy(q + i * STRIDE, sr_world_q(w, l, lens[i]), STRIDE * sizeof *q);
+        }
+        assert_int_equal(sr_attn_decode(b.attention, seqs, N, l, q, out[l], NULL), SR_OK);
+    }
+    for (int i = 0; i < N; i++) {
+        fresh(&o[i], lens[i], want);
+        for (int l = 0; l < LAYERS; l++) assert_memory_equal(out[l] + i * STRIDE, want + l * STRIDE, STRIDE * sizeof *want);
+    }
+    assert_ptr_equal(seqs[0]->bases, seqs[1]->bases);
+    assert_int_equal(sr_bases_refs(seqs[0]->bases), 2);
+    assert_ptr_not_equal(seqs[0]->bases, seqs[2]->bases);
+    for (int i = 1; i < N; i++) sr_attn_seq_free(seqs[i]);
+    assert_int_equal(sr_bases_refs(seqs[0]->bases), 1);
+    sr_bench_close(&b);
+}
+
+/* ---- saving ---- */
+
+struct tape { uint8_t *data; size_t used, room, at; int n; };
+
+static sr_status record(void *ctx, const char *what, void *data, size_t bytes, sr_error *err)
+{
+    struct tape *t = ctx;
+    (void)what;
+    (void)err;
+    if (t->used + bytes > t->room) {
+        t->room = 2 * (t->used + bytes);
+        t->data = realloc(t->data, t->room);
+        assert_non_null(t->data);
+    }
+    memcpy(t->data + t->used, data, bytes);
+    t->used += bytes;
+    t->n++;
+    return SR_OK;
+}
+
+static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_error *err)
+{
+    struct tape *t = ctx;
+    (void)what;
+    if (t->at + bytes > t->used) return sr_fail(err, SR_ERR_FORMAT, "tape ends");
+    memcpy(data, t->data + t->at, bytes);
+    t->at += bytes;
+    t->n--;
+    return SR_OK;
+}
+
+static void check_restore(const sr_route_options *o, const char *moments, int32_t len)
+{
+    struct attn_world *w = shared.world;
+    struct attn_bench a, b;
+    struct tape t = {0};
+    struct attn_seq_state st;
+    float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
+    sr_error err = {SR_OK, ""};
+    sr_bench_open(&a, w, SR_DTYPE_F16, SR_DTYPE_Q8_0, o, 2, moments);
+    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_Q8_0, o, 2, moments);
+    if (moments) sr_bench_fill(&a, w, 0, len);
+    else sr_bench_prefill(&a, w, 0, len, 512, NULL);
+    sr_bench_step(&a, w, len, want);
+    sr_attn_seq_state_get(a.seq, &st);
+    assert_int_equal(st.len, len + 1);
+    assert_int_equal(sr_attn_seq_visit(a.seq, record, &t, &err), SR_OK);
+    if (sr_attn_seq_state_set(b.seq, &st, &err) || sr_attn_seq_visit(b.seq, play, &t, &err)) fail_msg("%s", err.text);
+    assert_int_equal(t.at, t.used);
+    assert_int_equal(t.n, 0);
+    assert_int_equal(sr_attn_seq_check(b.seq, &err), SR_OK);
+    sr_attn_seq_stats_reset(a.seq);
+    for (int32_t p = len + 1; p < len + 8; p++) {
+        sr_bench_step(&a, w, p, want);
+        sr_bench_step(&b, w, p, got);
+        assert_memory_equal(got, want, sizeof got);
+    }
+    sr_route_stats x, y; /* the same work too: sketch rows came with the file */
+    sr_attn_seq_stats(a.seq, &x);
+    sr_attn_seq_stats(b.seq, &y);
+    assert_memory_equal(&x, &y, sizeof x);
+    free(t.data);
+    sr_bench_close(&a);
+    sr_bench_close(&b);
+}
+
+static void test_save_and_restore(void **state)
+{
+    (void)state;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    check_restore(&o, shared.moments, 2500);
+    check_restore(&o, NULL, 2100); /* stands on its own moments */
+    check_restore(&o, NULL, 2043); /* in the middle of collecting */
+    o = route(SR_ROUTE_DENSE);
+    check_restore(&o, NULL, 300);
+}
+
+static void test_restore_refuses(void **state)
+{
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    struct attn_seq_state good, st;
+    sr_error err = {SR_OK, ""};
+    float out[LAYERS * STRIDE];
+    (void)state;
+    open_at(&b, &o, 2400);
+    sr_bench_step(&b, shared.world, 2400, out);
+    sr_attn_seq_state_get(b.seq, &good);
+    struct { const char *word; int32_t *field, value; sr_status want; } rows[] = {
+        {"max_len", &st.len, LEN + 1, SR_ERR_FORMAT}, {"tokens", &st.len, -1, SR_ERR_FORMAT}, {"band", &st.band, 9, SR_ERR_FORMAT},
+        {"band", &st.band, -2, SR_ERR_FORMAT},        {"rank", &st.rank, 7, SR_ERR_UNSUPPORTED}, {"bits", &st.bits, 8, SR_ERR_UNSUPPORTED},
+        {"n_sinks", &st.n_sinks, 3, SR_ERR_UNSUPPORTED}, {"own", &st.own_moments, 3, SR_ERR_FORMAT}, {"own", &st.own_moments, 1, SR_ERR_UNSUPPORTED},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        st = good;
+        *rows[i].field = rows[i].value;
+        assert_int_equal(sr_attn_seq_state_set(b.seq, &st, &err), rows[i].want);
+        if (!strstr(err.text, rows[i].word)) fail_msg("\"%s\" does not name %s", err.text, rows[i].word);
+    }
+    st = good;
+    st.moments_id ^= 1;
+    assert_int_equal(sr_attn_seq_state_set(b.seq, &st, &err), SR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "moments"));
+    /* refusals changed nothing */
+    assert_step(&b, 2401);
+    /* a sketch that claims rows beyond the end */
+    struct tape t = {0};
+    sr_attn_seq_state_get(b.seq, &st);
+    b.seq->sketch_to[1] = st.len + 1;
+    assert_int_equal(sr_attn_seq_visit(b.seq, record, &t, &err), SR_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "layer 1"));
+    free(t.data);
+    assert_step(&b, 2402); /* it is encoded anew */
+    struct attn_unit units[KV];
+    sr_cache_units(b.seq, 1, units);
+    memset((uint8_t *)units[1].v.chunk[1] + 5 * b.seq->shape.v_row_bytes, 0xff, 2);
+    assert_int_equal(sr_attn_seq_check(b.seq, &err), SR_ERR_NUMERIC);
+    assert_non_null(strstr(err.text, "layer 1, KV group 1, row 1029"));
+    sr_bench_close(&b);
+}
+
+/* ---- no memory ---- */
+
+static sr_status whole_life(const struct attn_world *w, struct backend *backend)
+{
+    struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope};
+    struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, route(SR_ROUTE_MASS)};
+    struct attention *a = NULL;
+    struct attn_seq *s = NULL;
+    float q[STRIDE], out[STRIDE];
+    sr_status st;
+    SR_TRY_GOTO(sr_attn_new(&a, backend, &c, NULL));
+    SR_TRY_GOTO(sr_attn_load_moments(a, shared.moments, NULL));
+    SR_TRY_GOTO(sr_attn_seq_new(&s, a, &sc, NULL));
+    SR_TRY_GOTO(sr_attn_seq_reserve(s, 2300, NULL));
+    sr_attn_append(s, 0, sr_world_k(w, 0, 0), sr_world_v(w, 0, 0), 2300);
+    memcpy(q, sr_world_q(w, 0, 2299), sizeof q);
+    SR_TRY_GOTO(sr_attn_decode(a, &s, 1, 0, q, out, NULL));
+    sc.route.rank = 20;
+    SR_TRY_GOTO(sr_attn_seq_route_set(s, &sc.route, NULL));
+    memcpy(q, sr_world_q(w, 0, 2299), sizeof q);
+    SR_TRY_GOTO(sr_attn_decode(a, &s, 1, 0, q, out, NULL));
+fail:
+    sr_attn_seq_free(s);
+    sr_attn_free(a);
+    return st;
+}
+
+static void test_every_allocation_may_fail(void **state)
+{
+    int n = 1;
+    (void)state;
+    for (;; n++) {
+        struct backend *backend;
+        assert_int_equal(sr_backend_cpu_open(&backend, 1, NULL), SR_OK);
+        sr_alloc_fail_at((uint64_t)n);
+        sr_status st = whole_life(shared.world, backend);
+        sr_alloc_fail_at(0);
+        sr_backend_close(backend);
+        if (st == SR_OK) break;
+        assert_int_equal(st, SR_ERR_RESOURCE);
+    }
+    print_message("# %d allocations failed in turn\n", n - 1);
+    assert_true(n > 20);
+}
+
+static int make_world(void **state)
+{
+    (void)state;
+    shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 13);
+    sr_world_moments(shared.world, shared.moments);
+    return 0;
+}
+
+static int free_world(void **state)
+{
+    (void)state;
+    sr_world_free(shared.world);
+    unlink(shared.moments);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_band_change),        cmocka_unit_test(test_layers_out_of_step), cmocka_unit_test(test_truncate_and_go_on),
+        cmocka_unit_test(test_route_changes),      cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
+        cmocka_unit_test(test_restore_refuses),    cmocka_unit_test(test_every_allocation_may_fail),
+    };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests(tests, make_world, free_world);
+}
