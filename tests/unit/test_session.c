@@ -169,6 +169,36 @@ static void decode_allocates_nothing(void **state)
     sr_model_close(m);
 }
 
+/* Routed steps too, between the steps that make a band's bases or begin a chunk. */
+static void routed_decode_allocates_nothing(void **state)
+{
+    (void)state;
+    struct tiny_spec spec = tiny_spec_default();
+    spec.n_ctx = 4096;
+    sr_model *m = open_tiny(&spec, 1);
+    sr_session *s;
+    sr_session_options o = sr_session_options_default();
+    static int32_t text[2100];
+    o.route.mode = SR_ROUTE_MASS;
+    o.route.window = 64;
+    o.route.audit = 0.2f;
+    tiny_tokens(5, text, 2100);
+    OK(sr_session_new(&s, m, &o, &err));
+    prefill(s, text, 2100);
+    OK(sr_session_decode(s, 1, &err));
+    const uint64_t before = sr_alloc_count();
+    for (int i = 0; i < 60; i++) OK(sr_session_decode(s, text[i], &err));
+    assert_int_equal(sr_alloc_count(), before);
+    sr_session_stats st;
+    sr_session_get_stats(s, &st);
+    assert_true(st.route.units_list + st.route.units_near > 0 && st.route.audits > 0);
+    float heat[4];
+    sr_session_heat(s, heat);
+    for (int i = 0; i < 4; i++) assert_true(heat[i] >= 0 && heat[i] <= 1);
+    sr_session_free(s);
+    sr_model_close(m);
+}
+
 static void usage_changes_nothing(void **state)
 {
     (void)state;
@@ -515,7 +545,7 @@ static void inspection(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(file_cut_while_decoding), cmocka_unit_test(prefill_is_decode), cmocka_unit_test(same_bits), cmocka_unit_test(decode_allocates_nothing),
+        cmocka_unit_test(file_cut_while_decoding), cmocka_unit_test(prefill_is_decode), cmocka_unit_test(same_bits), cmocka_unit_test(decode_allocates_nothing), cmocka_unit_test(routed_decode_allocates_nothing),
         cmocka_unit_test(usage_changes_nothing), cmocka_unit_test(cancelled_prefill), cmocka_unit_test(sync_keeps_the_prefix),
         cmocka_unit_test(contexts_refused), cmocka_unit_test(model_beyond_address_space), cmocka_unit_test(memory_need_is_true),
         cmocka_unit_test(weights_in_memory), cmocka_unit_test(tokens), cmocka_unit_test(chat), cmocka_unit_test(inspection)};

@@ -355,6 +355,35 @@ static void other_settings(void **state)
     sr_session_free(s);
 }
 
+/* The sketch is part of what must match; a file without one serves any route mode. */
+static void other_routes(void **state)
+{
+    (void)state;
+    const char *path = tiny_path("mass.session");
+    sr_session *mass = session_of(model, SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_MASS), *live = NULL, *d = dense();
+    sr_session_options o = sr_session_options_default();
+    o.route.mode = SR_ROUTE_MASS;
+    o.route.min_len = 64;
+    o.route.window = 32;
+    prefill(d, 2200);
+    prefill(mass, 2200);
+    OK(sr_session_save(d, path, &err));
+    OK(sr_session_new(&live, model, &o, &err));
+    OK(sr_session_restore(live, path, &err));
+    next_answers_equal(mass, live, 10);
+    OK(sr_session_save(mass, path, &err));
+    OK(sr_session_restore(live, path, &err));
+    next_answers_equal(mass, live, 10);
+    sr_session_free(live);
+    o.route.rank = 8;
+    OK(sr_session_new(&live, model, &o, &err));
+    prefill(live, 20);
+    refused(live, path, SR_ERR_UNSUPPORTED, "rank");
+    sr_session_free(live);
+    sr_session_free(mass);
+    sr_session_free(d);
+}
+
 /* KV8 */
 static void targets(void **state)
 {
@@ -463,7 +492,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(continues_exactly), cmocka_unit_test(empty_session), cmocka_unit_test(cuts), cmocka_unit_test(bit_flips),
-        cmocka_unit_test(sealed_lies), cmocka_unit_test(other_settings), cmocka_unit_test(targets), cmocka_unit_test(locked),
+        cmocka_unit_test(sealed_lies), cmocka_unit_test(other_settings), cmocka_unit_test(other_routes), cmocka_unit_test(targets), cmocka_unit_test(locked),
         cmocka_unit_test(two_writers), cmocka_unit_test(disk_full)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, open_shared, close_shared);

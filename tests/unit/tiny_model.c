@@ -146,8 +146,8 @@ static void put_vocabulary(struct tiny *t)
         if (cp < 0x80) snprintf(text[b], sizeof(text[b]), "%c", cp);
         else snprintf(text[b], sizeof(text[b]), "%c%c", 0xc0 | cp >> 6, 0x80 | (cp & 63));
     }
-    static const char *const merges[] = {"t h", "th e", "\xc4\xa0 a", "e r"};
-    static const char *const more[] = {"th", "the", "\xc4\xa0" "a", "er", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unused>"};
+    static const char *const merges[] = {"t h", "th e", "\304\240 a", "e r"};
+    static const char *const more[] = {"th", "the", "\304\240a", "er", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unused>"};
     for (int i = 256; i < TINY_VOCAB; i++) snprintf(text[i], sizeof(text[i]), "%s", more[i - 256]);
     for (int i = 0; i < TINY_VOCAB; i++) {
         tokens[i] = text[i];
