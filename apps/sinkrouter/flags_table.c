@@ -34,7 +34,6 @@ enum {
 #define CACHE_TYPES "f32 f16 bf16 q8_0"
 #define MODES       "dense mass paper window"
 
-/* clang-format off: one row, one line */
 const struct flag sr_flag_table[] = {
     HEAD("Model"),
     {"-m --model", "FILE", FLAG_TEXTS, ALL, AT(models), 0, 0, 0, NULL,
@@ -321,4 +320,3 @@ const struct flag sr_flag_table[] = {
             CMD_PERPLEXITY, "perplexity here is of decoded tokens, against dense: see -c, -n and --modes"),
     {NULL, NULL, FLAG_SET, 0, 0, 0, 0, 0, NULL, NULL},
 };
-/* clang-format on */
