@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * KV cache, router and attention for any engine: no model needed. The caller owns q, k and v; this library keeps
- * the keys and values of one sequence, decides at each decode step which of them are read, and returns the attention
- * output with a count of every row that was touched.
+ * KV cache, router and attention for any engine: no model needed. The caller owns q, k and v; this library
+ * keeps the keys and values of one sequence, decides at each decode step which of them are read, and returns
+ * the attention output with a count of every row that was touched.
  *
  *     sr_attention_new -> per token: for each layer  append, then attend -> stats -> free
  *
- * Conventions. Arrays are float, row-major. A token's q is [n_heads][head_dim], its k and v [n_kv_heads][head_dim],
- * after rotary embedding; query head h reads KV head h / (n_heads / n_kv_heads). Logits are q.k / sqrt(head_dim).
- * Decode attention is routed; prefill attention is always exact. K and V rows are never evicted: turning routing
- * off gives dense attention over the same cache.
+ * Conventions. Arrays are float, row-major. A token's q is [n_heads][head_dim], its k and v
+ * [n_kv_heads][head_dim], after rotary embedding; query head h reads KV head h / (n_heads / n_kv_heads).
+ * Logits are q.k / sqrt(head_dim). Decode attention is routed; prefill attention is always exact. K and V
+ * rows are never evicted: turning routing off gives dense attention over the same cache.
  *
- * Threads: one thread per sr_attention at a time; its own pool does the work. Results are the same bits for any
- * number of threads.
+ * Threads: one thread per sr_attention at a time; its own pool does the work. Results are the same bits for
+ * any number of threads.
  */
 #ifndef SINKROUTER_ATTENTION_H
 #define SINKROUTER_ATTENTION_H
@@ -25,44 +25,49 @@ extern "C" {
 
 /* What a decode step reads. docs/routing.md has the methods; the seed is SinkRouter, arXiv 2604.16883. */
 typedef enum sr_route_mode {
-    SR_ROUTE_DENSE = 0,  /* every key */
-    SR_ROUTE_MASS = 1,   /* sinks, window, and far keys until the estimated unread attention mass is <= eps */
-    SR_ROUTE_PAPER = 2,  /* skip a KV group (output 0) when mean cos(q, k_0) > tau; first two layers dense */
-    SR_ROUTE_WINDOW = 3  /* sinks and window only */
+    SR_ROUTE_DENSE = 0, /* every key */
+    SR_ROUTE_MASS = 1,  /* sinks, window, and far keys until the estimated unread attention mass is <= eps */
+    SR_ROUTE_PAPER = 2, /* skip a KV group (output 0) when mean cos(q, k_0) > tau; first two layers dense */
+    SR_ROUTE_WINDOW = 3 /* sinks and window only */
 } sr_route_mode;
 
 typedef struct sr_route_options {
     sr_route_mode mode;
-    float eps;         /* mass: bound on the unread share of every head, (0, 1); default 0.1 */
-    int32_t window;    /* last tokens always read, 1..65536; default 256 */
-    int32_t n_sinks;   /* first tokens always read, 0..1024; default 4 */
-    int32_t min_len;   /* below this many cached tokens every mode is dense; default 2048 */
-    int32_t rank;      /* sketch coordinates per key, 1..head_dim; 0 = head_dim / 4 */
-    int32_t bits;      /* bits per coordinate, 4 or 8; default 4 */
-    float audit;       /* fraction of (layer, KV group, step) checked against dense, 0..1; default 0.01 */
-    uint64_t seed;     /* of the choice of audits; default 0 */
-    /* paper: threshold c[0] + c[1] x + c[2] x^2 + c[3] x^3 with x = clamp(len, min, max) / scale. A constant tau is
-     * c = {tau, 0, 0, 0}. tau_set == 0 makes `paper` a usage error. */
+    float eps;       /* mass: bound on the unread share of every head, (0, 1); default 0.1 */
+    int32_t window;  /* last tokens always read, 1..65536; default 256 */
+    int32_t n_sinks; /* first tokens always read, 0..1024; default 4 */
+    int32_t min_len; /* below this many cached tokens every mode is dense; default 2048 */
+    int32_t rank;    /* sketch coordinates per key, 1..head_dim; 0 = head_dim / 4 */
+    int32_t bits;    /* bits per coordinate, 4 or 8; default 4 */
+    float audit;     /* fraction of (layer, KV group, step) checked against dense, 0..1; default 0.01 */
+    uint64_t seed;   /* of the choice of audits; default 0 */
+    /* paper: threshold c[0] + c[1] x + c[2] x^2 + c[3] x^3 with x = clamp(len, min, max) / scale. A constant
+     * tau is c = {tau, 0, 0, 0}. tau_set == 0 makes `paper` a usage error. */
     int tau_set;
     double tau[4], tau_scale, tau_min_len, tau_max_len;
 } sr_route_options;
 
 SR_API sr_route_options sr_route_options_default(void);
-SR_API const char *sr_route_mode_name(sr_route_mode mode);                /* "dense" ... */
+SR_API const char *sr_route_mode_name(sr_route_mode mode); /* "dense" ... */
 SR_API sr_status sr_route_mode_find(sr_route_mode *out, const char *name, sr_error *err);
 
 /* How the caller's q and k were rotated: needed by `mass` to carry its basis between positions. */
-typedef enum sr_rope_kind { SR_ROPE_NONE = 0, SR_ROPE_NORM = 1 /* pairs (2i, 2i+1) */, SR_ROPE_NEOX = 2 /* (i, i + n/2) */ } sr_rope_kind;
+typedef enum sr_rope_kind {
+    SR_ROPE_NONE = 0,
+    SR_ROPE_NORM = 1 /* pairs (2i, 2i+1) */,
+    SR_ROPE_NEOX = 2 /* (i, i + n/2) */
+} sr_rope_kind;
 
 typedef struct sr_attention_options {
-    int32_t n_layers, n_heads, n_kv_heads, head_dim; /* head_dim a multiple of 8, <= 256; n_heads / n_kv_heads <= 16 */
-    sr_dtype k_type, v_type;                         /* F32 F16 BF16 Q8_0; default F16 */
-    int32_t max_len;                                 /* tokens; memory grows as they come */
-    int n_threads;                                   /* 0 = physical cores */
+    int32_t n_layers, n_heads, n_kv_heads,
+        head_dim;            /* head_dim a multiple of 8, <= 256; n_heads / n_kv_heads <= 16 */
+    sr_dtype k_type, v_type; /* F32 F16 BF16 Q8_0; default F16 */
+    int32_t max_len;         /* tokens; memory grows as they come */
+    int n_threads;           /* 0 = physical cores */
     sr_rope_kind rope_kind;
-    int32_t rope_dims;                               /* 0 = head_dim */
-    double rope_base;                                /* default 10000; ignored if inv_freq is given */
-    const double *rope_inv_freq;                     /* [rope_dims / 2] radians per position, or NULL; copied */
+    int32_t rope_dims;           /* 0 = head_dim */
+    double rope_base;            /* default 10000; ignored if inv_freq is given */
+    const double *rope_inv_freq; /* [rope_dims / 2] radians per position, or NULL; copied */
     sr_route_options route;
 } sr_attention_options;
 
@@ -73,16 +78,19 @@ typedef struct sr_attention sr_attention;
 SR_API sr_status sr_attention_new(sr_attention **out, const sr_attention_options *o, sr_error *err);
 SR_API void sr_attention_free(sr_attention *a);
 
-/* Adds n tokens to a layer: k, v [n][n_kv_heads][head_dim]. Every layer receives the same tokens, in order; a layer may run
- * ahead of the others. SR_ERR_USAGE when max_len would be exceeded; nothing is changed then. */
-SR_API sr_status sr_attention_append(sr_attention *a, int32_t layer, const float *k, const float *v, int32_t n, sr_error *err);
+/* Adds n tokens to a layer: k, v [n][n_kv_heads][head_dim]. Every layer receives the same tokens, in order; a
+ * layer may run ahead of the others. SR_ERR_USAGE when max_len would be exceeded; nothing is changed then. */
+SR_API sr_status sr_attention_append(sr_attention *a, int32_t layer, const float *k, const float *v,
+                                     int32_t n, sr_error *err);
 
-/* Exact causal attention of the last n tokens of the layer. q, out [n][n_heads][head_dim]. Also collects the moments that
- * `mass` needs from positions 4..2,047, unless a moments file was given. */
-SR_API sr_status sr_attention_prefill(sr_attention *a, int32_t layer, const float *q, int32_t n, float *out, sr_error *err);
+/* Exact causal attention of the last n tokens of the layer. q, out [n][n_heads][head_dim]. Also collects the
+ * moments that `mass` needs from positions 4..2,047, unless a moments file was given. */
+SR_API sr_status sr_attention_prefill(sr_attention *a, int32_t layer, const float *q, int32_t n, float *out,
+                                      sr_error *err);
 
 /* Routed attention of the layer's last token. q, out [n_heads][head_dim]. */
-SR_API sr_status sr_attention_decode(sr_attention *a, int32_t layer, const float *q, float *out, sr_error *err);
+SR_API sr_status sr_attention_decode(sr_attention *a, int32_t layer, const float *q, float *out,
+                                     sr_error *err);
 
 /* Tokens in the layer. */
 SR_API int32_t sr_attention_len(const sr_attention *a, int32_t layer);
@@ -98,22 +106,23 @@ SR_API sr_status sr_attention_moments_save(const sr_attention *a, const char *pa
 
 /* Counts since creation or the last reset; decode steps only. Bytes are of rows that kernels touched. */
 typedef struct sr_route_stats {
-    int64_t steps;             /* decoded tokens */
-    int64_t units;             /* (layer, KV group) decisions */
-    int64_t units_all, units_near, units_list, units_none; /* what they were: everything, sinks+window, a list, nothing */
+    int64_t steps; /* decoded tokens */
+    int64_t units; /* (layer, KV group) decisions */
+    int64_t units_all, units_near, units_list,
+        units_none; /* what they were: everything, sinks+window, a list, nothing */
     int64_t k_rows, v_rows, sketch_rows;
-    uint64_t kv_bytes;         /* K and V rows and sketch rows read, re-projection included */
-    uint64_t sketch_bytes;     /* of these: sketch rows, and K rows read to project keys anew */
-    uint64_t dense_bytes;      /* what dense decoding would have read */
-    uint64_t audit_bytes;      /* read by audits, not in kv_bytes */
-    int64_t audits;            /* audited units */
-    int64_t cases;             /* audited (unit, query head) */
-    int64_t above_eps;         /* cases with true unread mass > eps */
-    int64_t broken;            /* cases with true unread mass > 2 eps */
-    double unread_sum, unread_max;         /* true unread mass over cases */
-    double estimate_sum;                   /* estimated unread mass over the same cases (mass only) */
+    uint64_t kv_bytes;             /* K and V rows and sketch rows read, re-projection included */
+    uint64_t sketch_bytes;         /* of these: sketch rows, and K rows read to project keys anew */
+    uint64_t dense_bytes;          /* what dense decoding would have read */
+    uint64_t audit_bytes;          /* read by audits, not in kv_bytes */
+    int64_t audits;                /* audited units */
+    int64_t cases;                 /* audited (unit, query head) */
+    int64_t above_eps;             /* cases with true unread mass > eps */
+    int64_t broken;                /* cases with true unread mass > 2 eps */
+    double unread_sum, unread_max; /* true unread mass over cases */
+    double estimate_sum;           /* estimated unread mass over the same cases (mass only) */
     double output_error_sum, output_error_max; /* |o - o_dense| / |o_dense| over cases */
-    int64_t clipped, encoded;  /* sketch values clipped, of how many written */
+    int64_t clipped, encoded;                  /* sketch values clipped, of how many written */
 } sr_route_stats;
 
 SR_API void sr_attention_stats(const sr_attention *a, sr_route_stats *out);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The public attention.h over one sequence with a CPU backend of its own: checks arguments, copies queries (they are
- * scaled in place below), and forwards.
+ * The public attention.h over one sequence with a CPU backend of its own: checks arguments, copies queries
+ * (they are scaled in place below), and forwards.
  */
 #include "sinkrouter/attention.h"
 
@@ -18,14 +18,18 @@ struct sr_attention {
     struct attention *attention;
     struct attn_seq *seq;
     int32_t n_layers, max_len;
-    size_t q_elems;   /* n_heads * head_dim */
-    float *q;         /* [PREFILL_BLOCK][n_heads][head_dim] */
+    size_t q_elems; /* n_heads * head_dim */
+    float *q;       /* [PREFILL_BLOCK][n_heads][head_dim] */
 };
 
 sr_attention_options sr_attention_options_default(void)
 {
     return (sr_attention_options){
-        .k_type = SR_DTYPE_F16, .v_type = SR_DTYPE_F16, .max_len = 131072, .rope_kind = SR_ROPE_NORM, .rope_base = 10000,
+        .k_type = SR_DTYPE_F16,
+        .v_type = SR_DTYPE_F16,
+        .max_len = 131072,
+        .rope_kind = SR_ROPE_NORM,
+        .rope_base = 10000,
         .route = sr_route_options_default(),
     };
 }
@@ -33,11 +37,13 @@ sr_attention_options sr_attention_options_default(void)
 static sr_status rope_of(const sr_attention_options *o, struct rope_spec *r, sr_error *err)
 {
     *r = (struct rope_spec){.kind = (enum rope_kind)o->rope_kind, .magnitude = 1};
-    if ((unsigned)o->rope_kind > SR_ROPE_NEOX) return sr_fail(err, SR_ERR_USAGE, "rope_kind %d: want 0..2", (int)o->rope_kind);
+    if ((unsigned)o->rope_kind > SR_ROPE_NEOX)
+        return sr_fail(err, SR_ERR_USAGE, "rope_kind %d: want 0..2", (int)o->rope_kind);
     if (o->head_dim < 8 || o->head_dim > 256) r->kind = ROPE_NONE; /* sr_attn_new refuses it */
     if (r->kind == ROPE_NONE) return SR_OK;
     r->n_dims = o->rope_dims ? o->rope_dims : o->head_dim;
-    if (r->n_dims < 2 || r->n_dims > 256 || r->n_dims % 2) return sr_fail(err, SR_ERR_USAGE, "rope_dims %d: want an even number, 2..256", r->n_dims);
+    if (r->n_dims < 2 || r->n_dims > 256 || r->n_dims % 2)
+        return sr_fail(err, SR_ERR_USAGE, "rope_dims %d: want an even number, 2..256", r->n_dims);
     if (!o->rope_inv_freq && !(o->rope_base > 0 && isfinite(o->rope_base))) {
         return sr_fail(err, SR_ERR_USAGE, "rope_base %g: want more than 0", o->rope_base);
     }
@@ -51,8 +57,10 @@ sr_status sr_attention_new(sr_attention **out, const sr_attention_options *o, sr
 {
     struct attention_config c;
     sr_status st;
-    if (!out || !o) return sr_fail(err, SR_ERR_USAGE, "sr_attention_new: %s is NULL", out ? "options" : "out");
-    c = (struct attention_config){.n_layers = o->n_layers, .n_heads = o->n_heads, .n_kv_heads = o->n_kv_heads, .head_dim = o->head_dim};
+    if (!out || !o)
+        return sr_fail(err, SR_ERR_USAGE, "sr_attention_new: %s is NULL", out ? "options" : "out");
+    c = (struct attention_config){
+        .n_layers = o->n_layers, .n_heads = o->n_heads, .n_kv_heads = o->n_kv_heads, .head_dim = o->head_dim};
     SR_TRY(rope_of(o, &c.rope, err));
     sr_attention *a = sr_alloc_zero(1, sizeof *a);
     if (!a) return sr_fail_memory(err, sizeof *a, "attention");
@@ -99,7 +107,8 @@ static sr_status check_pointer(const char *what, const char *name, const void *p
     return p ? SR_OK : sr_fail(err, SR_ERR_USAGE, "%s: %s is NULL", what, name);
 }
 
-sr_status sr_attention_append(sr_attention *a, int32_t layer, const float *k, const float *v, int32_t n, sr_error *err)
+sr_status sr_attention_append(sr_attention *a, int32_t layer, const float *k, const float *v, int32_t n,
+                              sr_error *err)
 {
     SR_TRY(check_call(a, "append", layer, err));
     if (n < 0) return sr_fail(err, SR_ERR_USAGE, "append: n %d is negative", n);
@@ -108,7 +117,8 @@ sr_status sr_attention_append(sr_attention *a, int32_t layer, const float *k, co
     SR_TRY(check_pointer("append", "v", v, err));
     int32_t len = sr_attn_seq_len(a->seq, layer);
     if (n > a->max_len - len) {
-        return sr_fail(err, SR_ERR_USAGE, "append: layer %d has %d tokens, %d more exceed max_len %d", layer, len, n, a->max_len);
+        return sr_fail(err, SR_ERR_USAGE, "append: layer %d has %d tokens, %d more exceed max_len %d", layer,
+                       len, n, a->max_len);
     }
     SR_TRY(sr_attn_seq_reserve(a->seq, len + n, err));
     sr_attn_append(a->seq, layer, k, v, n);
@@ -116,11 +126,13 @@ sr_status sr_attention_append(sr_attention *a, int32_t layer, const float *k, co
 }
 
 /* The last n tokens, in blocks. A block attends as if the tokens after it were not there yet. */
-sr_status sr_attention_prefill(sr_attention *a, int32_t layer, const float *q, int32_t n, float *out, sr_error *err)
+sr_status sr_attention_prefill(sr_attention *a, int32_t layer, const float *q, int32_t n, float *out,
+                               sr_error *err)
 {
     SR_TRY(check_call(a, "prefill", layer, err));
     int32_t len = sr_attn_seq_len(a->seq, layer);
-    if (n < 0 || n > len) return sr_fail(err, SR_ERR_USAGE, "prefill: n %d: want 0..%d, the tokens of layer %d", n, len, layer);
+    if (n < 0 || n > len)
+        return sr_fail(err, SR_ERR_USAGE, "prefill: n %d: want 0..%d, the tokens of layer %d", n, len, layer);
     if (n == 0) return SR_OK;
     SR_TRY(check_pointer("prefill", "q", q, err));
     SR_TRY(check_pointer("prefill", "out", out, err));
@@ -138,7 +150,8 @@ sr_status sr_attention_decode(sr_attention *a, int32_t layer, const float *q, fl
     SR_TRY(check_call(a, "decode", layer, err));
     SR_TRY(check_pointer("decode", "q", q, err));
     SR_TRY(check_pointer("decode", "out", out, err));
-    if (sr_attn_seq_len(a->seq, layer) < 1) return sr_fail(err, SR_ERR_USAGE, "decode: layer %d has no tokens", layer);
+    if (sr_attn_seq_len(a->seq, layer) < 1)
+        return sr_fail(err, SR_ERR_USAGE, "decode: layer %d has no tokens", layer);
     memcpy(a->q, q, a->q_elems * sizeof(float));
     return sr_attn_decode(a->attention, &a->seq, 1, layer, a->q, out, err);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Audits: a seeded fraction of routed units is attended densely as well, into a state apart. That gives the true unread
- * share of every head, 1 - l_read e^{m_read} / (l_all e^{m_all}), and the error of its output. What was routed stays as it
- * is: an audit changes counters only.
+ * Audits: a seeded fraction of routed units is attended densely as well, into a state apart. That gives the
+ * true unread share of every head, 1 - l_read e^{m_read} / (l_all e^{m_all}), and the error of its output.
+ * What was routed stays as it is: an audit changes counters only.
  */
 #include "attention/timeline.h"
 
@@ -27,7 +27,9 @@ static int is_audited(const struct attn_seq *s, int32_t layer, int32_t group)
     return (double)(h >> 11) * 0x1p-53 < (double)s->route.audit;
 }
 
-struct head_truth { double unread, output_error; };
+struct head_truth {
+    double unread, output_error;
+};
 
 /* With everything read the routed state is the dense one. */
 static struct head_truth compare(const struct decoded *d, int32_t u, int32_t head)
@@ -36,7 +38,8 @@ static struct head_truth compare(const struct decoded *d, int32_t u, int32_t hea
     size_t at = (size_t)u * (size_t)d->a->group + (size_t)head, dim = (size_t)d->a->c.head_dim;
     struct head_truth t = {0, 0};
     if (d->plan->kind[u] == READ_ALL) return t;
-    double l_all = w->audit_state.l[at], l_read = w->state.l[at], m_all = w->audit_state.m[at], m_read = w->state.m[at];
+    double l_all = w->audit_state.l[at], l_read = w->state.l[at], m_all = w->audit_state.m[at],
+           m_read = w->state.m[at];
     t.unread = l_read > 0 ? 1 - l_read / l_all * exp(m_read - m_all) : 1;
     t.unread = t.unread < 0 ? 0 : t.unread; /* rounding */
     double diff = 0, norm = 0;
@@ -90,10 +93,15 @@ void sr_audit(const struct decoded *d)
     memset(w->audit_touched, 0, (size_t)d->n_units * sizeof *w->audit_touched);
     if (has_dense) {
         d->a->backend->ops->attn_rows(d->a->backend, &(struct attn_rows_args){
-            .shape = &d->seqs[0]->shape, .units = w->units, .set = w->set, .n_units = d->n_units,
-            .n_sinks = d->seqs[0]->route.n_sinks, .window = d->seqs[0]->route.window, .state = w->audit_state,
-            .touched = w->audit_touched,
-        });
+                                                         .shape = &d->seqs[0]->shape,
+                                                         .units = w->units,
+                                                         .set = w->set,
+                                                         .n_units = d->n_units,
+                                                         .n_sinks = d->seqs[0]->route.n_sinks,
+                                                         .window = d->seqs[0]->route.window,
+                                                         .state = w->audit_state,
+                                                         .touched = w->audit_touched,
+                                                     });
     }
     for (int32_t u = 0; u < d->n_units; u++) {
         if (w->audited[u]) count_unit(d, u);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Bases of a band. With C_q the averaged second moment of queries, C_k the covariance of keys about their mean mu and
- * U, lambda the eigenvectors and eigenvalues of C_q^(1/2) C_k C_q^(1/2):
- *     q.k = q.mu + (U' C_q^(-1/2) q) . (U' C_q^(1/2) (k - mu)),
- * and coordinate j of the product carries the variance lambda_j of the scores: the few largest are kept.
+ * Bases of a band. With C_q the averaged second moment of queries, C_k the covariance of keys about their
+ * mean mu and U, lambda the eigenvectors and eigenvalues of C_q^(1/2) C_k C_q^(1/2): q.k = q.mu + (U'
+ * C_q^(-1/2) q) . (U' C_q^(1/2) (k - mu)), and coordinate j of the product carries the variance lambda_j of
+ * the scores: the few largest are kept.
  */
 #include "attention/basis.h"
 
@@ -17,14 +17,15 @@
 #include "base/memory.h"
 #include "base/pool.h"
 
-static const double sigmas = 4.5;     /* range of a coordinate, in its standard deviations: outlier keys are what matters */
-static const double ridge = 1e-4;     /* of the mean diagonal of C_q */
+static const double sigmas =
+    4.5; /* range of a coordinate, in its standard deviations: outlier keys are what matters */
+static const double ridge = 1e-4; /* of the mean diagonal of C_q */
 
 struct band_bases {
     int refs;
     int32_t n_kv_heads, head_dim, band, rank, bits;
-    size_t bytes, unit;   /* unit: floats of one (layer, KV group) */
-    float *data;          /* [n_layers][n_kv_heads][unit]: mu[d] analysis[r][d] synthesis[d][d] step[r] lambda[d] */
+    size_t bytes, unit; /* unit: floats of one (layer, KV group) */
+    float *data; /* [n_layers][n_kv_heads][unit]: mu[d] analysis[r][d] synthesis[d][d] step[r] lambda[d] */
 };
 
 int32_t sr_band_of(const struct rotation *r, int32_t kv_len)
@@ -45,8 +46,8 @@ struct making {
     const struct basis_spec *spec;
     struct band_bases *out;
     struct rotation_means at_q, at_k;
-    struct workspace *work;         /* [n_threads] */
-    atomic_int bad;                 /* 1 + the first unit whose moments or eigenvalues are not finite, or 0 */
+    struct workspace *work; /* [n_threads] */
+    atomic_int bad;         /* 1 + the first unit whose moments or eigenvalues are not finite, or 0 */
 };
 
 /* ---- linear algebra on symmetric d x d matrices (rows and columns may be exchanged) ---- */
@@ -56,13 +57,20 @@ static void multiply(double *c, const double *a, CBLAS_TRANSPOSE ta, const doubl
     cblas_dgemm(CblasRowMajor, ta, CblasNoTrans, d, d, d, 1.0, a, d, b, d, 0.0, c, d);
 }
 
-static lapack_int work_len(int32_t d) { return 1 + 6 * d + 2 * d * d; }
-static lapack_int iwork_len(int32_t d) { return 3 + 5 * d; }
+static lapack_int work_len(int32_t d)
+{
+    return 1 + 6 * d + 2 * d * d;
+}
+static lapack_int iwork_len(int32_t d)
+{
+    return 3 + 5 * d;
+}
 
 /* a := eigenvectors, one per row; w := eigenvalues, rising. */
 static int eigen(double *a, double *values, const struct workspace *w, int32_t d)
 {
-    return LAPACKE_dsyevd_work(LAPACK_COL_MAJOR, 'V', 'U', d, a, d, values, w->work, work_len(d), w->iwork, iwork_len(d)) != 0;
+    return LAPACKE_dsyevd_work(LAPACK_COL_MAJOR, 'V', 'U', d, a, d, values, w->work, work_len(d), w->iwork,
+                               iwork_len(d)) != 0;
 }
 
 /* cq := C_q^(1/2) in half and C_q^(-1/2) in inv; cq is destroyed. */
@@ -70,12 +78,14 @@ static int square_roots(const struct workspace *w, int32_t d)
 {
     double mean = 0.0;
     for (int32_t i = 0; i < d; i++) mean += w->cq[i * d + i] / d;
-    double floor_value = ridge * mean > 1e-20 ? ridge * mean : 1e-20; /* queries that are all 0 still give a basis */
+    double floor_value =
+        ridge * mean > 1e-20 ? ridge * mean : 1e-20; /* queries that are all 0 still give a basis */
     for (int32_t i = 0; i < d; i++) w->cq[i * d + i] += floor_value;
     if (eigen(w->cq, w->values, w, d)) return -1;
     for (int pass = 0; pass < 2; pass++) {
         for (int32_t i = 0; i < d; i++) {
-            double v = w->values[i] > floor_value ? w->values[i] : floor_value, f = pass ? 1.0 / sqrt(v) : sqrt(v);
+            double v = w->values[i] > floor_value ? w->values[i] : floor_value,
+                   f = pass ? 1.0 / sqrt(v) : sqrt(v);
             for (int32_t j = 0; j < d; j++) w->tmp[i * d + j] = w->cq[i * d + j] * f;
         }
         multiply(pass ? w->inv : w->half, w->cq, CblasTrans, w->tmp, d);
@@ -95,8 +105,8 @@ static void key_covariance(const struct making *m, const struct workspace *w, in
     }
 }
 
-/* LAPACK's vectors rise and may have either sign: they are turned round so that the largest element is positive, since a
- * basis should not depend on how the library was built more than it must. */
+/* LAPACK's vectors rise and may have either sign: they are turned round so that the largest element is
+ * positive, since a basis should not depend on how the library was built more than it must. */
 static double sign_of(const double *v, int32_t d)
 {
     int32_t top = 0;
@@ -107,7 +117,8 @@ static double sign_of(const double *v, int32_t d)
 static void write_basis(const struct making *m, const struct workspace *w, float *unit)
 {
     int32_t d = m->spec->shape.head_dim, r = m->spec->rank;
-    float *mu = unit, *analysis = mu + d, *synthesis = analysis + r * d, *step = synthesis + d * d, *lambda = step + r;
+    float *mu = unit, *analysis = mu + d, *synthesis = analysis + r * d, *step = synthesis + d * d,
+          *lambda = step + r;
     for (int32_t i = 0; i < d; i++) mu[i] = (float)w->mu[i];
     /* tmp = U' C_q^(1/2), ck = U' C_q^(-1/2); row d - 1 - j belongs to the j-th largest eigenvalue */
     double *vectors = w->mk;
@@ -136,7 +147,8 @@ static int make_one(struct making *m, const struct workspace *w, int32_t layer, 
     multiply(w->tmp, w->half, CblasNoTrans, w->ck, d);
     multiply(w->mk, w->tmp, CblasNoTrans, w->half, d);
     for (int32_t i = 0; i < d; i++) { /* rounding made it slightly unsymmetric */
-        for (int32_t j = 0; j < i; j++) w->mk[i * d + j] = w->mk[j * d + i] = (w->mk[i * d + j] + w->mk[j * d + i]) / 2;
+        for (int32_t j = 0; j < i; j++)
+            w->mk[i * d + j] = w->mk[j * d + i] = (w->mk[i * d + j] + w->mk[j * d + i]) / 2;
     }
     if (eigen(w->mk, w->values, w, d)) return -1;
     write_basis(m, w, unit);
@@ -168,7 +180,8 @@ static void layout(struct arena *a, struct making *m, int32_t d, int n_threads)
     for (int t = 0; t < n_threads; t++) {
         struct workspace w;
         double **square[] = {&w.mq, &w.mk, &w.cq, &w.ck, &w.half, &w.inv, &w.tmp};
-        for (size_t i = 0; i < sizeof square / sizeof square[0]; i++) *square[i] = sr_arena_take(a, dd, sizeof(double));
+        for (size_t i = 0; i < sizeof square / sizeof square[0]; i++)
+            *square[i] = sr_arena_take(a, dd, sizeof(double));
         w.mean_k = sr_arena_take(a, (size_t)d, sizeof(double));
         w.mu = sr_arena_take(a, (size_t)d, sizeof(double));
         w.values = sr_arena_take(a, (size_t)d, sizeof(double));
@@ -183,8 +196,13 @@ static sr_status bases_alloc(struct band_bases **out, const struct basis_spec *s
     size_t d = (size_t)s->shape.head_dim, r = (size_t)s->rank, unit = d + r * d + d * d + r + d;
     struct band_bases *b = sr_alloc_zero(1, sizeof *b);
     if (!b) return sr_fail_memory(err, sizeof *b, "sketch basis");
-    *b = (struct band_bases){.refs = 1, .n_kv_heads = s->shape.n_kv_heads, .head_dim = s->shape.head_dim, .band = s->band,
-                             .rank = s->rank, .bits = s->bits, .unit = unit};
+    *b = (struct band_bases){.refs = 1,
+                             .n_kv_heads = s->shape.n_kv_heads,
+                             .head_dim = s->shape.head_dim,
+                             .band = s->band,
+                             .rank = s->rank,
+                             .bits = s->bits,
+                             .unit = unit};
     b->bytes = ((size_t)s->shape.n_layers * (size_t)s->shape.n_kv_heads) * unit * sizeof(float);
     b->data = sr_alloc(b->bytes);
     if (!b->data) {
@@ -196,7 +214,8 @@ static sr_status bases_alloc(struct band_bases **out, const struct basis_spec *s
     return SR_OK;
 }
 
-sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool, sr_error *err)
+sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool,
+                       sr_error *err)
 {
     static atomic_int is_single; /* OpenBLAS would start threads of its own inside ours */
     if (!atomic_exchange(&is_single, 1)) openblas_set_num_threads(1);
@@ -220,7 +239,8 @@ sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, s
         sr_pool_run(pool, spec->shape.n_layers * spec->shape.n_kv_heads, make_task, &m);
         int bad = atomic_load(&m.bad);
         if (bad) {
-            st = sr_fail(err, SR_ERR_NUMERIC, "sketch basis: layer %d, KV group %d: moments of queries and keys are not finite",
+            st = sr_fail(err, SR_ERR_NUMERIC,
+                         "sketch basis: layer %d, KV group %d: moments of queries and keys are not finite",
                          (bad - 1) / spec->shape.n_kv_heads, (bad - 1) % spec->shape.n_kv_heads);
             sr_bases_unref(m.out);
         }
@@ -243,7 +263,10 @@ void sr_bases_unref(struct band_bases *b)
     sr_free(b);
 }
 
-int sr_bases_refs(const struct band_bases *b) { return b->refs; }
+int sr_bases_refs(const struct band_bases *b)
+{
+    return b->refs;
+}
 
 int sr_bases_match(const struct band_bases *b, int32_t band, int32_t rank, int32_t bits)
 {
@@ -261,4 +284,7 @@ void sr_bases_get(const struct band_bases *b, int32_t layer, int32_t kv_head, st
     out->lambda = out->step + r;
 }
 
-size_t sr_bases_bytes(const struct band_bases *b) { return b->bytes; }
+size_t sr_bases_bytes(const struct band_bases *b)
+{
+    return b->bytes;
+}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The sketch basis of a band of positions from the model's moments (docs/routing.md). Band b serves the steps whose
- * position (kv_len - 1) is in [b h, (b + 1) h), h = 2,000: queries are averaged over the rotations of h positions on
- * either side of the band's middle, keys over all positions before the middle. A basis is a function of (model, layer,
- * KV group, band, rank, bits) and of nothing else. Eigenvectors by LAPACK, each problem on one thread, so the bits do not
- * depend on the pool.
+ * The sketch basis of a band of positions from the model's moments (docs/routing.md). Band b serves the steps
+ * whose position (kv_len - 1) is in [b h, (b + 1) h), h = 2,000: queries are averaged over the rotations of h
+ * positions on either side of the band's middle, keys over all positions before the middle. A basis is a
+ * function of (model, layer, KV group, band, rank, bits) and of nothing else. Eigenvectors by LAPACK, each
+ * problem on one thread, so the bits do not depend on the pool.
  */
 #ifndef SR_ATTENTION_BASIS_H
 #define SR_ATTENTION_BASIS_H
@@ -22,14 +22,17 @@ struct basis_spec {
     int32_t band, rank, bits;
 };
 
-/* All bases of one band: [n_layers][n_kv_heads]. Counted references, so that sequences can share one; not thread-safe. */
+/* All bases of one band: [n_layers][n_kv_heads]. Counted references, so that sequences can share one; not
+ * thread-safe. */
 struct band_bases;
 
-/* The band of a step over kv_len rows; always 0 for a model whose basis is the same everywhere (no rotation). */
+/* The band of a step over kv_len rows; always 0 for a model whose basis is the same everywhere (no rotation).
+ */
 int32_t sr_band_of(const struct rotation *r, int32_t kv_len);
 
 /* Comes with one reference. SR_ERR_NUMERIC names layer and group where moments are not finite. */
-sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool, sr_error *err);
+sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool,
+                       sr_error *err);
 struct band_bases *sr_bases_ref(struct band_bases *b);
 void sr_bases_unref(struct band_bases *b); /* NULL is fine */
 int sr_bases_refs(const struct band_bases *b);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Storage of a sequence: chunks of 1,024 rows, mapped as the sequence grows and never moved, so that a row's address holds
- * as long as the sequence. Nothing here knows what rows mean.
+ * Storage of a sequence: chunks of 1,024 rows, mapped as the sequence grows and never moved, so that a row's
+ * address holds as long as the sequence. Nothing here knows what rows mean.
  */
 #include "attention/timeline.h"
 
@@ -10,7 +10,10 @@
 
 #include "base/memory.h"
 
-static size_t n_units(const struct attn_seq *s) { return (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads; }
+static size_t n_units(const struct attn_seq *s)
+{
+    return (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads;
+}
 
 size_t sr_cache_chunk_bytes(const struct attn_seq *s)
 {
@@ -40,7 +43,8 @@ static sr_status grow_tables(struct attn_seq *s, int32_t n_chunks, sr_error *err
             return sr_fail_memory(err, rows * (size_t)room * sizeof(void *), "KV cache table");
         }
         for (size_t r = 0; r < rows && s->table_room > 0; r++) {
-            memcpy(wide[i] + r * (size_t)room, tables[i] + r * (size_t)s->table_room, (size_t)s->table_room * sizeof(void *));
+            memcpy(wide[i] + r * (size_t)room, tables[i] + r * (size_t)s->table_room,
+                   (size_t)s->table_room * sizeof(void *));
         }
     }
     for (int i = 0; i < 5; i++) sr_free(tables[i]);
@@ -95,14 +99,16 @@ static void free_sketch_chunks(struct attn_seq *s)
     s->n_sketch_chunks = 0;
 }
 
-/* Chunks are committed only as rows are written: whether they will fit is asked here, where it can be refused. */
+/* Chunks are committed only as rows are written: whether they will fit is asked here, where it can be
+ * refused. */
 static sr_status check_memory(const struct attn_seq *s, int32_t n_new, int32_t n_new_sketch, sr_error *err)
 {
-    uint64_t need = (uint64_t)n_new * sr_cache_chunk_bytes(s) + (uint64_t)n_new_sketch * sr_cache_sketch_chunk_bytes(s, &s->sketch);
+    uint64_t need = (uint64_t)n_new * sr_cache_chunk_bytes(s) +
+                    (uint64_t)n_new_sketch * sr_cache_sketch_chunk_bytes(s, &s->sketch);
     uint64_t left = need ? sr_memory_available() : UINT64_MAX;
     if (need <= left) return SR_OK;
-    return sr_fail(err, SR_ERR_RESOURCE, "KV cache: %d more tokens need %llu bytes, %llu can be had", n_new * SR_CHUNK_ROWS,
-                   (unsigned long long)need, (unsigned long long)left);
+    return sr_fail(err, SR_ERR_RESOURCE, "KV cache: %d more tokens need %llu bytes, %llu can be had",
+                   n_new * SR_CHUNK_ROWS, (unsigned long long)need, (unsigned long long)left);
 }
 
 static sr_status grow_list(struct attn_seq *s, int32_t n_chunks, sr_error *err)
@@ -151,7 +157,8 @@ static sr_status replace_sketch(struct attn_seq *s, const struct sketch_shape *s
         sr_free(fresh);
         return sr_fail_memory(err, bytes, "sketch");
     }
-    for (i = 0; i < n_old; i++) sr_region_unmap(s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &old_shape));
+    for (i = 0; i < n_old; i++)
+        sr_region_unmap(s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &old_shape));
     s->sketch = *shape;
     s->n_sketch_chunks = 0;
     for (i = 0; i < s->n_chunks; i++) place_sketch_chunk(s, fresh[i]);
@@ -163,7 +170,8 @@ static sr_status replace_sketch(struct attn_seq *s, const struct sketch_shape *s
 sr_status sr_cache_sketch_reserve(struct attn_seq *s, const struct sketch_shape *shape, sr_error *err)
 {
     int is_new = shape->rank != s->sketch.rank || shape->bits != s->sketch.bits;
-    if (s->n_chunks > 0) SR_TRY(check_memory(s, 0, is_new ? s->n_chunks : s->n_chunks - s->n_sketch_chunks, err));
+    if (s->n_chunks > 0)
+        SR_TRY(check_memory(s, 0, is_new ? s->n_chunks : s->n_chunks - s->n_sketch_chunks, err));
     if (is_new) return replace_sketch(s, shape, err);
     while (s->n_sketch_chunks < s->n_chunks) SR_TRY(add_sketch_chunk(s, err));
     return SR_OK;
@@ -187,6 +195,9 @@ void sr_cache_units(const struct attn_seq *s, int32_t layer, struct attn_unit *o
 {
     for (int32_t g = 0; g < s->a->c.n_kv_heads; g++) {
         size_t at = ((size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)g) * (size_t)s->table_room;
-        out[g] = (struct attn_unit){.k = {s->k + at}, .v = {s->v + at}, .y = {s->n_sketch_chunks ? s->y + at : NULL}, .kv_len = s->len[layer]};
+        out[g] = (struct attn_unit){.k = {s->k + at},
+                                    .v = {s->v + at},
+                                    .y = {s->n_sketch_chunks ? s->y + at : NULL},
+                                    .kv_len = s->len[layer]};
     }
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One routed decode step of one layer: units from sequences, a plan from their policy, the rows of the plan, one state per
- * head, the output; then audit and counters. Sequences next to each other whose options agree make one run of units.
+ * One routed decode step of one layer: units from sequences, a plan from their policy, the rows of the plan,
+ * one state per head, the output; then audit and counters. Sequences next to each other whose options agree
+ * make one run of units.
  */
 #include "attention/timeline.h"
 
@@ -13,7 +14,8 @@
 
 /* ---- scratch ---- */
 
-static void layout(struct arena *a, struct decode_scratch *w, const struct attention_config *c, int32_t n_units)
+static void layout(struct arena *a, struct decode_scratch *w, const struct attention_config *c,
+                   int32_t n_units)
 {
     size_t n = (size_t)n_units, kv = (size_t)c->n_kv_heads, heads = n * (size_t)(c->n_heads / c->n_kv_heads);
     w->room = n_units;
@@ -76,14 +78,16 @@ static int same_options(const sr_route_options *x, const sr_route_options *y)
     for (int i = 0; i < 4; i++) {
         if (x->tau[i] != y->tau[i]) return 0;
     }
-    return x->tau_scale == y->tau_scale && x->tau_min_len == y->tau_min_len && x->tau_max_len == y->tau_max_len;
+    return x->tau_scale == y->tau_scale && x->tau_min_len == y->tau_min_len &&
+           x->tau_max_len == y->tau_max_len;
 }
 
 /* Whether one op call can serve both: eps, audits and lengths may differ. */
 static int same_run(const struct attn_seq *s, const struct attn_seq *t, int32_t layer)
 {
     const struct policy *p = policy_of(s, layer);
-    if (policy_of(t, layer) != p || s->shape.k_type != t->shape.k_type || s->shape.v_type != t->shape.v_type) return 0;
+    if (policy_of(t, layer) != p || s->shape.k_type != t->shape.k_type || s->shape.v_type != t->shape.v_type)
+        return 0;
     if (p->needs_sketch && (s->sketch.rank != t->sketch.rank || s->sketch.bits != t->sketch.bits)) return 0;
     return p == &sr_policy_dense || same_options(&s->route, &t->route);
 }
@@ -126,12 +130,23 @@ static void attend(const struct decoded *d, const struct attn_rows_args *base, i
 /* What the plan says, in at most two calls: what needs no list, then the lists merged in. */
 static void execute(const struct decoded *d, const struct route_plan *p)
 {
-    static const uint8_t first_set[] = {[READ_NONE] = ATTN_NONE, [READ_NEAR] = ATTN_NEAR, [READ_NEAR_LIST] = ATTN_NEAR, [READ_ALL] = ATTN_ALL};
+    static const uint8_t first_set[] = {[READ_NONE] = ATTN_NONE,
+                                        [READ_NEAR] = ATTN_NEAR,
+                                        [READ_NEAR_LIST] = ATTN_NEAR,
+                                        [READ_ALL] = ATTN_ALL};
     struct decode_scratch *w = &d->a->scratch;
     const struct attn_seq *s = d->seqs[0];
     struct attn_rows_args rows = {
-        .shape = &s->shape, .units = w->units, .set = w->set, .list = (const int32_t *const *)p->list, .n_list = p->n_list,
-        .n_units = d->n_units, .n_sinks = s->route.n_sinks, .window = s->route.window, .state = w->state, .touched = w->touched,
+        .shape = &s->shape,
+        .units = w->units,
+        .set = w->set,
+        .list = (const int32_t *const *)p->list,
+        .n_list = p->n_list,
+        .n_units = d->n_units,
+        .n_sinks = s->route.n_sinks,
+        .window = s->route.window,
+        .state = w->state,
+        .touched = w->touched,
     };
     int has_list = 0;
     for (int32_t u = 0; u < d->n_units; u++) {
@@ -151,16 +166,32 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
     const struct attn_seq *s = d->seqs[0];
     const struct policy *p = policy_of(s, d->layer);
     SR_TRY(gather_units(d, p, q, err));
-    struct route_plan plan = {.kind = w->kind, .near_done = 0, .list = w->list, .n_list = w->n_list, .unread = w->unread};
-    p->plan(&(struct route_step){
-        .backend = d->a->backend, .shape = &s->shape, .sketch = &s->sketch, .options = &s->route, .layer = d->layer,
-        .n_units = d->n_units, .units = w->units, .basis = w->basis, .state = w->state, .touched = w->touched,
-        .eps = w->eps, .bytes = w->bytes, .score = w->score,
-    }, &plan);
+    struct route_plan plan = {
+        .kind = w->kind, .near_done = 0, .list = w->list, .n_list = w->n_list, .unread = w->unread};
+    p->plan(
+        &(struct route_step){
+            .backend = d->a->backend,
+            .shape = &s->shape,
+            .sketch = &s->sketch,
+            .options = &s->route,
+            .layer = d->layer,
+            .n_units = d->n_units,
+            .units = w->units,
+            .basis = w->basis,
+            .state = w->state,
+            .touched = w->touched,
+            .eps = w->eps,
+            .bytes = w->bytes,
+            .score = w->score,
+        },
+        &plan);
     execute(d, &plan);
     d->a->backend->ops->attn_finish(d->a->backend, &(struct attn_finish_args){
-        .shape = &s->shape, .state = w->state, .out = out, .n_units = d->n_units,
-    });
+                                                       .shape = &s->shape,
+                                                       .state = w->state,
+                                                       .out = out,
+                                                       .n_units = d->n_units,
+                                                   });
     d->is_routed = p != &sr_policy_dense;
     d->plan = &plan;
     d->out = out;
@@ -169,8 +200,8 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
     return SR_OK;
 }
 
-sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer, float *q,
-                         float *out, sr_error *err)
+sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer,
+                         float *q, float *out, sr_error *err)
 {
     int64_t stride = (int64_t)a->c.n_heads * a->c.head_dim;
     float scale = 1.0f / sqrtf((float)a->c.head_dim);
@@ -179,11 +210,13 @@ sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int3
     for (int32_t i = 0; i < n_seqs; i++) {
         struct attn_seq *s = seqs[i];
         assert(s->a == a && s->len[layer] >= 1);
-        if (sr_seq_collects(s, layer)) sr_moments_add_q(s->own, a->pool, layer, q + i * stride, 1, s->len[layer] - 1);
+        if (sr_seq_collects(s, layer))
+            sr_moments_add_q(s->own, a->pool, layer, q + i * stride, 1, s->len[layer] - 1);
     }
     for (int32_t i = 0, n; i < n_seqs; i += n) {
         for (n = 1; i + n < n_seqs && same_run(seqs[i], seqs[i + n], layer);) n++;
-        struct decoded d = {.a = a, .seqs = seqs + i, .n_seqs = n, .layer = layer, .n_units = n * a->c.n_kv_heads};
+        struct decoded d = {
+            .a = a, .seqs = seqs + i, .n_seqs = n, .layer = layer, .n_units = n * a->c.n_kv_heads};
         SR_TRY(decode_run(&d, q + i * stride, out + i * stride, err));
     }
     return SR_OK;

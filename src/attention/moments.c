@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Collecting moments. The product of two turned-back values is added to its sum token by token and, within a token, head
- * by head: the order of additions to one sum is the order of positions, whatever the batch and the threads.
+ * Collecting moments. The product of two turned-back values is added to its sum token by token and, within a
+ * token, head by head: the order of additions to one sum is the order of positions, whatever the batch and
+ * the threads.
  */
 #include "attention/moments_parts.h"
 
@@ -14,8 +15,8 @@
 
 enum { BLOCK = 32, COLUMNS = 8, Q_NEXT = 0, K_NEXT, Q_COUNT, K_COUNT, N_COUNTS };
 
-sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape, const struct rotation *rotation,
-                         sr_error *err)
+sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape,
+                         const struct rotation *rotation, sr_error *err)
 {
     size_t bytes = sr_moments_units(shape) * sr_moments_unit(shape) * sizeof(double);
     struct moments *m = sr_alloc_zero(1, sizeof *m);
@@ -57,15 +58,15 @@ void sr_moments_reset(struct moments *m)
 /* One call: rows of one kind (q or k) of one layer. */
 struct adding {
     struct moments *m;
-    const float *rows;    /* first row that counts; [n][stride] */
+    const float *rows; /* first row that counts; [n][stride] */
     int64_t stride;
     int32_t layer, n, n_heads; /* heads of one KV group: the group's query heads, or 1 */
     int is_key;
 };
 
-/* sum[i][j] += x_i x_j for the rows x of one block, j >= the row's tile. Columns are held in registers over the rows, so
- * each sum still grows row by row. The product of two doubles that were floats before turning is rounded: that is the
- * same rounding in every batch. */
+/* sum[i][j] += x_i x_j for the rows x of one block, j >= the row's tile. Columns are held in registers over
+ * the rows, so each sum still grows row by row. The product of two doubles that were floats before turning is
+ * rounded: that is the same rounding in every batch. */
 static void add_products(double *sum, const double *x, int32_t n_rows, int32_t d)
 {
     for (int32_t i = 0; i < d; i++) {
@@ -88,7 +89,8 @@ static void add_group(void *ctx, int32_t group, int32_t thread)
     const struct moments_shape *shape = &a->m->shape;
     int32_t d = shape->head_dim;
     size_t dd = (size_t)d * (size_t)d;
-    double *unit = a->m->sums + ((size_t)a->layer * (size_t)shape->n_kv_heads + (size_t)group) * sr_moments_unit(shape);
+    double *unit =
+        a->m->sums + ((size_t)a->layer * (size_t)shape->n_kv_heads + (size_t)group) * sr_moments_unit(shape);
     double x[BLOCK * 256];
     int32_t fit = BLOCK / a->n_heads > 0 ? BLOCK / a->n_heads : 1;
     for (int32_t t0 = 0; t0 < a->n; t0 += fit) {
@@ -96,7 +98,8 @@ static void add_group(void *ctx, int32_t group, int32_t thread)
         for (int32_t t = 0; t < n; t++) {
             for (int32_t h = 0; h < a->n_heads; h++) {
                 const float *row = a->rows + (t0 + t) * a->stride + (int64_t)(group * a->n_heads + h) * d;
-                sr_rotation_undo(a->m->rotation, a->m->turn + (size_t)(t0 + t) * (size_t)d, row, x + (size_t)(t * a->n_heads + h) * (size_t)d);
+                sr_rotation_undo(a->m->rotation, a->m->turn + (size_t)(t0 + t) * (size_t)d, row,
+                                 x + (size_t)(t * a->n_heads + h) * (size_t)d);
             }
         }
         add_products(unit + (a->is_key ? dd : 0), x, n * a->n_heads, d);
@@ -119,23 +122,33 @@ static void add_rows(struct adding *a, struct pool *pool, int32_t n, int64_t pos
     for (int64_t p = from; p < to; p += BLOCK) {
         a->n = to - p < BLOCK ? (int32_t)(to - p) : BLOCK;
         a->rows = rows + (p - from) * a->stride;
-        for (int32_t t = 0; t < a->n; t++) sr_rotation_turn(a->m->rotation, p + t, a->m->turn + t * a->m->shape.head_dim);
+        for (int32_t t = 0; t < a->n; t++)
+            sr_rotation_turn(a->m->rotation, p + t, a->m->turn + t * a->m->shape.head_dim);
         sr_pool_run(a->n > 1 ? pool : NULL, a->m->shape.n_kv_heads, add_group, a);
     }
     c[a->is_key ? K_COUNT : Q_COUNT] += to - from;
 }
 
-void sr_moments_add_q(struct moments *m, struct pool *pool, int32_t layer, const float *q, int32_t n, int64_t pos0)
+void sr_moments_add_q(struct moments *m, struct pool *pool, int32_t layer, const float *q, int32_t n,
+                      int64_t pos0)
 {
-    struct adding a = {.m = m, .rows = q, .stride = (int64_t)m->shape.n_heads * m->shape.head_dim, .layer = layer,
+    struct adding a = {.m = m,
+                       .rows = q,
+                       .stride = (int64_t)m->shape.n_heads * m->shape.head_dim,
+                       .layer = layer,
                        .n_heads = m->shape.n_heads / m->shape.n_kv_heads};
     add_rows(&a, pool, n, pos0);
 }
 
-void sr_moments_add_k(struct moments *m, struct pool *pool, int32_t layer, const float *k, int32_t n, int64_t pos0)
+void sr_moments_add_k(struct moments *m, struct pool *pool, int32_t layer, const float *k, int32_t n,
+                      int64_t pos0)
 {
-    struct adding a = {.m = m, .rows = k, .stride = (int64_t)m->shape.n_kv_heads * m->shape.head_dim, .layer = layer,
-                       .n_heads = 1, .is_key = 1};
+    struct adding a = {.m = m,
+                       .rows = k,
+                       .stride = (int64_t)m->shape.n_kv_heads * m->shape.head_dim,
+                       .layer = layer,
+                       .n_heads = 1,
+                       .is_key = 1};
     add_rows(&a, pool, n, pos0);
 }
 
@@ -166,7 +179,8 @@ int64_t sr_moments_rows(const struct moments *m)
     return least;
 }
 
-void sr_moments_get(const struct moments *m, int32_t layer, int32_t kv_head, double *mq, double *mk, double *mean_k)
+void sr_moments_get(const struct moments *m, int32_t layer, int32_t kv_head, double *mq, double *mk,
+                    double *mean_k)
 {
     size_t d = (size_t)m->shape.head_dim, dd = d * d;
     size_t at = ((size_t)layer * (size_t)m->shape.n_kv_heads + (size_t)kv_head) * sr_moments_unit(&m->shape);
@@ -187,7 +201,10 @@ void sr_moments_get(const struct moments *m, int32_t layer, int32_t kv_head, dou
     }
 }
 
-uint64_t sr_moments_id(const struct moments *m) { return m->id; }
+uint64_t sr_moments_id(const struct moments *m)
+{
+    return m->id;
+}
 
 void *sr_moments_piece(struct moments *m, int index, size_t *bytes)
 {

@@ -2,9 +2,9 @@
  *
  * MODEL.moments: little-endian, no padding.
  *     "SRMOMENT" | u32 version | u32 n_layers n_heads n_kv_heads head_dim | u32 rope kind, rotated elements
- *     | f64 magnitude | f64 inv_freq[rotated / 2] | f32 units[n_layers][n_kv_heads][M_q d*d, M_k d*d, m_k d] | u64 checksum
- * The checksum is XXH3-64 of everything before it. The size follows from the header, so that a cut file and trailing bytes
- * are told before anything is read.
+ *     | f64 magnitude | f64 inv_freq[rotated / 2] | f32 units[n_layers][n_kv_heads][M_q d*d, M_k d*d, m_k d]
+ * | u64 checksum The checksum is XXH3-64 of everything before it. The size follows from the header, so that a
+ * cut file and trailing bytes are told before anything is read.
  */
 #include "attention/moments_parts.h"
 
@@ -51,7 +51,10 @@ static double get_f64(const uint8_t *p)
     return v;
 }
 
-static size_t n_freq(const struct rope_spec *rope) { return rope->kind == ROPE_NONE ? 0 : (size_t)rope->n_dims / 2; }
+static size_t n_freq(const struct rope_spec *rope)
+{
+    return rope->kind == ROPE_NONE ? 0 : (size_t)rope->n_dims / 2;
+}
 
 static size_t file_bytes(const struct moments_shape *s, size_t freqs)
 {
@@ -116,7 +119,8 @@ static sr_status write_file(const char *path, const uint8_t *data, size_t bytes,
         goto done;
     }
     st = write_all(fd, data, bytes, path, err);
-    if (st == SR_OK && (fchmod(fd, 0644) || fsync(fd))) st = sr_fail(err, SR_ERR_IO, "%s: %s", path, strerror(errno));
+    if (st == SR_OK && (fchmod(fd, 0644) || fsync(fd)))
+        st = sr_fail(err, SR_ERR_IO, "%s: %s", path, strerror(errno));
     if (close(fd) && st == SR_OK) st = sr_fail(err, SR_ERR_IO, "%s: %s", path, strerror(errno));
     if (st == SR_OK && rename(temp, path)) st = sr_fail(err, SR_ERR_IO, "%s: %s", path, strerror(errno));
     if (st != SR_OK) unlink(temp);
@@ -125,11 +129,12 @@ done:
     return st;
 }
 
-sr_status sr_moments_save(const struct moments *m, const struct rope_spec *rope, const char *path, sr_error *err)
+sr_status sr_moments_save(const struct moments *m, const struct rope_spec *rope, const char *path,
+                          sr_error *err)
 {
     if (!sr_moments_ready(m)) {
-        return sr_fail(err, SR_ERR_USAGE, "moments: %lld of %d positions collected", (long long)sr_moments_rows(m),
-                       SR_MOMENTS_LAST - SR_MOMENTS_FIRST);
+        return sr_fail(err, SR_ERR_USAGE, "moments: %lld of %d positions collected",
+                       (long long)sr_moments_rows(m), SR_MOMENTS_LAST - SR_MOMENTS_FIRST);
     }
     size_t bytes = file_bytes(&m->shape, n_freq(rope));
     uint8_t *data = sr_alloc(bytes);
@@ -156,13 +161,15 @@ fail:
 static sr_status check_field(const char *path, const char *name, uint32_t found, int32_t want, sr_error *err)
 {
     if (found == (uint32_t)want) return SR_OK;
-    return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments of another model: %s %u, this model has %d", path, name, found, want);
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments of another model: %s %u, this model has %d", path,
+                   name, found, want);
 }
 
 /* Magic, version and that the size is what the header's own numbers say. */
 static sr_status check_frame(const struct mapfile *f, uint32_t head[7], sr_error *err)
 {
-    static const char *const what[7] = {"version", "n_layers", "n_heads", "n_kv_heads", "head_dim", "rope kind", "rope dims"};
+    static const char *const what[7] = {"version",  "n_layers",  "n_heads",  "n_kv_heads",
+                                        "head_dim", "rope kind", "rope dims"};
     static const uint32_t limit[7] = {UINT32_MAX, 1u << 16, 1u << 16, 1u << 16, 256, ROPE_NEOX, 256};
     struct cursor c = {f, 0};
     const uint8_t *p;
@@ -170,37 +177,48 @@ static sr_status check_frame(const struct mapfile *f, uint32_t head[7], sr_error
     if (memcmp(p, magic, 8)) return sr_fail(err, SR_ERR_FORMAT, "%s: offset 0: not a moments file", f->path);
     for (int i = 0; i < 7; i++) SR_TRY(sr_read_u32(&c, &head[i], what[i], err));
     if (head[0] != VERSION) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments file version %u, this build reads %d", f->path, head[0], VERSION);
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments file version %u, this build reads %d", f->path,
+                       head[0], VERSION);
     }
     for (int i = 1; i < 7; i++) {
-        if (head[i] > limit[i]) return sr_fail(err, SR_ERR_FORMAT, "%s: offset %d: %s %u, limit %u", f->path, 8 + 4 * i, what[i], head[i], limit[i]);
+        if (head[i] > limit[i])
+            return sr_fail(err, SR_ERR_FORMAT, "%s: offset %d: %s %u, limit %u", f->path, 8 + 4 * i, what[i],
+                           head[i], limit[i]);
     }
     /* The product of limits fits 64 bits: 2^32 units of 2^17 values of 4 bytes. */
     uint64_t unit = 2 * (uint64_t)head[4] * head[4] + head[4];
     uint64_t want = HEAD_BYTES + 8 * (uint64_t)(head[6] / 2) + (uint64_t)head[1] * head[3] * unit * 4 + 8;
     if (want != f->bytes) {
-        return sr_fail(err, SR_ERR_FORMAT, "%s: %zu bytes, its header asks for %llu", f->path, f->bytes, (unsigned long long)want);
+        return sr_fail(err, SR_ERR_FORMAT, "%s: %zu bytes, its header asks for %llu", f->path, f->bytes,
+                       (unsigned long long)want);
     }
     struct cursor end = {f, f->bytes - 8};
     uint64_t sum;
     SR_TRY(sr_read_u64(&end, &sum, "checksum", err));
-    if (sum != XXH3_64bits(f->data, f->bytes - 8)) return sr_fail(err, SR_ERR_FORMAT, "%s: offset %zu: checksum does not match", f->path, f->bytes - 8);
+    if (sum != XXH3_64bits(f->data, f->bytes - 8))
+        return sr_fail(err, SR_ERR_FORMAT, "%s: offset %zu: checksum does not match", f->path, f->bytes - 8);
     return SR_OK;
 }
 
-static int is_near(double a, double b) { return fabs(a - b) <= 1e-6 * fabs(b); }
+static int is_near(double a, double b)
+{
+    return fabs(a - b) <= 1e-6 * fabs(b);
+}
 
 static sr_status check_rope(const struct mapfile *f, const struct rope_spec *rope, sr_error *err)
 {
     const uint8_t *p = f->data + HEAD_BYTES - 8;
     double magnitude = get_f64(p), want = n_freq(rope) ? rope->magnitude : 1.0;
     if (!is_near(magnitude, want)) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments of another model: rope magnitude %g, this model has %g", f->path, magnitude, want);
+        return sr_fail(err, SR_ERR_UNSUPPORTED,
+                       "%s: moments of another model: rope magnitude %g, this model has %g", f->path,
+                       magnitude, want);
     }
     for (size_t i = 0; i < n_freq(rope); i++) {
         double v = get_f64(p + 8 + 8 * i);
         if (is_near(v, rope->inv_freq[i])) continue;
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments of another model: rope frequency %zu is %g, this model has %g", f->path,
+        return sr_fail(err, SR_ERR_UNSUPPORTED,
+                       "%s: moments of another model: rope frequency %zu is %g, this model has %g", f->path,
                        i, v, rope->inv_freq[i]);
     }
     return SR_OK;
@@ -215,15 +233,16 @@ static sr_status read_units(struct moments *m, const struct mapfile *f, size_t a
         memcpy(&m->stored[i], &u, 4);
         if (!isfinite(m->stored[i])) {
             size_t g = i / unit, n_kv = (size_t)m->shape.n_kv_heads;
-            return sr_fail(err, SR_ERR_NUMERIC, "%s: offset %zu: layer %zu, KV group %zu: value is not finite", f->path,
+            return sr_fail(err, SR_ERR_NUMERIC,
+                           "%s: offset %zu: layer %zu, KV group %zu: value is not finite", f->path,
                            at + 4 * i, g / n_kv, g % n_kv);
         }
     }
     return SR_OK;
 }
 
-sr_status sr_moments_load(struct moments **out, const struct moments_shape *shape, const struct rope_spec *rope,
-                          const char *path, sr_error *err)
+sr_status sr_moments_load(struct moments **out, const struct moments_shape *shape,
+                          const struct rope_spec *rope, const char *path, sr_error *err)
 {
     struct mapfile f;
     struct moments *m = NULL;

@@ -7,15 +7,16 @@
 
 #include "attention/moments.h"
 
-/* Either `sums` (being collected) or `stored` (from a file) is set. One unit is (layer, KV group): M_q [d][d], M_k [d][d],
- * m_k [d]. In sums only elements j >= i of the matrices are kept up to date: they are symmetric. */
+/* Either `sums` (being collected) or `stored` (from a file) is set. One unit is (layer, KV group): M_q
+ * [d][d], M_k [d][d], m_k [d]. In sums only elements j >= i of the matrices are kept up to date: they are
+ * symmetric. */
 struct moments {
     struct moments_shape shape;
-    const struct rotation *rotation;   /* borrowed; NULL if stored */
-    double *sums;                      /* [n_layers][n_kv_heads][unit]; a region, committed as it is touched */
-    float *stored;                     /* [n_layers][n_kv_heads][unit] */
-    int64_t *counts;                   /* [n_layers][4]: next q position, next k position, q positions, k positions */
-    double *turn;                      /* scratch: cos and sin of one block of tokens */
+    const struct rotation *rotation; /* borrowed; NULL if stored */
+    double *sums;                    /* [n_layers][n_kv_heads][unit]; a region, committed as it is touched */
+    float *stored;                   /* [n_layers][n_kv_heads][unit] */
+    int64_t *counts; /* [n_layers][4]: next q position, next k position, q positions, k positions */
+    double *turn;    /* scratch: cos and sin of one block of tokens */
     uint64_t id;
 };
 

@@ -23,8 +23,19 @@ const struct policy *sr_policy_find(sr_route_mode mode)
 sr_route_options sr_route_options_default(void)
 {
     return (sr_route_options){
-        .mode = SR_ROUTE_MASS, .eps = 0.1f, .window = 256, .n_sinks = 4, .min_len = 2048, .rank = 0, .bits = 4,
-        .audit = 0.01f, .seed = 0, .tau_set = 0, .tau_scale = 131072, .tau_min_len = 0, .tau_max_len = 131072,
+        .mode = SR_ROUTE_MASS,
+        .eps = 0.1f,
+        .window = 256,
+        .n_sinks = 4,
+        .min_len = 2048,
+        .rank = 0,
+        .bits = 4,
+        .audit = 0.01f,
+        .seed = 0,
+        .tau_set = 0,
+        .tau_scale = 131072,
+        .tau_min_len = 0,
+        .tau_max_len = 131072,
     };
 }
 
@@ -36,32 +47,38 @@ const char *sr_route_mode_name(sr_route_mode mode)
 
 sr_status sr_route_mode_find(sr_route_mode *out, const char *name, sr_error *err)
 {
-    if (!out || !name) return sr_fail(err, SR_ERR_USAGE, "sr_route_mode_find: %s is NULL", out ? "name" : "out");
+    if (!out || !name)
+        return sr_fail(err, SR_ERR_USAGE, "sr_route_mode_find: %s is NULL", out ? "name" : "out");
     for (int i = 0; i < N_POLICIES; i++) {
         if (strcmp(policies[i]->name, name)) continue;
         *out = (sr_route_mode)i;
         return SR_OK;
     }
     char text[48];
-    return sr_fail(err, SR_ERR_USAGE, "route mode \"%s\": want dense, mass, paper or window", sr_escape(text, sizeof text, name, strlen(name)));
+    return sr_fail(err, SR_ERR_USAGE, "route mode \"%s\": want dense, mass, paper or window",
+                   sr_escape(text, sizeof text, name, strlen(name)));
 }
 
 static sr_status check_range(const char *name, int64_t value, int64_t least, int64_t most, sr_error *err)
 {
     if (value >= least && value <= most) return SR_OK;
-    return sr_fail(err, SR_ERR_USAGE, "route %s %lld: want %lld..%lld", name, (long long)value, (long long)least, (long long)most);
+    return sr_fail(err, SR_ERR_USAGE, "route %s %lld: want %lld..%lld", name, (long long)value,
+                   (long long)least, (long long)most);
 }
 
 sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *err)
 {
     const struct policy *p = sr_policy_find(o->mode);
     if (!p) return sr_fail(err, SR_ERR_USAGE, "route mode %d: want 0..%d", (int)o->mode, N_POLICIES - 1);
-    if (!(o->eps > 0 && o->eps < 1)) return sr_fail(err, SR_ERR_USAGE, "route eps %g: want more than 0 and less than 1", (double)o->eps);
+    if (!(o->eps > 0 && o->eps < 1))
+        return sr_fail(err, SR_ERR_USAGE, "route eps %g: want more than 0 and less than 1", (double)o->eps);
     SR_TRY(check_range("window", o->window, 1, 65536, err));
     SR_TRY(check_range("n_sinks", o->n_sinks, 0, 1024, err));
     SR_TRY(check_range("min_len", o->min_len, 0, INT32_MAX, err));
     SR_TRY(check_range("rank", o->rank, 0, head_dim, err));
-    if (o->bits != 4 && o->bits != 8) return sr_fail(err, SR_ERR_USAGE, "route bits %d: want 4 or 8", o->bits);
-    if (!(o->audit >= 0 && o->audit <= 1)) return sr_fail(err, SR_ERR_USAGE, "route audit %g: want 0..1", (double)o->audit);
+    if (o->bits != 4 && o->bits != 8)
+        return sr_fail(err, SR_ERR_USAGE, "route bits %d: want 4 or 8", o->bits);
+    if (!(o->audit >= 0 && o->audit <= 1))
+        return sr_fail(err, SR_ERR_USAGE, "route audit %g: want 0..1", (double)o->audit);
     return p->check ? p->check(o, err) : SR_OK;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The policy interface: routing is data. For one layer of one step a policy says, for each unit (sequence, KV group),
- * which rows are read; attention executes it and knows no policy. A policy calls backend ops through the step and
- * never a kernel. A new policy is one file and one row in policy.c.
+ * The policy interface: routing is data. For one layer of one step a policy says, for each unit (sequence, KV
+ * group), which rows are read; attention executes it and knows no policy. A policy calls backend ops through
+ * the step and never a kernel. A new policy is one file and one row in policy.c.
  *
- * A policy is asked only about steps that are to be routed: at least min_len rows, more rows than sinks and window, and
- * with sketch rows over the whole far part if it needs a sketch. All other steps are dense.
+ * A policy is asked only about steps that are to be routed: at least min_len rows, more rows than sinks and
+ * window, and with sketch rows over the whole far part if it needs a sketch. All other steps are dense.
  */
 #ifndef SR_ATTENTION_POLICY_H
 #define SR_ATTENTION_POLICY_H
@@ -13,7 +13,8 @@
 #include "sinkrouter/attention.h"
 #include "backend/backend.h"
 
-/* What one step of one layer offers to a policy. Arrays over the n units that share this policy and its options. */
+/* What one step of one layer offers to a policy. Arrays over the n units that share this policy and its
+ * options. */
 struct route_step {
     struct backend *backend;
     const struct attn_shape *shape;
@@ -21,29 +22,33 @@ struct route_step {
     const sr_route_options *options;
     int32_t layer, n_units;
     const struct attn_unit *units;
-    const struct sketch_basis *basis;   /* [n_units] if the policy needs a sketch */
-    struct attn_state state;            /* [n_units]: a policy that attends the near part while deciding leaves it here */
-    struct attn_touched *touched;       /* [n_units] of every row that deciding touched */
-    const float *eps;                   /* [n_units] */
-    uint8_t *bytes;                     /* [n_units] scratch */
-    float *score;                       /* [n_units] scratch */
+    const struct sketch_basis *basis; /* [n_units] if the policy needs a sketch */
+    struct attn_state
+        state; /* [n_units]: a policy that attends the near part while deciding leaves it here */
+    struct attn_touched *touched; /* [n_units] of every row that deciding touched */
+    const float *eps;             /* [n_units] */
+    uint8_t *bytes;               /* [n_units] scratch */
+    float *score;                 /* [n_units] scratch */
 };
 
 enum route_kind { READ_NONE /* output 0 */, READ_NEAR, READ_NEAR_LIST, READ_ALL };
 
 /* The decision; storage is the step's. */
 struct route_plan {
-    uint8_t *kind;        /* [n_units] enum route_kind */
-    int near_done;        /* the state of every unit already holds the near part; kinds are then NEAR and NEAR_LIST only */
-    int32_t **list;       /* [n_units] far rows, rising (READ_NEAR_LIST); room for kv_len */
+    uint8_t *kind;  /* [n_units] enum route_kind */
+    int near_done;  /* the state of every unit already holds the near part; kinds are then NEAR and NEAR_LIST
+                       only */
+    int32_t **list; /* [n_units] far rows, rising (READ_NEAR_LIST); room for kv_len */
     int32_t *n_list;
-    float *unread;        /* [n_units][group] estimated unread share; NaN, as it comes, where there is no estimate */
+    float *unread; /* [n_units][group] estimated unread share; NaN, as it comes, where there is no estimate */
 };
 
 struct policy {
-    const char *name;     /* as --route takes it */
-    int needs_sketch, keeps_near; /* keeps_near: sinks and window are always read, so that short contexts are dense */
-    sr_status (*check)(const sr_route_options *o, sr_error *err); /* beyond the ranges of options.c; may be NULL */
+    const char *name; /* as --route takes it */
+    int needs_sketch,
+        keeps_near; /* keeps_near: sinks and window are always read, so that short contexts are dense */
+    sr_status (*check)(const sr_route_options *o,
+                       sr_error *err); /* beyond the ranges of options.c; may be NULL */
     void (*plan)(const struct route_step *step, struct route_plan *plan);
 };
 
@@ -52,7 +57,8 @@ const struct policy *sr_policy_find(sr_route_mode mode);
 
 extern const struct policy sr_policy_dense, sr_policy_mass, sr_policy_paper, sr_policy_window;
 
-/* Ranges of every field, then the policy's own check; head_dim bounds the rank. SR_ERR_USAGE names field and value. */
+/* Ranges of every field, then the policy's own check; head_dim bounds the rank. SR_ERR_USAGE names field and
+ * value. */
 sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *err);
 /* The paper's threshold for kv_len rows. */
 double sr_route_tau(const sr_route_options *o, int32_t kv_len);

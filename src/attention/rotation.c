@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Averages of rotated moments. A 2x2 block B between pairs i and j is a sum of a part that commutes with rotations
- * (a I + b J) and one that they turn the other way (c S + e T), with J = [0 -1; 1 0], S = diag(1, -1), T = [0 1; 1 0].
- * Since S R(x) = R(-x) S,
- *     R(x) B R(y)' = R(x - y) (a I + b J) + R(x + y) (c S + e T),
- * so the average over positions needs only the means of exp(i p (f_i -+ f_j)), which are geometric sums.
+ * Averages of rotated moments. A 2x2 block B between pairs i and j is a sum of a part that commutes with
+ * rotations (a I + b J) and one that they turn the other way (c S + e T), with J = [0 -1; 1 0], S = diag(1,
+ * -1), T = [0 1; 1 0]. Since S R(x) = R(-x) S, R(x) B R(y)' = R(x - y) (a I + b J) + R(x + y) (c S + e T), so
+ * the average over positions needs only the means of exp(i p (f_i -+ f_j)), which are geometric sums.
  */
 #include "attention/rotation.h"
 
@@ -47,7 +46,8 @@ void sr_rotation_undo(const struct rotation *r, const double *turn, const float 
 void sr_phase_mean(double theta, int64_t p0, int64_t p1, double mean[2])
 {
     double n = (double)(p1 - p0 + 1), half = theta / 2, s = sin(half);
-    double size = fabs(s) > 1e-9 ? sin(n * half) / (n * s) : cos(n * half) / cos(half); /* the limit at 2 pi k */
+    double size =
+        fabs(s) > 1e-9 ? sin(n * half) / (n * s) : cos(n * half) / cos(half); /* the limit at 2 pi k */
     double angle = half * ((double)p0 + (double)p1);
     mean[0] = size * cos(angle);
     mean[1] = size * sin(angle);
@@ -73,13 +73,15 @@ void sr_rotation_means(const struct rotation *r, int64_t p0, int64_t p1, struct 
     }
 }
 
-void sr_rotation_mean_matrix(const struct rotation *r, const struct rotation_means *t, const double *m, double *out)
+void sr_rotation_mean_matrix(const struct rotation *r, const struct rotation_means *t, const double *m,
+                             double *out)
 {
     int32_t n = r->n_pairs, dim = 2 * n;
     for (int32_t i = 0; i < n; i++) {
         for (int32_t j = 0; j < n; j++) {
             const double *row0 = m + r->first[i] * dim, *row1 = m + r->second[i] * dim;
-            double b00 = row0[r->first[j]], b01 = row0[r->second[j]], b10 = row1[r->first[j]], b11 = row1[r->second[j]];
+            double b00 = row0[r->first[j]], b01 = row0[r->second[j]], b10 = row1[r->first[j]],
+                   b11 = row1[r->second[j]];
             double a = (b00 + b11) / 2, b = (b10 - b01) / 2, c = (b00 - b11) / 2, e = (b01 + b10) / 2;
             const double *d = t->diff + 2 * (i * n + j), *s = t->sum + 2 * (i * n + j);
             double ra = d[0] * a - d[1] * b, rb = d[0] * b + d[1] * a; /* R(x - y) (a I + b J) */
@@ -92,7 +94,8 @@ void sr_rotation_mean_matrix(const struct rotation *r, const struct rotation_mea
     }
 }
 
-void sr_rotation_mean_vector(const struct rotation *r, const struct rotation_means *t, const double *m, double *out)
+void sr_rotation_mean_vector(const struct rotation *r, const struct rotation_means *t, const double *m,
+                             double *out)
 {
     for (int32_t i = 0; i < r->n_pairs; i++) {
         double a = m[r->first[i]], b = m[r->second[i]], c = t->each[2 * i], s = t->each[2 * i + 1];

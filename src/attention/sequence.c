@@ -16,34 +16,44 @@
 
 static sr_status check_config(const struct attention_config *c, sr_error *err)
 {
-    if (c->n_layers < 1 || c->n_layers > 65536) return sr_fail(err, SR_ERR_USAGE, "attention: n_layers %d: want 1..65536", c->n_layers);
+    if (c->n_layers < 1 || c->n_layers > 65536)
+        return sr_fail(err, SR_ERR_USAGE, "attention: n_layers %d: want 1..65536", c->n_layers);
     if (c->head_dim < 8 || c->head_dim > 256 || c->head_dim % 8) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: head_dim %d: want a multiple of 8, 8..256", c->head_dim);
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: head_dim %d: want a multiple of 8, 8..256",
+                       c->head_dim);
     }
-    if (c->n_kv_heads < 1 || c->n_kv_heads > 65536) return sr_fail(err, SR_ERR_USAGE, "attention: n_kv_heads %d: want 1..65536", c->n_kv_heads);
+    if (c->n_kv_heads < 1 || c->n_kv_heads > 65536)
+        return sr_fail(err, SR_ERR_USAGE, "attention: n_kv_heads %d: want 1..65536", c->n_kv_heads);
     if (c->n_heads < 1 || c->n_heads % c->n_kv_heads) {
-        return sr_fail(err, SR_ERR_USAGE, "attention: n_heads %d: want a multiple of n_kv_heads %d", c->n_heads, c->n_kv_heads);
+        return sr_fail(err, SR_ERR_USAGE, "attention: n_heads %d: want a multiple of n_kv_heads %d",
+                       c->n_heads, c->n_kv_heads);
     }
     if (c->n_heads / c->n_kv_heads > 16) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %d query heads per KV head (n_heads %d, n_kv_heads %d): limit 16",
+        return sr_fail(err, SR_ERR_UNSUPPORTED,
+                       "attention: %d query heads per KV head (n_heads %d, n_kv_heads %d): limit 16",
                        c->n_heads / c->n_kv_heads, c->n_heads, c->n_kv_heads);
     }
     const struct rope_spec *r = &c->rope;
     if (r->kind == ROPE_NONE) return SR_OK;
-    if (r->kind != ROPE_NORM && r->kind != ROPE_NEOX) return sr_fail(err, SR_ERR_USAGE, "attention: rope kind %d: want 0..2", (int)r->kind);
+    if (r->kind != ROPE_NORM && r->kind != ROPE_NEOX)
+        return sr_fail(err, SR_ERR_USAGE, "attention: rope kind %d: want 0..2", (int)r->kind);
     if (r->n_dims < 2 || r->n_dims > c->head_dim || r->n_dims % 2) {
-        return sr_fail(err, SR_ERR_USAGE, "attention: rope dims %d: want an even number, 2..%d", r->n_dims, c->head_dim);
+        return sr_fail(err, SR_ERR_USAGE, "attention: rope dims %d: want an even number, 2..%d", r->n_dims,
+                       c->head_dim);
     }
     if (!(isfinite(r->magnitude) && r->magnitude > 0)) {
         return sr_fail(err, SR_ERR_USAGE, "attention: rope magnitude %g: want more than 0", r->magnitude);
     }
     for (int32_t i = 0; i < r->n_dims / 2; i++) {
-        if (!isfinite(r->inv_freq[i])) return sr_fail(err, SR_ERR_USAGE, "attention: rope inv_freq[%d] %g: want a number", i, r->inv_freq[i]);
+        if (!isfinite(r->inv_freq[i]))
+            return sr_fail(err, SR_ERR_USAGE, "attention: rope inv_freq[%d] %g: want a number", i,
+                           r->inv_freq[i]);
     }
     return SR_OK;
 }
 
-sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c, sr_error *err)
+sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c,
+                      sr_error *err)
 {
     SR_TRY(check_config(c, err));
     struct attention *a = sr_alloc_zero(1, sizeof *a);
@@ -87,7 +97,10 @@ sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *
     return SR_OK;
 }
 
-int sr_attn_has_moments(const struct attention *a) { return a->moments != NULL; }
+int sr_attn_has_moments(const struct attention *a)
+{
+    return a->moments != NULL;
+}
 
 /* ---- a sequence ---- */
 
@@ -100,10 +113,13 @@ static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, sr_
 {
     const char *name = sr_dtype_name(t);
     if (!is_cache_type(t)) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want f32, f16, bf16 or q8_0", which, name ? name : "unknown", (int)t);
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want f32, f16, bf16 or q8_0", which,
+                       name ? name : "unknown", (int)t);
     }
     if (t == SR_DTYPE_Q8_0 && head_dim % 32) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s q8_0 stores blocks of 32 values, head_dim %d is no multiple", which, head_dim);
+        return sr_fail(err, SR_ERR_UNSUPPORTED,
+                       "attention: %s q8_0 stores blocks of 32 values, head_dim %d is no multiple", which,
+                       head_dim);
     }
     return SR_OK;
 }
@@ -131,20 +147,23 @@ static void unregister_seq(struct attention *a, const struct attn_seq *s)
     }
 }
 
-sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const struct attn_seq_config *c, sr_error *err)
+sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const struct attn_seq_config *c,
+                          sr_error *err)
 {
     size_t n_layers = (size_t)a->c.n_layers, n_units = n_layers * (size_t)a->c.n_kv_heads;
     int32_t d = a->c.head_dim;
     SR_TRY(check_type("k_type", c->k_type, d, err));
     SR_TRY(check_type("v_type", c->v_type, d, err));
-    if (c->max_len < 1) return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
+    if (c->max_len < 1)
+        return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
     SR_TRY(sr_route_check(&c->route, d, err));
 
     sr_status st;
     struct attn_seq *s = sr_alloc_zero(1, sizeof *s);
     if (!s) return sr_fail_memory(err, sizeof *s, "sequence");
     s->a = a;
-    s->shape = (struct attn_shape){d, a->group, c->k_type, c->v_type, sr_row_bytes(c->k_type, d), sr_row_bytes(c->v_type, d)};
+    s->shape = (struct attn_shape){
+        d, a->group, c->k_type, c->v_type, sr_row_bytes(c->k_type, d), sr_row_bytes(c->v_type, d)};
     s->max_len = c->max_len;
     s->route = c->route;
     s->sketch = sr_sketch_shape_of(&c->route, d);
@@ -186,11 +205,15 @@ void sr_attn_seq_free(struct attn_seq *s)
 
 sr_status sr_attn_seq_reserve(struct attn_seq *s, int32_t len, sr_error *err)
 {
-    if (len < 0 || len > s->max_len) return sr_fail(err, SR_ERR_USAGE, "context full: %d tokens, max_len is %d", len, s->max_len);
+    if (len < 0 || len > s->max_len)
+        return sr_fail(err, SR_ERR_USAGE, "context full: %d tokens, max_len is %d", len, s->max_len);
     return sr_cache_reserve(s, len, err);
 }
 
-int32_t sr_attn_seq_len(const struct attn_seq *s, int32_t layer) { return s->len[layer]; }
+int32_t sr_attn_seq_len(const struct attn_seq *s, int32_t layer)
+{
+    return s->len[layer];
+}
 
 /* Moments that the sequence collected are kept: they belong to the model, and positions are counted once. */
 sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
@@ -203,7 +226,8 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
     return SR_OK;
 }
 
-/* Everything that the tokens left is forgotten, own moments too: what follows is as in a new sequence. Counters stay. */
+/* Everything that the tokens left is forgotten, own moments too: what follows is as in a new sequence.
+ * Counters stay. */
 void sr_attn_seq_clear(struct attn_seq *s)
 {
     memset(s->len, 0, (size_t)s->a->c.n_layers * sizeof *s->len);
@@ -227,7 +251,10 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
     return SR_OK;
 }
 
-const sr_route_options *sr_attn_seq_route(const struct attn_seq *s) { return &s->route; }
+const sr_route_options *sr_attn_seq_route(const struct attn_seq *s)
+{
+    return &s->route;
+}
 
 sr_status sr_attn_seq_save_moments(const struct attn_seq *s, const char *path, sr_error *err)
 {
@@ -251,8 +278,14 @@ void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const flo
     sr_cache_units(s, layer, w->seq_units);
     for (int32_t g = 0; g < n_kv; g++) {
         w->append[g] = (struct kv_append_args){
-            .shape = &s->shape, .k = w->seq_units[g].k, .v = w->seq_units[g].v, .k_src = k + g * d, .v_src = v + g * d,
-            .stride = (int64_t)n_kv * d, .pos0 = pos0, .n = n,
+            .shape = &s->shape,
+            .k = w->seq_units[g].k,
+            .v = w->seq_units[g].v,
+            .k_src = k + g * d,
+            .v_src = v + g * d,
+            .stride = (int64_t)n_kv * d,
+            .pos0 = pos0,
+            .n = n,
         };
     }
     a->backend->ops->kv_append(a->backend, w->append, n_kv);
@@ -275,8 +308,15 @@ void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos
     for (int64_t i = 0; i < n * stride; i++) q[i] *= scale;
     sr_cache_units(s, layer, w->seq_units);
     a->backend->ops->attn_prefill(a->backend, &(struct attn_prefill_args){
-        .shape = &s->shape, .units = w->seq_units, .n_units = a->c.n_kv_heads, .q = q, .out = out, .q_stride = stride,
-        .out_stride = stride, .pos0 = pos0, .n = n,
-    });
+                                                  .shape = &s->shape,
+                                                  .units = w->seq_units,
+                                                  .n_units = a->c.n_kv_heads,
+                                                  .q = q,
+                                                  .out = out,
+                                                  .q_stride = stride,
+                                                  .out_stride = stride,
+                                                  .pos0 = pos0,
+                                                  .n = n,
+                                              });
     if (sr_seq_collects(s, layer)) sr_moments_add_q(s->own, a->pool, layer, q, n, pos0);
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The attention of a stack of layers: what the public attention.h and the engine's forward pass both stand on.
- * `struct attention` is the shape, the backend and the model's bases (shared by its sequences); `struct attn_seq` is
- * one timeline: K/V rows, sketch rows, route options, counters. attention must outlive its sequences.
+ * The attention of a stack of layers: what the public attention.h and the engine's forward pass both stand
+ * on. `struct attention` is the shape, the backend and the model's bases (shared by its sequences); `struct
+ * attn_seq` is one timeline: K/V rows, sketch rows, route options, counters. attention must outlive its
+ * sequences.
  *
  * Order of calls for one step of one layer: append (the new rows), then prefill or decode (over them).
  */
@@ -21,18 +22,25 @@ struct attention_config {
     struct rope_spec rope;
 };
 
-sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c, sr_error *err);
+sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c,
+                      sr_error *err);
 void sr_attn_free(struct attention *a);
-/* The model's moments from a file (see moments.h); sequences made later, and present ones without a sketch, use them. */
+/* The model's moments from a file (see moments.h); sequences made later, and present ones without a sketch,
+ * use them. */
 sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *err);
 int sr_attn_has_moments(const struct attention *a);
-/* Writes the moments a sequence would use: the file's if loaded, else its own; SR_ERR_USAGE while those are not complete
- * (positions 4..2,047 not all attended yet). */
+/* Writes the moments a sequence would use: the file's if loaded, else its own; SR_ERR_USAGE while those are
+ * not complete (positions 4..2,047 not all attended yet). */
 sr_status sr_attn_seq_save_moments(const struct attn_seq *s, const char *path, sr_error *err);
 
-struct attn_seq_config { sr_dtype k_type, v_type; int32_t max_len; sr_route_options route; };
+struct attn_seq_config {
+    sr_dtype k_type, v_type;
+    int32_t max_len;
+    sr_route_options route;
+};
 
-sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const struct attn_seq_config *c, sr_error *err);
+sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const struct attn_seq_config *c,
+                          sr_error *err);
 void sr_attn_seq_free(struct attn_seq *s);
 
 /* Makes room for positions [0, len): chunks are allocated here and nowhere else. SR_ERR_USAGE beyond max_len,
@@ -47,37 +55,39 @@ const sr_route_options *sr_attn_seq_route(const struct attn_seq *s);
 
 /* k, v [n][n_kv_heads * head_dim] after rotary embedding. Room must have been reserved. */
 void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const float *v, int32_t n);
-/* Exact; q [n][n_heads * head_dim], any scale is applied inside (q / sqrt(head_dim)); collects moments. q is scaled
- * in place. */
+/* Exact; q [n][n_heads * head_dim], any scale is applied inside (q / sqrt(head_dim)); collects moments. q is
+ * scaled in place. */
 void sr_attn_prefill(struct attn_seq *s, int32_t layer, float *q, int32_t n, float *out);
 /* The same for n tokens from position pos0 on, which need not be the last ones. */
 void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos0, int32_t n, float *out);
-/* One token for each of n_seqs sequences of the same attention; q, out [n_seqs][n_heads * head_dim]. q is scaled in
- * place. Allocates nothing except when a new band's bases are made (once per 2,000 tokens). */
-sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer, float *q,
-                         float *out, sr_error *err);
+/* One token for each of n_seqs sequences of the same attention; q, out [n_seqs][n_heads * head_dim]. q is
+ * scaled in place. Allocates nothing except when a new band's bases are made (once per 2,000 tokens). */
+sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer,
+                         float *q, float *out, sr_error *err);
 
 void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out);
 void sr_attn_seq_stats_reset(struct attn_seq *s);
 void sr_attn_seq_memory(const struct attn_seq *s, uint64_t *kv_bytes, uint64_t *sketch_bytes);
-/* Per (layer, KV group): decisions near-only or none, and decisions in all, for heat maps; arrays [n_layers][n_kv_heads]. */
+/* Per (layer, KV group): decisions near-only or none, and decisions in all, for heat maps; arrays
+ * [n_layers][n_kv_heads]. */
 void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const int64_t **decisions);
 
-/* Exact bytes of the sequence for session files, in pieces, always in the same order: fn gets each piece of memory
- * in turn (read it to save; fill it to restore). Restoring: make the sequence with the same config, reserve len,
- * call sr_attn_seq_set_len, then visit and fill. Covers K/V rows, the session's own moments if it uses them, and the
- * sketch rows with the band they belong to. */
+/* Exact bytes of the sequence for session files, in pieces, always in the same order: fn gets each piece of
+ * memory in turn (read it to save; fill it to restore). Restoring: make the sequence with the same config,
+ * reserve len, call sr_attn_seq_set_len, then visit and fill. Covers K/V rows, the session's own moments if
+ * it uses them, and the sketch rows with the band they belong to. */
 typedef sr_status attn_piece_fn(void *ctx, const char *what, void *data, size_t bytes, sr_error *err);
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err);
 sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err);
-/* The fixed-size facts that visit's pieces depend on: written first (every field), given to state_set on restore before
- * the visit; state_set also does set_len. Refuses another sketch shape or other moments (SR_ERR_UNSUPPORTED names it). */
+/* The fixed-size facts that visit's pieces depend on: written first (every field), given to state_set on
+ * restore before the visit; state_set also does set_len. Refuses another sketch shape or other moments
+ * (SR_ERR_UNSUPPORTED names it). */
 struct attn_seq_state {
-    int32_t len, band;              /* band -1: no sketch */
-    int32_t own_moments;            /* 0 not kept, 1 being collected, 2 the sketch stands on them */
-    int32_t rank, bits, n_sinks;    /* of the sketch */
+    int32_t len, band;           /* band -1: no sketch */
+    int32_t own_moments;         /* 0 not kept, 1 being collected, 2 the sketch stands on them */
+    int32_t rank, bits, n_sinks; /* of the sketch */
     int64_t moments_rows;
-    uint64_t moments_id;            /* hash of the moments file in use, 0 if none */
+    uint64_t moments_id; /* hash of the moments file in use, 0 if none */
 };
 void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out);
 sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state *st, sr_error *err);

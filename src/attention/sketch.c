@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The sketch of a sequence: which moments it stands on, when bases are made, which rows are encoded. Rows are encoded as
- * they leave the window; a step whose position is the first of a band encodes all of them anew.
+ * The sketch of a sequence: which moments it stands on, when bases are made, which rows are encoded. Rows are
+ * encoded as they leave the window; a step whose position is the first of a band encodes all of them anew.
  */
 #include "attention/timeline.h"
 
@@ -34,7 +34,8 @@ static struct band_bases *find_shared(const struct attn_seq *s, int32_t band)
 {
     for (int32_t i = 0; i < s->a->n_seqs; i++) {
         const struct attn_seq *t = s->a->seqs[i];
-        if (t->bases && !t->use_own && sr_bases_match(t->bases, band, s->sketch.rank, s->sketch.bits)) return t->bases;
+        if (t->bases && !t->use_own && sr_bases_match(t->bases, band, s->sketch.rank, s->sketch.bits))
+            return t->bases;
     }
     return NULL;
 }
@@ -49,9 +50,12 @@ static sr_status change_bases(struct attn_seq *s, int32_t band, sr_error *err)
         sr_bases_ref(bases);
     } else {
         struct basis_spec spec = {
-            .moments = use_own ? s->own : a->moments, .rotation = &a->rotation,
+            .moments = use_own ? s->own : a->moments,
+            .rotation = &a->rotation,
             .shape = {a->c.n_layers, a->c.n_heads, a->c.n_kv_heads, a->c.head_dim},
-            .band = band, .rank = s->sketch.rank, .bits = s->sketch.bits,
+            .band = band,
+            .rank = s->sketch.rank,
+            .bits = s->sketch.bits,
         };
         SR_TRY(sr_bases_new(&bases, &spec, a->pool, err));
     }
@@ -78,9 +82,16 @@ static void encode(struct attn_seq *s, int32_t layer, int32_t to)
         w->clipped[g] = 0;
     }
     a->backend->ops->sketch_encode(a->backend, &(struct sketch_encode_args){
-        .shape = &s->shape, .sketch = &s->sketch, .units = w->seq_units, .basis = w->seq_basis, .row0 = w->row0,
-        .row1 = w->row1, .n_units = n_kv, .clipped = w->clipped, .touched = w->touched,
-    });
+                                                   .shape = &s->shape,
+                                                   .sketch = &s->sketch,
+                                                   .units = w->seq_units,
+                                                   .basis = w->seq_basis,
+                                                   .row0 = w->row0,
+                                                   .row1 = w->row1,
+                                                   .n_units = n_kv,
+                                                   .clipped = w->clipped,
+                                                   .touched = w->touched,
+                                               });
     for (int32_t g = 0; g < n_kv; g++) {
         uint64_t bytes = (uint64_t)w->touched[g].k_rows * s->shape.k_row_bytes;
         s->stats.k_rows += w->touched[g].k_rows;
@@ -92,7 +103,8 @@ static void encode(struct attn_seq *s, int32_t layer, int32_t to)
     s->sketch_to[layer] = to;
 }
 
-/* Layers that are not in step change the band back and forth: right, but then every change encodes all rows. */
+/* Layers that are not in step change the band back and forth: right, but then every change encodes all rows.
+ */
 sr_status sr_sketch_sync(struct attn_seq *s, int32_t layer, sr_error *err)
 {
     int32_t len = s->len[layer], band = sr_band_of(&s->a->rotation, len), to = len - s->route.window;
@@ -101,4 +113,7 @@ sr_status sr_sketch_sync(struct attn_seq *s, int32_t layer, sr_error *err)
     return SR_OK;
 }
 
-uint64_t sr_sketch_bases_bytes(const struct attn_seq *s) { return s->bases ? sr_bases_bytes(s->bases) : 0; }
+uint64_t sr_sketch_bases_bytes(const struct attn_seq *s)
+{
+    return s->bases ? sr_bases_bytes(s->bases) : 0;
+}

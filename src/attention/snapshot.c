@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The exact bytes of a sequence, piece by piece, for session files. The order of pieces depends on the fixed-size state
- * only: K and V runs, own moments, then how far the sketch goes and its runs. The file's checksum, and the model's identity,
- * are the engine's business; what would make rows mean something else is refused here.
+ * The exact bytes of a sequence, piece by piece, for session files. The order of pieces depends on the
+ * fixed-size state only: K and V runs, own moments, then how far the sketch goes and its runs. The file's
+ * checksum, and the model's identity, are the engine's business; what would make rows mean something else is
+ * refused here.
  */
 #include "attention/timeline.h"
 
@@ -16,8 +17,15 @@ void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out)
     for (int32_t l = 1; l < s->a->c.n_layers; l++) len = s->len[l] < len ? s->len[l] : len;
     int has_own = s->own && (s->use_own || !s->a->moments);
     *out = (struct attn_seq_state){
-        .len = len, .band = s->band, .own_moments = !has_own ? 0 : s->use_own ? 2 : 1, .rank = s->sketch.rank,
-        .bits = s->sketch.bits, .n_sinks = s->sketch_first, .moments_rows = has_own ? sr_moments_rows(s->own) : 0,
+        .len = len,
+        .band = s->band,
+        .own_moments = !has_own     ? 0
+                       : s->use_own ? 2
+                                    : 1,
+        .rank = s->sketch.rank,
+        .bits = s->sketch.bits,
+        .n_sinks = s->sketch_first,
+        .moments_rows = has_own ? sr_moments_rows(s->own) : 0,
         .moments_id = s->band >= 0 && !s->use_own ? sr_moments_id(s->a->moments) : 0,
     };
 }
@@ -25,14 +33,19 @@ void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out)
 static sr_status differs(const char *name, int64_t found, int64_t want, sr_error *err)
 {
     if (found == want) return SR_OK;
-    return sr_fail(err, SR_ERR_UNSUPPORTED, "session: sketch %s %lld, this one has %lld", name, (long long)found, (long long)want);
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "session: sketch %s %lld, this one has %lld", name,
+                   (long long)found, (long long)want);
 }
 
 sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state *st, sr_error *err)
 {
-    if (st->own_moments < 0 || st->own_moments > 2) return sr_fail(err, SR_ERR_FORMAT, "session: own_moments %d: want 0..2", st->own_moments);
-    if (st->own_moments && !s->own) return sr_fail(err, SR_ERR_UNSUPPORTED, "session: has moments of its own, but a moments file is loaded");
-    if (st->band < -1 || (st->band >= 0 && st->band > sr_band_of(&s->a->rotation, st->len > 0 ? st->len : 1))) {
+    if (st->own_moments < 0 || st->own_moments > 2)
+        return sr_fail(err, SR_ERR_FORMAT, "session: own_moments %d: want 0..2", st->own_moments);
+    if (st->own_moments && !s->own)
+        return sr_fail(err, SR_ERR_UNSUPPORTED,
+                       "session: has moments of its own, but a moments file is loaded");
+    if (st->band < -1 ||
+        (st->band >= 0 && st->band > sr_band_of(&s->a->rotation, st->len > 0 ? st->len : 1))) {
         return sr_fail(err, SR_ERR_FORMAT, "session: band %d with %d tokens", st->band, st->len);
     }
     if (st->band >= 0) {
@@ -54,7 +67,8 @@ sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state 
 
 sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err)
 {
-    if (len < 0 || len > s->max_len) return sr_fail(err, SR_ERR_FORMAT, "session: %d tokens, max_len is %d", len, s->max_len);
+    if (len < 0 || len > s->max_len)
+        return sr_fail(err, SR_ERR_FORMAT, "session: %d tokens, max_len is %d", len, s->max_len);
     SR_TRY(sr_attn_seq_reserve(s, len, err));
     for (int32_t l = 0; l < s->a->c.n_layers; l++) s->len[l] = len;
     return SR_OK;
@@ -80,7 +94,9 @@ static sr_status visit_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn
     int32_t n_layers = s->a->c.n_layers, n_units = n_layers * s->a->c.n_kv_heads;
     SR_TRY(fn(ctx, "sketch extent", s->sketch_to, (size_t)n_layers * sizeof *s->sketch_to, err));
     for (int32_t l = 0; l < n_layers; l++) {
-        if (s->sketch_to[l] >= s->sketch_first && (s->sketch_to[l] <= len || s->sketch_to[l] == s->sketch_first)) continue;
+        if (s->sketch_to[l] >= s->sketch_first &&
+            (s->sketch_to[l] <= len || s->sketch_to[l] == s->sketch_first))
+            continue;
         int32_t to = s->sketch_to[l];
         sr_sketch_drop(s);
         return sr_fail(err, SR_ERR_FORMAT, "session: layer %d: sketch rows up to %d of %d", l, to, len);
@@ -94,7 +110,8 @@ static sr_status visit_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn
     return SR_OK;
 }
 
-/* A sequence that went from mass to another mode may have grown past its sketch's memory: that is made up for first. */
+/* A sequence that went from mass to another mode may have grown past its sketch's memory: that is made up for
+ * first. */
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
     struct attn_seq_state st;
@@ -103,7 +120,8 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
     if (st.own_moments) {
         size_t bytes;
         void *p;
-        for (int i = 0; (p = sr_moments_piece(s->own, i, &bytes)); i++) SR_TRY(fn(ctx, "moments", p, bytes, err));
+        for (int i = 0; (p = sr_moments_piece(s->own, i, &bytes)); i++)
+            SR_TRY(fn(ctx, "moments", p, bytes, err));
     }
     if (st.band < 0) return SR_OK;
     SR_TRY(sr_cache_sketch_reserve(s, &s->sketch, err));
@@ -112,13 +130,14 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
 
 static sr_status check_run(const struct attn_seq *s, int32_t unit, int32_t row, char which, sr_error *err)
 {
-    size_t at = (size_t)unit * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS), in = (size_t)(row % SR_CHUNK_ROWS);
+    size_t at = (size_t)unit * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS),
+           in = (size_t)(row % SR_CHUNK_ROWS);
     const uint8_t *run = which == 'K' ? s->k[at] : s->v[at];
     size_t bytes = which == 'K' ? s->shape.k_row_bytes : s->shape.v_row_bytes;
     sr_dtype type = which == 'K' ? s->shape.k_type : s->shape.v_type;
     if (sr_row_find_nonfinite(type, run + in * bytes, s->shape.head_dim) < 0) return SR_OK;
-    return sr_fail(err, SR_ERR_NUMERIC, "layer %d, KV group %d, row %d: %c is not finite", unit / s->a->c.n_kv_heads,
-                   unit % s->a->c.n_kv_heads, row, which);
+    return sr_fail(err, SR_ERR_NUMERIC, "layer %d, KV group %d, row %d: %c is not finite",
+                   unit / s->a->c.n_kv_heads, unit % s->a->c.n_kv_heads, row, which);
 }
 
 sr_status sr_attn_seq_check(const struct attn_seq *s, sr_error *err)

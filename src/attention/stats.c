@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-static void count_unit(struct attn_seq *s, int32_t layer, int32_t group, enum route_kind kind, const struct attn_touched *t)
+static void count_unit(struct attn_seq *s, int32_t layer, int32_t group, enum route_kind kind,
+                       const struct attn_touched *t)
 {
     sr_route_stats *c = &s->stats;
     size_t at = (size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)group;
@@ -22,7 +23,8 @@ static void count_unit(struct attn_seq *s, int32_t layer, int32_t group, enum ro
     c->v_rows += t->v_rows;
     c->sketch_rows += t->y_rows;
     c->sketch_bytes += sketch;
-    c->kv_bytes += (uint64_t)t->k_rows * s->shape.k_row_bytes + (uint64_t)t->v_rows * s->shape.v_row_bytes + sketch;
+    c->kv_bytes +=
+        (uint64_t)t->k_rows * s->shape.k_row_bytes + (uint64_t)t->v_rows * s->shape.v_row_bytes + sketch;
     c->dense_bytes += (uint64_t)s->len[layer] * (s->shape.k_row_bytes + s->shape.v_row_bytes);
 }
 
@@ -30,13 +32,17 @@ void sr_stats_count(const struct decoded *d)
 {
     int32_t n_kv = d->a->c.n_kv_heads;
     for (int32_t u = 0; u < d->n_units; u++) {
-        count_unit(d->seqs[u / n_kv], d->layer, u % n_kv, (enum route_kind)d->plan->kind[u], &d->a->scratch.touched[u]);
+        count_unit(d->seqs[u / n_kv], d->layer, u % n_kv, (enum route_kind)d->plan->kind[u],
+                   &d->a->scratch.touched[u]);
     }
     /* a token is decoded once its last layer is */
     for (int32_t i = 0; i < d->n_seqs; i++) d->seqs[i]->stats.steps += d->layer == d->a->c.n_layers - 1;
 }
 
-void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out) { *out = s->stats; }
+void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out)
+{
+    *out = s->stats;
+}
 
 void sr_attn_seq_stats_reset(struct attn_seq *s)
 {
@@ -49,7 +55,8 @@ void sr_attn_seq_stats_reset(struct attn_seq *s)
 void sr_attn_seq_memory(const struct attn_seq *s, uint64_t *kv_bytes, uint64_t *sketch_bytes)
 {
     *kv_bytes = (uint64_t)s->n_chunks * sr_cache_chunk_bytes(s);
-    *sketch_bytes = (uint64_t)s->n_sketch_chunks * sr_cache_sketch_chunk_bytes(s, &s->sketch) + sr_sketch_bases_bytes(s);
+    *sketch_bytes =
+        (uint64_t)s->n_sketch_chunks * sr_cache_sketch_chunk_bytes(s, &s->sketch) + sr_sketch_bases_bytes(s);
 }
 
 void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const int64_t **decisions)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The structs behind sequence.h, shared by the files of this folder that each do one thing with them: sequence.c (life
- * and rows), cache.c (storage), sketch.c (bases and sketch rows), decode.c (one routed step), audit.c, stats.c,
- * snapshot.c (session files).
+ * The structs behind sequence.h, shared by the files of this folder that each do one thing with them:
+ * sequence.c (life and rows), cache.c (storage), sketch.c (bases and sketch rows), decode.c (one routed
+ * step), audit.c, stats.c, snapshot.c (session files).
  */
 #ifndef SR_ATTENTION_TIMELINE_H
 #define SR_ATTENTION_TIMELINE_H
@@ -15,7 +15,7 @@
 
 /* What a decode step works in: arrays over the units of all its sequences, one block made by decode.c. */
 struct decode_scratch {
-    int32_t room;                  /* units */
+    int32_t room; /* units */
     void *block;
     struct attn_unit *units;
     struct sketch_basis *basis;
@@ -34,37 +34,37 @@ struct decode_scratch {
 
 struct attention {
     struct backend *backend;
-    struct pool *pool;             /* the backend's; may be NULL */
+    struct pool *pool; /* the backend's; may be NULL */
     struct attention_config c;
-    int32_t group;                 /* query heads per KV head */
+    int32_t group; /* query heads per KV head */
     struct rotation rotation;
-    struct moments *moments;       /* from a file, or NULL */
-    struct attn_seq **seqs;        /* [n_seqs] living ones: those that stand on `moments` share their bases */
+    struct moments *moments; /* from a file, or NULL */
+    struct attn_seq **seqs;  /* [n_seqs] living ones: those that stand on `moments` share their bases */
     int32_t n_seqs, seqs_room;
     struct decode_scratch scratch;
 };
 
-/* A chunk is SR_CHUNK_ROWS rows of every layer and KV group: [layer][group][K run, V run]; sketch rows lie in chunks of
- * their own: [layer][group][run]. */
+/* A chunk is SR_CHUNK_ROWS rows of every layer and KV group: [layer][group][K run, V run]; sketch rows lie in
+ * chunks of their own: [layer][group][run]. */
 struct attn_seq {
     struct attention *a;
     struct attn_shape shape;
     int32_t max_len;
     sr_route_options route;
-    int32_t *len;                  /* [n_layers] */
+    int32_t *len; /* [n_layers] */
 
     int32_t n_chunks, n_sketch_chunks, table_room;
-    void **k, **v, **y;            /* [n_layers][n_kv_heads][table_room] runs */
+    void **k, **v, **y;             /* [n_layers][n_kv_heads][table_room] runs */
     void **region, **sketch_region; /* [table_room] */
-    int32_t *list;                 /* [n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand */
+    int32_t *list; /* [n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand */
 
     struct sketch_shape sketch;
-    int32_t sketch_first;          /* rows before it are sinks and have no sketch */
-    struct band_bases *bases;      /* NULL: none, or to be made again for `band` */
-    int32_t band;                  /* that the sketch rows belong to; -1: there are none */
-    int32_t *sketch_to;            /* [n_layers] rows [sketch_first, sketch_to) are encoded */
-    struct moments *own;           /* collected from this sequence; NULL if there was a file from the start */
-    int use_own;                   /* the sketch stands on `own` */
+    int32_t sketch_first;     /* rows before it are sinks and have no sketch */
+    struct band_bases *bases; /* NULL: none, or to be made again for `band` */
+    int32_t band;             /* that the sketch rows belong to; -1: there are none */
+    int32_t *sketch_to;       /* [n_layers] rows [sketch_first, sketch_to) are encoded */
+    struct moments *own;      /* collected from this sequence; NULL if there was a file from the start */
+    int use_own;              /* the sketch stands on `own` */
 
     sr_route_stats stats;
     int64_t *near_only, *decisions; /* [n_layers][n_kv_heads] */
@@ -77,7 +77,8 @@ int sr_seq_collects(const struct attn_seq *s, int32_t layer);
 sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err);
 sr_status sr_cache_sketch_reserve(struct attn_seq *s, const struct sketch_shape *shape, sr_error *err);
 void sr_cache_free(struct attn_seq *s);
-void sr_cache_units(const struct attn_seq *s, int32_t layer, struct attn_unit *out); /* [n_kv_heads]; q is not set */
+void sr_cache_units(const struct attn_seq *s, int32_t layer,
+                    struct attn_unit *out); /* [n_kv_heads]; q is not set */
 size_t sr_cache_chunk_bytes(const struct attn_seq *s);
 size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch_shape *shape);
 
@@ -86,7 +87,7 @@ struct sketch_shape sr_sketch_shape_of(const sr_route_options *o, int32_t head_d
 int sr_sketch_has_moments(const struct attn_seq *s);
 /* Makes the bases that the layer's present length asks for and encodes its rows up to the window. */
 sr_status sr_sketch_sync(struct attn_seq *s, int32_t layer, sr_error *err);
-void sr_sketch_drop(struct attn_seq *s);      /* rows and bases are forgotten; memory stays */
+void sr_sketch_drop(struct attn_seq *s); /* rows and bases are forgotten; memory stays */
 uint64_t sr_sketch_bases_bytes(const struct attn_seq *s);
 
 /* decode.c */
@@ -97,9 +98,9 @@ struct decoded {
     struct attention *a;
     struct attn_seq *const *seqs;
     int32_t n_seqs, layer, n_units;
-    int is_routed;                 /* the policy was asked; else dense for one of the reasons in policy.h */
+    int is_routed; /* the policy was asked; else dense for one of the reasons in policy.h */
     const struct route_plan *plan;
-    const float *out;              /* [n_units][group][head_dim] */
+    const float *out; /* [n_units][group][head_dim] */
 };
 /* audit.c: attends some units densely into a state apart and compares; the output stays as it is. */
 void sr_audit(const struct decoded *d);

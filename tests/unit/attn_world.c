@@ -37,17 +37,22 @@ static void rotate(const struct rope_spec *s, double *x, int64_t pos)
 {
     int32_t half = s->n_dims / 2;
     for (int32_t i = 0; i < half && s->kind != ROPE_NONE; i++) {
-        double *a = s->kind == ROPE_NEOX ? x + i : x + 2 * i, *b = s->kind == ROPE_NEOX ? x + i + half : x + 2 * i + 1;
-        double c = cos((double)pos * s->inv_freq[i]) * s->magnitude, n = sin((double)pos * s->inv_freq[i]) * s->magnitude;
+        double *a = s->kind == ROPE_NEOX ? x + i : x + 2 * i,
+               *b = s->kind == ROPE_NEOX ? x + i + half : x + 2 * i + 1;
+        double c = cos((double)pos * s->inv_freq[i]) * s->magnitude,
+               n = sin((double)pos * s->inv_freq[i]) * s->magnitude;
         double a0 = *a, b0 = *b;
         *a = a0 * c - b0 * n;
         *b = a0 * n + b0 * c;
     }
 }
 
-struct group_style { double sink[MAX_DIM], mean[MAX_DIM], topic[TOPICS][MAX_DIM], value[TOPICS][MAX_DIM]; };
+struct group_style {
+    double sink[MAX_DIM], mean[MAX_DIM], topic[TOPICS][MAX_DIM], value[TOPICS][MAX_DIM];
+};
 
-static void fill_token(struct attn_world *w, struct rng *r, const struct group_style *s, int32_t layer, int32_t group, int32_t pos, int32_t topic)
+static void fill_token(struct attn_world *w, struct rng *r, const struct group_style *s, int32_t layer,
+                       int32_t group, int32_t pos, int32_t topic)
 {
     int32_t d = w->head_dim, per = w->n_heads / w->n_kv_heads;
     double x[MAX_DIM];
@@ -68,7 +73,8 @@ static void fill_token(struct attn_world *w, struct rng *r, const struct group_s
     }
 }
 
-struct attn_world *sr_world_new(int32_t n_layers, int32_t n_kv_heads, int32_t group, int32_t head_dim, int32_t len, uint64_t seed)
+struct attn_world *sr_world_new(int32_t n_layers, int32_t n_kv_heads, int32_t group, int32_t head_dim,
+                                int32_t len, uint64_t seed)
 {
     struct attn_world *w = calloc(1, sizeof *w);
     struct group_style *style = calloc(1, sizeof *style);
@@ -76,7 +82,9 @@ struct attn_world *sr_world_new(int32_t n_layers, int32_t n_kv_heads, int32_t gr
     size_t rows = (size_t)n_layers * (size_t)len * (size_t)head_dim * sizeof(float);
     assert_non_null(w);
     assert_non_null(style);
-    *w = (struct attn_world){n_layers, n_kv_heads * group, n_kv_heads, head_dim, len, {ROPE_NORM, head_dim, {0}, 1}, NULL, NULL, NULL};
+    *w = (struct attn_world){
+        n_layers, n_kv_heads * group, n_kv_heads, head_dim, len, {ROPE_NORM, head_dim, {0}, 1}, NULL, NULL,
+        NULL};
     for (int32_t i = 0; i < head_dim / 2; i++) w->rope.inv_freq[i] = pow(10000, -2.0 * i / head_dim);
     w->q = malloc(rows * (size_t)w->n_heads);
     w->k = malloc(rows * (size_t)n_kv_heads);
@@ -114,9 +122,18 @@ static float *at(const struct attn_world *w, float *x, int32_t heads, int32_t la
     return x + ((size_t)layer * (size_t)w->len + (size_t)pos) * (size_t)(heads * w->head_dim);
 }
 
-float *sr_world_q(const struct attn_world *w, int32_t layer, int32_t pos) { return at(w, w->q, w->n_heads, layer, pos); }
-float *sr_world_k(const struct attn_world *w, int32_t layer, int32_t pos) { return at(w, w->k, w->n_kv_heads, layer, pos); }
-float *sr_world_v(const struct attn_world *w, int32_t layer, int32_t pos) { return at(w, w->v, w->n_kv_heads, layer, pos); }
+float *sr_world_q(const struct attn_world *w, int32_t layer, int32_t pos)
+{
+    return at(w, w->q, w->n_heads, layer, pos);
+}
+float *sr_world_k(const struct attn_world *w, int32_t layer, int32_t pos)
+{
+    return at(w, w->k, w->n_kv_heads, layer, pos);
+}
+float *sr_world_v(const struct attn_world *w, int32_t layer, int32_t pos)
+{
+    return at(w, w->v, w->n_kv_heads, layer, pos);
+}
 
 void sr_world_round(struct attn_world *w, sr_dtype k_type, sr_dtype v_type)
 {
@@ -143,7 +160,8 @@ void sr_world_logits(const struct attn_world *w, int32_t layer, int32_t head, in
     }
 }
 
-double sr_world_attend(const struct attn_world *w, int32_t layer, int32_t head, int32_t pos, const uint8_t *read, double *out)
+double sr_world_attend(const struct attn_world *w, int32_t layer, int32_t head, int32_t pos,
+                       const uint8_t *read, double *out)
 {
     int32_t d = w->head_dim, group = head / (w->n_heads / w->n_kv_heads);
     double *logits = malloc((size_t)(pos + 1) * sizeof *logits), top = -INFINITY, all = 0, kept = 0;
@@ -192,14 +210,16 @@ void sr_world_moments(const struct attn_world *w, char path[64])
 
 /* ---- a sequence over the world ---- */
 
-void sr_bench_open(struct attn_bench *b, const struct attn_world *w, sr_dtype k_type, sr_dtype v_type, const sr_route_options *route,
-                   int n_threads, const char *moments)
+void sr_bench_open(struct attn_bench *b, const struct attn_world *w, sr_dtype k_type, sr_dtype v_type,
+                   const sr_route_options *route, int n_threads, const char *moments)
 {
     sr_error err = {SR_OK, ""};
     struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope};
     struct attn_seq_config sc = {k_type, v_type, w->len, *route};
-    if (sr_backend_cpu_open(&b->backend, n_threads, &err) || sr_attn_new(&b->attention, b->backend, &c, &err) ||
-        (moments && sr_attn_load_moments(b->attention, moments, &err)) || sr_attn_seq_new(&b->seq, b->attention, &sc, &err)) {
+    if (sr_backend_cpu_open(&b->backend, n_threads, &err) ||
+        sr_attn_new(&b->attention, b->backend, &c, &err) ||
+        (moments && sr_attn_load_moments(b->attention, moments, &err)) ||
+        sr_attn_seq_new(&b->seq, b->attention, &sc, &err)) {
         fail_msg("%s", err.text);
     }
 }
@@ -211,7 +231,8 @@ void sr_bench_close(struct attn_bench *b)
     sr_backend_close(b->backend);
 }
 
-void sr_bench_prefill(struct attn_bench *b, const struct attn_world *w, int32_t from, int32_t to, int32_t batch, float *out)
+void sr_bench_prefill(struct attn_bench *b, const struct attn_world *w, int32_t from, int32_t to,
+                      int32_t batch, float *out)
 {
     size_t stride = (size_t)w->n_heads * (size_t)w->head_dim;
     float *q = malloc((size_t)batch * stride * sizeof *q), *o = malloc((size_t)batch * stride * sizeof *o);
@@ -222,7 +243,8 @@ void sr_bench_prefill(struct attn_bench *b, const struct attn_world *w, int32_t 
         for (int32_t l = 0; l < w->n_layers; l++) {
             memcpy(q, sr_world_q(w, l, p), (size_t)n * stride * sizeof *q);
             sr_attn_append(b->seq, l, sr_world_k(w, l, p), sr_world_v(w, l, p), n);
-            sr_attn_prefill(b->seq, l, q, n, out ? out + ((size_t)l * (size_t)w->len + (size_t)p) * stride : o);
+            sr_attn_prefill(b->seq, l, q, n,
+                            out ? out + ((size_t)l * (size_t)w->len + (size_t)p) * stride : o);
         }
     }
     free(q);

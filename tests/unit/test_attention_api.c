@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The public attention.h: every argument that is refused, with the field and the value in the text; and that what is not
- * refused is what the inner interface gives.
+ * The public attention.h: every argument that is refused, with the field and the value in the text; and that
+ * what is not refused is what the inner interface gives.
  */
 #include "attn_world.h"
 
@@ -28,11 +28,13 @@ static sr_attention_options small(void)
     return o;
 }
 
-static void assert_refused(sr_status got, sr_status want, const sr_error *err, const char *word, const char *value)
+static void assert_refused(sr_status got, sr_status want, const sr_error *err, const char *word,
+                           const char *value)
 {
     assert_int_equal(got, want);
     assert_int_equal(err->status, want);
-    if (!strstr(err->text, word) || !strstr(err->text, value)) fail_msg("\"%s\" does not name %s %s", err->text, word, value);
+    if (!strstr(err->text, word) || !strstr(err->text, value))
+        fail_msg("\"%s\" does not name %s %s", err->text, word, value);
 }
 
 static void test_options_refused(void **state)
@@ -43,7 +45,12 @@ static void test_options_refused(void **state)
     double nan_freq[32] = {1};
     nan_freq[7] = NAN;
     (void)state;
-    static const struct { size_t at; int32_t value; sr_status want; const char *word, *text; } rows[] = {
+    static const struct {
+        size_t at;
+        int32_t value;
+        sr_status want;
+        const char *word, *text;
+    } rows[] = {
         {offsetof(sr_attention_options, n_layers), 0, SR_ERR_USAGE, "n_layers", "0"},
         {offsetof(sr_attention_options, n_layers), -3, SR_ERR_USAGE, "n_layers", "-3"},
         {offsetof(sr_attention_options, n_heads), 0, SR_ERR_USAGE, "n_heads", "0"},
@@ -81,8 +88,10 @@ static void test_options_refused(void **state)
     static const float bad_eps[] = {0, 1, -1, NAN, INFINITY}, bad_audit[] = {-.1f, 1.5f, NAN};
     for (int i = 0; i < 8; i++) {
         o = small();
-        if (i < 5) o.route.eps = bad_eps[i];
-        else o.route.audit = bad_audit[i - 5];
+        if (i < 5)
+            o.route.eps = bad_eps[i];
+        else
+            o.route.audit = bad_audit[i - 5];
         assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_USAGE, &err, i < 5 ? "eps" : "audit", "");
     }
     o = small();
@@ -121,7 +130,8 @@ static void test_names(void **state)
         assert_int_equal(m, i);
     }
     assert_null(sr_route_mode_name((sr_route_mode)4));
-    assert_refused(sr_route_mode_find(&m, "Mass\n", &err), SR_ERR_USAGE, &err, "Mass\\x0a", "dense, mass, paper or window");
+    assert_refused(sr_route_mode_find(&m, "Mass\n", &err), SR_ERR_USAGE, &err, "Mass\\x0a",
+                   "dense, mass, paper or window");
     assert_refused(sr_route_mode_find(&m, NULL, &err), SR_ERR_USAGE, &err, "name", "NULL");
 }
 
@@ -144,7 +154,8 @@ static void test_calls_refused(void **state)
     assert_int_equal(sr_attention_append(a, 0, NULL, NULL, 0, &err), SR_OK);
     assert_int_equal(sr_attention_append(a, 0, kv, kv, 60, &err), SR_OK);
     assert_refused(sr_attention_append(a, 0, kv, kv, 41, &err), SR_ERR_USAGE, &err, "60 tokens, 41", "100");
-    assert_refused(sr_attention_append(a, 0, kv, kv, INT32_MAX, &err), SR_ERR_USAGE, &err, "2147483647", "100");
+    assert_refused(sr_attention_append(a, 0, kv, kv, INT32_MAX, &err), SR_ERR_USAGE, &err, "2147483647",
+                   "100");
     assert_int_equal(sr_attention_len(a, 0), 60); /* unchanged */
     assert_int_equal(sr_attention_len(a, 1), 0);
     assert_int_equal(sr_attention_len(a, 2) + sr_attention_len(NULL, 0), 0);
@@ -157,7 +168,8 @@ static void test_calls_refused(void **state)
     assert_refused(sr_attention_truncate(a, -1, &err), SR_ERR_USAGE, &err, "-1", "negative");
     assert_refused(sr_attention_route_set(a, NULL, &err), SR_ERR_USAGE, &err, "route", "NULL");
     assert_refused(sr_attention_moments_load(a, NULL, &err), SR_ERR_USAGE, &err, "path", "NULL");
-    assert_refused(sr_attention_moments_load(a, "/nonexistent/m", &err), SR_ERR_IO, &err, "/nonexistent/m", "");
+    assert_refused(sr_attention_moments_load(a, "/nonexistent/m", &err), SR_ERR_IO, &err, "/nonexistent/m",
+                   "");
     assert_refused(sr_attention_moments_save(a, NULL, &err), SR_ERR_USAGE, &err, "path", "NULL");
     assert_refused(sr_attention_moments_save(a, "/tmp/x", &err), SR_ERR_USAGE, &err, "0 of 2044", "");
     sr_attention_stats(NULL, NULL);
@@ -177,7 +189,8 @@ static void test_public_equals_inner(void **state)
     sr_attention *a, *c;
     sr_error err = {SR_OK, ""};
     sr_route_stats mine, inner;
-    float *pre = malloc(sizeof *pre * N * STRIDE), *want = malloc(2 * sizeof *want * N * STRIDE), out[STRIDE], other[STRIDE], step[2 * STRIDE];
+    float *pre = malloc(sizeof *pre * N * STRIDE), *want = malloc(2 * sizeof *want * N * STRIDE), out[STRIDE],
+          other[STRIDE], step[2 * STRIDE];
     char path[] = "/tmp/sr-api-XXXXXX";
     int fd = mkstemp(path);
     (void)state;
@@ -189,21 +202,26 @@ static void test_public_equals_inner(void **state)
     sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o.route, 2, NULL);
     sr_bench_prefill(&b, w, 0, FROM, 300, want);
     for (int l = 0; l < 2; l++) {
-        assert_int_equal(sr_attention_append(a, l, sr_world_k(w, l, 0), sr_world_v(w, l, 0), FROM, &err), SR_OK);
+        assert_int_equal(sr_attention_append(a, l, sr_world_k(w, l, 0), sr_world_v(w, l, 0), FROM, &err),
+                         SR_OK);
         assert_int_equal(sr_attention_prefill(a, l, sr_world_q(w, l, 0), FROM, pre, &err), SR_OK);
         assert_memory_equal(pre, want + (size_t)l * N * STRIDE, sizeof *pre * FROM * STRIDE);
     }
     assert_int_equal(sr_attention_moments_save(a, path, &err), SR_OK);
     assert_int_equal(sr_attention_new(&c, &o, &err), SR_OK);
     assert_int_equal(sr_attention_moments_load(c, path, &err), SR_OK);
-    for (int l = 0; l < 2; l++) assert_int_equal(sr_attention_append(c, l, sr_world_k(w, l, 0), sr_world_v(w, l, 0), FROM, &err), SR_OK);
+    for (int l = 0; l < 2; l++)
+        assert_int_equal(sr_attention_append(c, l, sr_world_k(w, l, 0), sr_world_v(w, l, 0), FROM, &err),
+                         SR_OK);
     for (int32_t p = FROM; p < N; p++) {
         sr_bench_step(&b, w, p, step);
         for (int l = 0; l < 2; l++) {
-            assert_int_equal(sr_attention_append(a, l, sr_world_k(w, l, p), sr_world_v(w, l, p), 1, &err), SR_OK);
+            assert_int_equal(sr_attention_append(a, l, sr_world_k(w, l, p), sr_world_v(w, l, p), 1, &err),
+                             SR_OK);
             assert_int_equal(sr_attention_decode(a, l, sr_world_q(w, l, p), out, &err), SR_OK);
             assert_memory_equal(out, step + l * STRIDE, sizeof out);
-            assert_int_equal(sr_attention_append(c, l, sr_world_k(w, l, p), sr_world_v(w, l, p), 1, &err), SR_OK);
+            assert_int_equal(sr_attention_append(c, l, sr_world_k(w, l, p), sr_world_v(w, l, p), 1, &err),
+                             SR_OK);
             assert_int_equal(sr_attention_decode(c, l, sr_world_q(w, l, p), other, &err), SR_OK);
             assert_memory_equal(out, other, sizeof out);
         }
@@ -231,7 +249,9 @@ static void test_public_equals_inner(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_options_refused), cmocka_unit_test(test_names), cmocka_unit_test(test_calls_refused),
+        cmocka_unit_test(test_options_refused),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_calls_refused),
         cmocka_unit_test(test_public_equals_inner),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

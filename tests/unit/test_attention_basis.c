@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rotation averages against sums over positions, moments against plain sums, the moments file and its damaged forms, and
- * the basis: exact estimates at full rank, and the same definition computed another way.
+ * Rotation averages against sums over positions, moments against plain sums, the moments file and its damaged
+ * forms, and the basis: exact estimates at full rank, and the same definition computed another way.
  */
 #include "attn_world.h"
 
@@ -36,7 +36,8 @@ static void rotation_matrix(const struct rope_spec *s, int64_t pos, double m[DD]
     for (int i = 0; i < D; i++) m[i * D + i] = 1;
     for (int i = 0; i < s->n_dims / 2 && s->kind != ROPE_NONE; i++) {
         int a = s->kind == ROPE_NEOX ? i : 2 * i, b = s->kind == ROPE_NEOX ? i + s->n_dims / 2 : 2 * i + 1;
-        double c = s->magnitude * cos((double)pos * s->inv_freq[i]), n = s->magnitude * sin((double)pos * s->inv_freq[i]);
+        double c = s->magnitude * cos((double)pos * s->inv_freq[i]),
+               n = s->magnitude * sin((double)pos * s->inv_freq[i]);
         m[a * D + a] = m[b * D + b] = c;
         m[a * D + b] = -n;
         m[b * D + a] = n;
@@ -73,7 +74,8 @@ static void check_average(const struct rope_spec *spec, int64_t p0, int64_t p1)
         }
         for (int i = 0; i < D; i++) {
             for (int j = 0; j < D; j++) {
-                for (int k = 0; k < D; k++) want[i * D + j] += half[i * D + k] * r[j * D + k] / (double)(p1 - p0 + 1);
+                for (int k = 0; k < D; k++)
+                    want[i * D + j] += half[i * D + k] * r[j * D + k] / (double)(p1 - p0 + 1);
             }
         }
     }
@@ -83,8 +85,8 @@ static void check_average(const struct rope_spec *spec, int64_t p0, int64_t p1)
 
 static void test_rotation_averages(void **state)
 {
-    struct rope_spec specs[] = {rope_of(ROPE_NORM, D, 1), rope_of(ROPE_NEOX, D, 1), rope_of(ROPE_NEOX, 8, 1), rope_of(ROPE_NORM, 6, 1.3),
-                                rope_of(ROPE_NONE, 0, 1)};
+    struct rope_spec specs[] = {rope_of(ROPE_NORM, D, 1), rope_of(ROPE_NEOX, D, 1), rope_of(ROPE_NEOX, 8, 1),
+                                rope_of(ROPE_NORM, 6, 1.3), rope_of(ROPE_NONE, 0, 1)};
     (void)state;
     for (size_t i = 0; i < sizeof specs / sizeof specs[0]; i++) {
         check_average(&specs[i], 0, 999);
@@ -111,7 +113,8 @@ static void test_moments_sums(void **state)
     struct moments_shape shape = {2, 6, 2, 64};
     struct moments *m;
     struct rotation r;
-    double *mq = calloc(64 * 64, sizeof *mq), *got_q = malloc(64 * 64 * sizeof *mq), *got_k = malloc(64 * 64 * sizeof *mq), mean[64], x[64], turn[64];
+    double *mq = calloc(64 * 64, sizeof *mq), *got_q = malloc(64 * 64 * sizeof *mq),
+           *got_k = malloc(64 * 64 * sizeof *mq), mean[64], x[64], turn[64];
     (void)state;
     assert_true(mq && got_q && got_k);
     sr_rotation_init(&r, &w->rope, 64);
@@ -154,7 +157,11 @@ static void test_moments_sums(void **state)
 
 /* ---- the file ---- */
 
-struct file { uint8_t *data; size_t bytes; char path[64]; };
+struct file {
+    uint8_t *data;
+    size_t bytes;
+    char path[64];
+};
 
 static void put(const struct file *f, size_t bytes)
 {
@@ -170,7 +177,8 @@ static void seal(struct file *f)
     for (int i = 0; i < 8; i++) f->data[f->bytes - 8 + (size_t)i] = (uint8_t)(sum >> (8 * i));
 }
 
-static sr_status load(const char *path, const struct moments_shape *shape, const struct rope_spec *rope, sr_error *err)
+static sr_status load(const char *path, const struct moments_shape *shape, const struct rope_spec *rope,
+                      sr_error *err)
 {
     struct moments *m = NULL;
     sr_status st = sr_moments_load(&m, shape, rope, path, err);
@@ -178,11 +186,13 @@ static sr_status load(const char *path, const struct moments_shape *shape, const
     return st;
 }
 
-static void assert_refused(const struct file *f, const struct moments_shape *shape, const struct rope_spec *rope, sr_status want, const char *word)
+static void assert_refused(const struct file *f, const struct moments_shape *shape,
+                           const struct rope_spec *rope, sr_status want, const char *word)
 {
     sr_error err = {SR_OK, ""};
     assert_int_equal(load(f->path, shape, rope, &err), want);
-    if (!strstr(err.text, word) || !strstr(err.text, f->path)) fail_msg("\"%s\" does not name %s", err.text, word);
+    if (!strstr(err.text, word) || !strstr(err.text, f->path))
+        fail_msg("\"%s\" does not name %s", err.text, word);
 }
 
 static void refuse_damage(struct file *f, const struct moments_shape *shape, const struct rope_spec *rope)
@@ -197,7 +207,8 @@ static void refuse_damage(struct file *f, const struct moments_shape *shape, con
     struct rng r;
     sr_rng_seed(&r, 1);
     for (int i = 0; i < 300; i++) {
-        size_t bit = i < 200 ? (size_t)i * 2 : (size_t)(sr_rng_u64(&r) % (f->bytes * 8)); /* the head, then anywhere */
+        size_t bit =
+            i < 200 ? (size_t)i * 2 : (size_t)(sr_rng_u64(&r) % (f->bytes * 8)); /* the head, then anywhere */
         f->data[bit / 8] ^= (uint8_t)(1 << bit % 8);
         put(f, f->bytes);
         sr_status st = load(f->path, shape, rope, NULL);
@@ -315,7 +326,8 @@ static void test_own_equals_file(void **state)
 
 /* ---- the basis ---- */
 
-/* At full rank and 8 bits the estimate misses the logit by rounding only: half a step per coordinate, weighted by |z_j|. */
+/* At full rank and 8 bits the estimate misses the logit by rounding only: half a step per coordinate,
+ * weighted by |z_j|. */
 static void check_full_rank(enum rope_kind kind)
 {
     enum { N = 2300, HEADS = 3, DIM = 64 };
@@ -325,7 +337,8 @@ static void check_full_rank(enum rope_kind kind)
     struct sketch_basis basis;
     sr_route_options o = sr_route_options_default();
     char moments[64];
-    float out[HEADS * DIM], q[HEADS * DIM], unread[HEADS], eps = .1f, *logits = malloc(sizeof *logits * HEADS * N);
+    float out[HEADS * DIM], q[HEADS * DIM], unread[HEADS], eps = .1f,
+                                                           *logits = malloc(sizeof *logits * HEADS * N);
     int32_t *list = malloc(sizeof *list * N), n_list = 0;
     double *want = malloc(sizeof *want * N);
     struct attn_touched touched = {0, 0, 0};
@@ -344,10 +357,22 @@ static void check_full_rank(enum rope_kind kind)
     for (int i = 0; i < HEADS * DIM; i++) q[i] = sr_world_q(w, 0, N - 1)[i] / 8.0f;
     unit.q = q;
     b.backend->ops->sketch_choose(b.backend, &(struct sketch_choose_args){
-        .shape = &b.seq->shape, .sketch = &b.seq->sketch, .units = &unit, .basis = &basis, .mask = &mask, .n_units = 1,
-        .n_sinks = o.n_sinks, .window = o.window, .eps = &eps, .near_state = b.attention->scratch.state, .list = &list,
-        .n_list = &n_list, .unread = unread, .logits = &logits, .touched = &touched,
-    });
+                                                 .shape = &b.seq->shape,
+                                                 .sketch = &b.seq->sketch,
+                                                 .units = &unit,
+                                                 .basis = &basis,
+                                                 .mask = &mask,
+                                                 .n_units = 1,
+                                                 .n_sinks = o.n_sinks,
+                                                 .window = o.window,
+                                                 .eps = &eps,
+                                                 .near_state = b.attention->scratch.state,
+                                                 .list = &list,
+                                                 .n_list = &n_list,
+                                                 .unread = unread,
+                                                 .logits = &logits,
+                                                 .touched = &touched,
+                                             });
     for (int h = 0; h < HEADS; h++) {
         double bound = 0, correction = 0;
         for (int j = 0; j < DIM; j++) {
@@ -361,7 +386,9 @@ static void check_full_rank(enum rope_kind kind)
         for (int32_t i = o.n_sinks; i < N - o.window; i++) {
             double e = fabs((double)logits[h * N + i] - correction - want[i]);
             worst = e > worst ? e : worst;
-            if (!(e <= bound + 1e-2)) fail_msg("head %d row %d: estimate %g, logit %g, bound %g", h, i, (double)logits[h * N + i] - correction, want[i], bound);
+            if (!(e <= bound + 1e-2))
+                fail_msg("head %d row %d: estimate %g, logit %g, bound %g", h, i,
+                         (double)logits[h * N + i] - correction, want[i], bound);
         }
         assert_true(bound < 3); /* the bound says something: logits span tens */
         if (h == 0) print_message("# worst error %.4f, bound %.4f\n", worst, bound);
@@ -382,8 +409,8 @@ static void test_full_rank(void **state)
     check_full_rank(ROPE_NONE);
 }
 
-/* analysis and synthesis invert each other; lambda falls, and is the variance that U' C_q^(1/2) C_k C_q^(1/2) U has on its
- * diagonal when computed from the moments by brute-force averages. */
+/* analysis and synthesis invert each other; lambda falls, and is the variance that U' C_q^(1/2) C_k C_q^(1/2)
+ * U has on its diagonal when computed from the moments by brute-force averages. */
 static void test_basis_definition(void **state)
 {
     enum { DIM = 16, BAND = 1, NOW = 3000 };
@@ -429,7 +456,8 @@ static void test_basis_definition(void **state)
         assert_float_equal(step, want, 1e-6 + 1e-5 * want);
         for (int j = 0; j < DIM; j++) {
             double unit = 0, var = 0, half[DIM];
-            for (int k = 0; k < DIM; k++) unit += (double)b.analysis[i * DIM + k] * (double)b.synthesis[j * DIM + k];
+            for (int k = 0; k < DIM; k++)
+                unit += (double)b.analysis[i * DIM + k] * (double)b.synthesis[j * DIM + k];
             assert_float_equal(unit, i == j, 1e-3);
             for (int k = 0; k < DIM; k++) {
                 half[k] = 0;
@@ -447,8 +475,9 @@ static void test_basis_definition(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rotation_averages), cmocka_unit_test(test_moments_sums), cmocka_unit_test(test_moments_file),
-        cmocka_unit_test(test_own_equals_file),   cmocka_unit_test(test_full_rank),    cmocka_unit_test(test_basis_definition),
+        cmocka_unit_test(test_rotation_averages), cmocka_unit_test(test_moments_sums),
+        cmocka_unit_test(test_moments_file),      cmocka_unit_test(test_own_equals_file),
+        cmocka_unit_test(test_full_rank),         cmocka_unit_test(test_basis_definition),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

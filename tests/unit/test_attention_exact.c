@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Attention against double precision, and everything that must be the same bits: modes below min_len, dense in any guise,
- * repeated runs, any number of threads.
+ * Attention against double precision, and everything that must be the same bits: modes below min_len, dense
+ * in any guise, repeated runs, any number of threads.
  */
 #include "attn_world.h"
 
@@ -24,10 +24,13 @@ static sr_route_options route(sr_route_mode mode)
     return o;
 }
 
-static size_t stride_of(const struct attn_world *w) { return (size_t)w->n_heads * (size_t)w->head_dim; }
+static size_t stride_of(const struct attn_world *w)
+{
+    return (size_t)w->n_heads * (size_t)w->head_dim;
+}
 
-/* Prefill may round the weights of a query to bf16 (their sum too): each is off by at most 2^-8 of itself, so an element of
- * the output is by at most 2^-8 sum_i p_i |v_i - o|. */
+/* Prefill may round the weights of a query to bf16 (their sum too): each is off by at most 2^-8 of itself, so
+ * an element of the output is by at most 2^-8 sum_i p_i |v_i - o|. */
 static void assert_prefill(const struct attn_world *w, int32_t layer, int32_t pos, const float *out)
 {
     int32_t d = w->head_dim, per = w->n_heads / w->n_kv_heads;
@@ -40,24 +43,32 @@ static void assert_prefill(const struct attn_world *w, int32_t layer, int32_t po
         for (int32_t r = 0; r <= pos; r++) sum += exp(logits[r]);
         for (int32_t i = 0; i < d; i++) {
             double spread = 0, got = (double)out[h * d + i];
-            for (int32_t r = 0; r <= pos; r++) spread += exp(logits[r]) / sum * fabs((double)sr_world_v(w, layer, r)[h / per * d + i] - want[i]);
+            for (int32_t r = 0; r <= pos; r++)
+                spread +=
+                    exp(logits[r]) / sum * fabs((double)sr_world_v(w, layer, r)[h / per * d + i] - want[i]);
             double diff = fabs(got - want[i]), tol = 5e-5 + spread / 256;
-            if (!(diff <= tol)) fail_msg("prefill: layer %d head %d pos %d element %d: %g, want %g within %g", layer, h, pos, i, got, want[i], tol);
+            if (!(diff <= tol))
+                fail_msg("prefill: layer %d head %d pos %d element %d: %g, want %g within %g", layer, h, pos,
+                         i, got, want[i], tol);
         }
     }
     free(logits);
 }
 
-/* Rounding of the logits grows with sum |q k|, of the sum with its terms: what is left is far below 2e-5 of the values'
- * size, which is about 3 here. The library's f16 and q8_0 rows are exact inputs once the world is rounded. */
-static void assert_output(const struct attn_world *w, int32_t layer, int32_t pos, const float *out, const uint8_t *read, double tol)
+/* Rounding of the logits grows with sum |q k|, of the sum with its terms: what is left is far below 2e-5 of
+ * the values' size, which is about 3 here. The library's f16 and q8_0 rows are exact inputs once the world is
+ * rounded. */
+static void assert_output(const struct attn_world *w, int32_t layer, int32_t pos, const float *out,
+                          const uint8_t *read, double tol)
 {
     double want[256];
     for (int32_t h = 0; h < w->n_heads; h++) {
         sr_world_attend(w, layer, h, pos, read, want);
         for (int32_t i = 0; i < w->head_dim; i++) {
             double diff = fabs((double)out[h * w->head_dim + i] - want[i]);
-            if (!(diff <= tol)) fail_msg("layer %d head %d pos %d element %d: %g, want %g", layer, h, pos, i, (double)out[h * w->head_dim + i], want[i]);
+            if (!(diff <= tol))
+                fail_msg("layer %d head %d pos %d element %d: %g, want %g", layer, h, pos, i,
+                         (double)out[h * w->head_dim + i], want[i]);
         }
     }
 }
@@ -101,7 +112,10 @@ static void test_dense_equals_double(void **state)
 
 enum { LONG = 2660, FIRST = 2600 };
 
-static struct { struct attn_world *world; char moments[64]; } shared;
+static struct {
+    struct attn_world *world;
+    char moments[64];
+} shared;
 
 static void assert_same(const struct attn_world *w, const float *a, const float *b, int32_t n_steps)
 {
@@ -185,7 +199,8 @@ static void test_prefill_threads(void **state)
     float *want = malloc(n * sizeof *want), *out = malloc(n * sizeof *out);
     (void)state;
     assert_true(want && out);
-    memcpy(sr_world_k(w, 0, 0), sr_world_k(w, 0, 1), 2 * 64 * sizeof *out); /* no sink: the running maximum moves often */
+    memcpy(sr_world_k(w, 0, 0), sr_world_k(w, 0, 1),
+           2 * 64 * sizeof *out); /* no sink: the running maximum moves often */
     for (int i = 0; i < 5; i++) {
         for (int threads = 1; threads <= 4; threads++) {
             struct attn_bench b;
@@ -193,7 +208,9 @@ static void test_prefill_threads(void **state)
             sr_bench_prefill(&b, w, 0, N, batches[i], i + threads == 1 ? want : out);
             sr_bench_close(&b);
             for (size_t t = 0; i + threads > 1 && t < n; t++) {
-                if (want[t] != out[t]) fail_msg("batch %d, %d threads: token %zu differs", batches[i], threads, t / stride_of(w));
+                if (want[t] != out[t])
+                    fail_msg("batch %d, %d threads: token %zu differs", batches[i], threads,
+                             t / stride_of(w));
             }
         }
     }
@@ -202,8 +219,8 @@ static void test_prefill_threads(void **state)
     sr_world_free(w);
 }
 
-/* How tokens were batched in prefill, or that they came one by one through decode, does not show in what is chosen: own
- * moments are the same bits. */
+/* How tokens were batched in prefill, or that they came one by one through decode, does not show in what is
+ * chosen: own moments are the same bits. */
 static void test_batches(void **state)
 {
     static const int32_t batches[] = {2040, 100, 7, 1};
@@ -238,7 +255,8 @@ static void test_everything_chosen_is_dense(void **state)
     all.eps = 1e-30f;
     float *want = run(w, &dense, 2, 4), *out = run(w, &all, 2, 4);
     for (size_t i = 0; i < 4 * (size_t)w->n_layers * stride_of(w); i++) {
-        if (!(fabsf(out[i] - want[i]) <= 1e-5f)) fail_msg("element %zu: %g, dense %g", i, (double)out[i], (double)want[i]);
+        if (!(fabsf(out[i] - want[i]) <= 1e-5f))
+            fail_msg("element %zu: %g, dense %g", i, (double)out[i], (double)want[i]);
     }
     free(want);
     free(out);
@@ -262,9 +280,11 @@ static void test_routed_is_near_dense(void **state)
     assert_int_equal(st.audits, st.units);
     assert_int_equal(st.cases, 20 * w->n_layers * w->n_heads);
     assert_true(st.units_list > 0);
-    print_message("# read %.3f of dense, unread mean %.4f max %.4f, above eps %.4f, broken %.4f, estimate %.4f, clipped %.5f\n",
-                  (double)st.kv_bytes / (double)st.dense_bytes, st.unread_sum / (double)st.cases, st.unread_max,
-                  (double)st.above_eps / (double)st.cases, (double)st.broken / (double)st.cases, st.estimate_sum / (double)st.cases,
+    print_message("# read %.3f of dense, unread mean %.4f max %.4f, above eps %.4f, broken %.4f, estimate "
+                  "%.4f, clipped %.5f\n",
+                  (double)st.kv_bytes / (double)st.dense_bytes, st.unread_sum / (double)st.cases,
+                  st.unread_max, (double)st.above_eps / (double)st.cases,
+                  (double)st.broken / (double)st.cases, st.estimate_sum / (double)st.cases,
                   (double)st.clipped / (double)st.encoded);
     assert_true(st.kv_bytes < st.dense_bytes / 2);
     assert_true(st.broken * 50 <= st.cases);
@@ -292,10 +312,10 @@ static int free_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dense_equals_double),   cmocka_unit_test(test_short_is_dense),
-        cmocka_unit_test(test_threads_and_repeats),   cmocka_unit_test(test_batches),
-        cmocka_unit_test(test_prefill_threads),
-        cmocka_unit_test(test_everything_chosen_is_dense), cmocka_unit_test(test_routed_is_near_dense),
+        cmocka_unit_test(test_dense_equals_double),  cmocka_unit_test(test_short_is_dense),
+        cmocka_unit_test(test_threads_and_repeats),  cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_prefill_threads),      cmocka_unit_test(test_everything_chosen_is_dense),
+        cmocka_unit_test(test_routed_is_near_dense),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, make_world, free_world);

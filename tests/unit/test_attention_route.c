@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What each mode reads and gives: against double precision over the rows that the plan names, with counters by hand, with
- * poison in every row that was not chosen, and with a sketch that lies.
+ * What each mode reads and gives: against double precision over the rows that the plan names, with counters
+ * by hand, with poison in every row that was not chosen, and with a sketch that lies.
  */
 #include "attn_world.h"
 
@@ -21,7 +21,10 @@
 
 enum { LEN = 2460, AT = 2400 };
 
-static struct { struct attn_world *world; char moments[64]; } shared;
+static struct {
+    struct attn_world *world;
+    char moments[64];
+} shared;
 
 static sr_route_options route(sr_route_mode mode)
 {
@@ -31,7 +34,10 @@ static sr_route_options route(sr_route_mode mode)
     return o;
 }
 
-static size_t stride_of(const struct attn_world *w) { return (size_t)w->n_heads * (size_t)w->head_dim; }
+static size_t stride_of(const struct attn_world *w)
+{
+    return (size_t)w->n_heads * (size_t)w->head_dim;
+}
 
 static float *floats(size_t n)
 {
@@ -52,13 +58,16 @@ static int64_t plan_rows(const struct attn_bench *b, int32_t layer, int32_t grou
         int is_near = i < o->n_sinks || i >= len - o->window;
         read[i] = w->kind[group] == READ_ALL || (w->kind[group] != READ_NONE && is_near);
     }
-    for (int32_t i = 0; w->kind[group] == READ_NEAR_LIST && i < w->n_list[group]; i++) read[w->list[group][i]] = 1;
+    for (int32_t i = 0; w->kind[group] == READ_NEAR_LIST && i < w->n_list[group]; i++)
+        read[w->list[group][i]] = 1;
     for (int32_t i = 0; i < len; i++) n += read[i];
     return n;
 }
 
-/* The head outputs of a group against attention over `read` in double; returns the largest true unread share. */
-static double assert_group(const struct attn_world *w, int32_t layer, int32_t group, int32_t pos, const float *out, const uint8_t *read)
+/* The head outputs of a group against attention over `read` in double; returns the largest true unread share.
+ */
+static double assert_group(const struct attn_world *w, int32_t layer, int32_t group, int32_t pos,
+                           const float *out, const uint8_t *read)
 {
     int32_t per = w->n_heads / w->n_kv_heads, d = w->head_dim;
     double want[256], most = 0;
@@ -67,7 +76,9 @@ static double assert_group(const struct attn_world *w, int32_t layer, int32_t gr
         most = unread > most ? unread : most;
         for (int32_t i = 0; i < d; i++) {
             double diff = fabs((double)out[h * d + i] - want[i]);
-            if (!(diff <= 5e-5)) fail_msg("layer %d head %d pos %d: %g, want %g", layer, h, pos, (double)out[h * d + i], want[i]);
+            if (!(diff <= 5e-5))
+                fail_msg("layer %d head %d pos %d: %g, want %g", layer, h, pos, (double)out[h * d + i],
+                         want[i]);
         }
     }
     return most;
@@ -159,7 +170,8 @@ static void test_paper(void **state)
     assert_int_equal(st.units_all, want.units_all);
     assert_int_equal(st.k_rows, want.k_rows);
     assert_int_equal(st.v_rows, want.v_rows);
-    assert_int_equal(st.broken, 3 * want.units_none); /* unread is 1 for each head of a skipped group, else 0 */
+    assert_int_equal(st.broken,
+                     3 * want.units_none); /* unread is 1 for each head of a skipped group, else 0 */
     assert_float_equal(st.unread_sum, 3.0 * (double)want.units_none, 0);
     assert_int_equal(st.cases, 3 * (want.units_none + want.units_all));
     sr_bench_close(&b);
@@ -169,10 +181,13 @@ static void test_paper(void **state)
 
 /* ---- window and mass, every row accounted for ---- */
 
-struct expected { int64_t k_rows, v_rows, sketch_rows, cases, above, broken; double unread; };
+struct expected {
+    int64_t k_rows, v_rows, sketch_rows, cases, above, broken;
+    double unread;
+};
 
-static void expect_unit(struct attn_bench *b, const struct attn_world *w, int32_t layer, int32_t group, int32_t pos, const float *out,
-                        struct expected *e)
+static void expect_unit(struct attn_bench *b, const struct attn_world *w, int32_t layer, int32_t group,
+                        int32_t pos, const float *out, struct expected *e)
 {
     int32_t per = w->n_heads / w->n_kv_heads;
     const sr_route_options *o = &b->seq->route;
@@ -194,7 +209,8 @@ static void expect_unit(struct attn_bench *b, const struct attn_world *w, int32_
     free(read);
 }
 
-static void check_mode(struct attn_world *w, const char *moments, const sr_route_options *o, sr_dtype type, int32_t n_steps)
+static void check_mode(struct attn_world *w, const char *moments, const sr_route_options *o, sr_dtype type,
+                       int32_t n_steps)
 {
     struct attn_bench b;
     struct expected e = {0};
@@ -284,13 +300,16 @@ static void poison_rows(struct attn_bench *b, int32_t layer, int32_t group, cons
     for (int32_t i = 0; i < b->seq->len[layer]; i++) {
         if (read[i]) continue;
         size_t at = (size_t)(i % SR_CHUNK_ROWS);
-        memset((uint8_t *)units[group].k.chunk[i / SR_CHUNK_ROWS] + at * b->seq->shape.k_row_bytes, 0xff, b->seq->shape.k_row_bytes);
-        memset((uint8_t *)units[group].v.chunk[i / SR_CHUNK_ROWS] + at * b->seq->shape.v_row_bytes, 0xff, b->seq->shape.v_row_bytes);
+        memset((uint8_t *)units[group].k.chunk[i / SR_CHUNK_ROWS] + at * b->seq->shape.k_row_bytes, 0xff,
+               b->seq->shape.k_row_bytes);
+        memset((uint8_t *)units[group].v.chunk[i / SR_CHUNK_ROWS] + at * b->seq->shape.v_row_bytes, 0xff,
+               b->seq->shape.v_row_bytes);
     }
 }
 
 /* Takes away, or gives back, every page that holds no row that is read; returns how many there are. */
-static int protect_pages(uint8_t *run, size_t row_bytes, int32_t first, int32_t len, const uint8_t *read, int prot)
+static int protect_pages(uint8_t *run, size_t row_bytes, int32_t first, int32_t len, const uint8_t *read,
+                         int prot)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), n_pages = SR_CHUNK_ROWS * row_bytes / page;
     int n = 0;
@@ -314,8 +333,10 @@ static int protect(struct attn_bench *b, int32_t layer, int32_t group, const uin
     int n = 0;
     sr_cache_units(b->seq, layer, units);
     for (int32_t first = 0; first < len; first += SR_CHUNK_ROWS) {
-        n += protect_pages(units[group].k.chunk[first / SR_CHUNK_ROWS], b->seq->shape.k_row_bytes, first, len, read, prot);
-        n += protect_pages(units[group].v.chunk[first / SR_CHUNK_ROWS], b->seq->shape.v_row_bytes, first, len, read, prot);
+        n += protect_pages(units[group].k.chunk[first / SR_CHUNK_ROWS], b->seq->shape.k_row_bytes, first, len,
+                           read, prot);
+        n += protect_pages(units[group].v.chunk[first / SR_CHUNK_ROWS], b->seq->shape.v_row_bytes, first, len,
+                           read, prot);
     }
     return n;
 }
@@ -392,7 +413,8 @@ static void run_audited(int corrupt, sr_route_stats *st)
     sr_attn_seq_stats_reset(b.seq);
     for (int32_t i = 0; corrupt && i < b.seq->n_sketch_chunks; i++) {
         uint8_t *p = b.seq->sketch_region[i];
-        for (size_t at = 0; at < sr_cache_sketch_chunk_bytes(b.seq, &b.seq->sketch); at++) p[at] = (uint8_t)(~p[at]); /* every coordinate's sign */
+        for (size_t at = 0; at < sr_cache_sketch_chunk_bytes(b.seq, &b.seq->sketch); at++)
+            p[at] = (uint8_t)(~p[at]); /* every coordinate's sign */
     }
     for (int32_t p = AT + 1; p < AT + 21; p++) sr_bench_step(&b, w, p, out);
     sr_attn_seq_stats(b.seq, st);
@@ -406,8 +428,9 @@ static void test_corrupted_sketch(void **state)
     (void)state;
     run_audited(0, &good);
     run_audited(1, &bad);
-    print_message("# broken: %d of %d, corrupted %d; unread %.4f, %.4f; error %.4f, %.4f\n", (int)good.broken, (int)good.cases, (int)bad.broken,
-                  good.unread_sum, bad.unread_sum, good.output_error_sum, bad.output_error_sum);
+    print_message("# broken: %d of %d, corrupted %d; unread %.4f, %.4f; error %.4f, %.4f\n", (int)good.broken,
+                  (int)good.cases, (int)bad.broken, good.unread_sum, bad.unread_sum, good.output_error_sum,
+                  bad.output_error_sum);
     assert_int_equal(good.cases, bad.cases);
     assert_true(good.broken * 50 <= good.cases);
     assert_true(bad.broken * 10 >= bad.cases);
@@ -489,9 +512,15 @@ static int free_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tau),         cmocka_unit_test(test_paper),            cmocka_unit_test(test_window_rows),
-        cmocka_unit_test(test_mass_rows),   cmocka_unit_test(test_mass_shapes),      cmocka_unit_test(test_poison),
-        cmocka_unit_test(test_corrupted_sketch), cmocka_unit_test(test_audit_fraction), cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_tau),
+        cmocka_unit_test(test_paper),
+        cmocka_unit_test(test_window_rows),
+        cmocka_unit_test(test_mass_rows),
+        cmocka_unit_test(test_mass_shapes),
+        cmocka_unit_test(test_poison),
+        cmocka_unit_test(test_corrupted_sketch),
+        cmocka_unit_test(test_audit_fraction),
+        cmocka_unit_test(test_no_allocation),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, make_world, free_world);

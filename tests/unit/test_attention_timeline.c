@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A sequence over time: bands, truncation and going on, changes of route, several sequences in one step, saving and
- * restoring, running out of memory. Whatever the way there, a step gives the bits that a fresh sequence gives.
+ * A sequence over time: bands, truncation and going on, changes of route, several sequences in one step,
+ * saving and restoring, running out of memory. Whatever the way there, a step gives the bits that a fresh
+ * sequence gives.
  */
 #include "attn_world.h"
 
@@ -19,7 +20,10 @@
 
 enum { LAYERS = 2, KV = 2, GROUP = 2, DIM = 64, LEN = 4030, STRIDE = KV * GROUP * DIM };
 
-static struct { struct attn_world *world; char moments[64]; } shared;
+static struct {
+    struct attn_world *world;
+    char moments[64];
+} shared;
 
 static sr_route_options route(sr_route_mode mode)
 {
@@ -128,7 +132,8 @@ static void test_truncate_and_go_on(void **state)
         assert_int_equal(sr_attn_seq_truncate(b.seq, 2505, NULL), SR_OK);
         assert_int_equal(sr_attn_seq_len(b.seq, 1), 2505);
         assert_step(&b, 2505);
-        assert_int_equal(sr_attn_seq_truncate(b.seq, 2100, NULL), SR_OK); /* rows that had left the window are in it again */
+        assert_int_equal(sr_attn_seq_truncate(b.seq, 2100, NULL),
+                         SR_OK); /* rows that had left the window are in it again */
         assert_step(&b, 2100);
         sr_bench_fill(&b, shared.world, 2101, 2600);
         assert_step(&b, 2600);
@@ -185,7 +190,8 @@ static void test_batch_of_sequences(void **state)
 {
     enum { N = 6 };
     static const int32_t lens[N] = {2500, 2300, 4005, 100, 2222, 2600};
-    static const sr_route_mode modes[N] = {SR_ROUTE_MASS, SR_ROUTE_MASS, SR_ROUTE_MASS, SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_MASS};
+    static const sr_route_mode modes[N] = {SR_ROUTE_MASS, SR_ROUTE_MASS,   SR_ROUTE_MASS,
+                                           SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_MASS};
     struct attn_world *w = shared.world;
     struct attn_bench b;
     struct attn_seq *seqs[N];
@@ -199,8 +205,10 @@ static void test_batch_of_sequences(void **state)
         if (i == 1) o[i].eps = .3f;
         if (i == 5) o[i].rank = 8;
         struct attn_seq_config c = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, o[i]};
-        if (i == 0) seqs[0] = b.seq;
-        else assert_int_equal(sr_attn_seq_new(&seqs[i], b.attention, &c, NULL), SR_OK);
+        if (i == 0)
+            seqs[0] = b.seq;
+        else
+            assert_int_equal(sr_attn_seq_new(&seqs[i], b.attention, &c, NULL), SR_OK);
         struct attn_bench one = {b.backend, b.attention, seqs[i]};
         sr_bench_fill(&one, w, 0, lens[i]);
         assert_int_equal(sr_attn_seq_reserve(seqs[i], lens[i] + 1, NULL), SR_OK);
@@ -214,7 +222,8 @@ static void test_batch_of_sequences(void **state)
     }
     for (int i = 0; i < N; i++) {
         fresh(&o[i], lens[i], want);
-        for (int l = 0; l < LAYERS; l++) assert_memory_equal(out[l] + i * STRIDE, want + l * STRIDE, STRIDE * sizeof *want);
+        for (int l = 0; l < LAYERS; l++)
+            assert_memory_equal(out[l] + i * STRIDE, want + l * STRIDE, STRIDE * sizeof *want);
     }
     assert_ptr_equal(seqs[0]->bases, seqs[1]->bases);
     assert_int_equal(sr_bases_refs(seqs[0]->bases), 2);
@@ -226,7 +235,11 @@ static void test_batch_of_sequences(void **state)
 
 /* ---- saving ---- */
 
-struct tape { uint8_t *data; size_t used, room, at; int n; };
+struct tape {
+    uint8_t *data;
+    size_t used, room, at;
+    int n;
+};
 
 static sr_status record(void *ctx, const char *what, void *data, size_t bytes, sr_error *err)
 {
@@ -265,13 +278,16 @@ static void check_restore(const sr_route_options *o, const char *moments, int32_
     sr_error err = {SR_OK, ""};
     sr_bench_open(&a, w, SR_DTYPE_F16, SR_DTYPE_Q8_0, o, 2, moments);
     sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_Q8_0, o, 2, moments);
-    if (moments) sr_bench_fill(&a, w, 0, len);
-    else sr_bench_prefill(&a, w, 0, len, 512, NULL);
+    if (moments)
+        sr_bench_fill(&a, w, 0, len);
+    else
+        sr_bench_prefill(&a, w, 0, len, 512, NULL);
     sr_bench_step(&a, w, len, want);
     sr_attn_seq_state_get(a.seq, &st);
     assert_int_equal(st.len, len + 1);
     assert_int_equal(sr_attn_seq_visit(a.seq, record, &t, &err), SR_OK);
-    if (sr_attn_seq_state_set(b.seq, &st, &err) || sr_attn_seq_visit(b.seq, play, &t, &err)) fail_msg("%s", err.text);
+    if (sr_attn_seq_state_set(b.seq, &st, &err) || sr_attn_seq_visit(b.seq, play, &t, &err))
+        fail_msg("%s", err.text);
     assert_int_equal(t.at, t.used);
     assert_int_equal(t.n, 0);
     assert_int_equal(sr_attn_seq_check(b.seq, &err), SR_OK);
@@ -312,10 +328,20 @@ static void test_restore_refuses(void **state)
     open_at(&b, &o, 2400);
     sr_bench_step(&b, shared.world, 2400, out);
     sr_attn_seq_state_get(b.seq, &good);
-    struct { const char *word; int32_t *field, value; sr_status want; } rows[] = {
-        {"max_len", &st.len, LEN + 1, SR_ERR_FORMAT}, {"tokens", &st.len, -1, SR_ERR_FORMAT}, {"band", &st.band, 9, SR_ERR_FORMAT},
-        {"band", &st.band, -2, SR_ERR_FORMAT},        {"rank", &st.rank, 7, SR_ERR_UNSUPPORTED}, {"bits", &st.bits, 8, SR_ERR_UNSUPPORTED},
-        {"n_sinks", &st.n_sinks, 3, SR_ERR_UNSUPPORTED}, {"own", &st.own_moments, 3, SR_ERR_FORMAT}, {"own", &st.own_moments, 1, SR_ERR_UNSUPPORTED},
+    struct {
+        const char *word;
+        int32_t *field, value;
+        sr_status want;
+    } rows[] = {
+        {"max_len", &st.len, LEN + 1, SR_ERR_FORMAT},
+        {"tokens", &st.len, -1, SR_ERR_FORMAT},
+        {"band", &st.band, 9, SR_ERR_FORMAT},
+        {"band", &st.band, -2, SR_ERR_FORMAT},
+        {"rank", &st.rank, 7, SR_ERR_UNSUPPORTED},
+        {"bits", &st.bits, 8, SR_ERR_UNSUPPORTED},
+        {"n_sinks", &st.n_sinks, 3, SR_ERR_UNSUPPORTED},
+        {"own", &st.own_moments, 3, SR_ERR_FORMAT},
+        {"own", &st.own_moments, 1, SR_ERR_UNSUPPORTED},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         st = good;
@@ -409,8 +435,9 @@ static int free_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_band_change),        cmocka_unit_test(test_layers_out_of_step), cmocka_unit_test(test_truncate_and_go_on),
-        cmocka_unit_test(test_route_changes),      cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
+        cmocka_unit_test(test_band_change),        cmocka_unit_test(test_layers_out_of_step),
+        cmocka_unit_test(test_truncate_and_go_on), cmocka_unit_test(test_route_changes),
+        cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
         cmocka_unit_test(test_restore_refuses),    cmocka_unit_test(test_every_allocation_may_fail),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
