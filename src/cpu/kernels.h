@@ -45,8 +45,10 @@ struct quantize_args { const float *x; int64_t n, pad; int8_t *q, *q_low, *q_spl
 typedef void sr_quantize_fn(const struct quantize_args *a);
 
 /* y[t][r] = row r . activation t (+ bias[r]) for n_rows rows that start at w and n = 1..SR_MATVEC_TOKENS tokens. Never
- * reads past the last byte of the last row. The value of y[t][r] depends on neither n nor n_rows. */
+ * reads past the last byte of the last row. The value of y[t][r] depends on neither n nor n_rows; a row may be summed in
+ * another order at another r % SR_MATVEC_ROWS, so calls begin at multiples of that. */
 #define SR_MATVEC_TOKENS 8
+#define SR_MATVEC_ROWS 16
 struct matvec_args {
     const uint8_t *w;
     size_t row_bytes;

@@ -119,22 +119,43 @@ static void check_quantize_meaning(struct check *c, const struct quantize_args *
     }
 }
 
+static void check_quantize_equal(struct check *c, const struct quantize_args *got)
+{
+    const struct quantize_args want = quantize_buffers(c, got->x, got->n);
+    ((sr_quantize_fn *)c->scalar)(&want);
+    sr_check_same(c, "q", got->q, want.q, (size_t)got->pad);
+    sr_check_same(c, "q_low", got->q_low, want.q_low, (size_t)got->pad);
+    sr_check_same(c, "q_split", got->q_split, want.q_split, (size_t)got->pad);
+    sr_check_same(c, "q_split_low", got->q_split_low, want.q_split_low, (size_t)got->pad);
+    for (int64_t b = 0; b < got->pad / 32; b++) { /* NaN is NaN, whatever its bits */
+        sr_check_near(c, "d", b, got->d[b], want.d[b], 0);
+        sr_check_near(c, "s32", b, got->s32[b], want.s32[b], 0);
+        sr_check_near(c, "s16", 2 * b, got->s16[2 * b], want.s16[2 * b], 0);
+        sr_check_near(c, "s16", 2 * b + 1, got->s16[2 * b + 1], want.s16[2 * b + 1], 0);
+    }
+}
+
 static void check_quantize(struct check *c, int64_t n, double scale)
 {
     float *x = make_floats(c, n, scale);
     if (n >= 64)
         for (int i = 0; i < 32; i++) x[32 + i] = i < 16 ? 127.0f : (float)i - 1.0f / 256; /* ties: a step is 1 / 128 */
-    const struct quantize_args got = quantize_buffers(c, x, n), want = quantize_buffers(c, x, n);
+    const struct quantize_args got = quantize_buffers(c, x, n);
     ((sr_quantize_fn *)c->fn)(&got);
-    ((sr_quantize_fn *)c->scalar)(&want);
     check_quantize_meaning(c, &got);
-    sr_check_same(c, "q", got.q, want.q, (size_t)got.pad);
-    sr_check_same(c, "q_low", got.q_low, want.q_low, (size_t)got.pad);
-    sr_check_same(c, "q_split", got.q_split, want.q_split, (size_t)got.pad);
-    sr_check_same(c, "q_split_low", got.q_split_low, want.q_split_low, (size_t)got.pad);
-    sr_check_same(c, "d", got.d, want.d, (size_t)got.pad / 32 * sizeof(float));
-    sr_check_same(c, "s32", got.s32, want.s32, (size_t)got.pad / 32 * sizeof(float));
-    sr_check_same(c, "s16", got.s16, want.s16, (size_t)got.pad / 16 * sizeof(float));
+    check_quantize_equal(c, &got);
+}
+
+/* What is no number must not come out as one, nor touch other blocks. */
+static void check_quantize_special(struct check *c, float special)
+{
+    float *x = make_floats(c, 96, 1.0);
+    x[32 + sr_check_pick(c, 32)] = special;
+    const struct quantize_args got = quantize_buffers(c, x, 96);
+    ((sr_quantize_fn *)c->fn)(&got);
+    if (isfinite(got.d[1]) || !isfinite(got.d[0]) || !isfinite(got.d[2])) sr_check_fail(c, "scales beside %g: %g %g %g", (double)special,
+                                                                                      (double)got.d[0], (double)got.d[1], (double)got.d[2]);
+    check_quantize_equal(c, &got);
 }
 
 struct quantize_call { sr_quantize_fn *fn; struct quantize_args a; };
@@ -159,6 +180,7 @@ void sr_check_quantize(struct check *c)
         check_quantize(c, lengths[i], 0.0);
         check_quantize(c, lengths[i], 1e-32);
     }
+    for (int i = 0; i < 20; i++) check_quantize_special(c, i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY);
 }
 
 /* ---- dequant ------------------------------------------------------------------------------------------------------- */
@@ -263,8 +285,9 @@ static void check_matvec(struct check *c, const struct weight_type *t, int64_t n
             check_dot(c, i * stride + r, a.y[i * stride + r], w, x, n_in, a.bias ? a.bias[r] : 0.0, 40);
         }
     }
-    /* one token alone, one row alone: the same bits */
-    float *alone = sr_check_out(c, sizeof(float));
+    /* the last token and the last rows alone: the same bits */
+    const int64_t r0 = (n_rows - 1) / SR_MATVEC_ROWS * SR_MATVEC_ROWS;
+    float *alone = sr_check_out(c, (size_t)(n_rows - r0) * sizeof(float));
     struct acts last = acts;
     last.x += (n - 1) * acts.x_stride;
     last.q += (n - 1) * acts.pad;
@@ -274,14 +297,15 @@ static void check_matvec(struct check *c, const struct weight_type *t, int64_t n
     last.d += (n - 1) * acts.pad / 32;
     last.s32 += (n - 1) * acts.pad / 32;
     last.s16 += (n - 1) * acts.pad / 16;
-    struct matvec_args one = a;
-    one.w += (size_t)(n_rows - 1) * a.row_bytes;
-    one.n_rows = one.n = 1;
-    one.acts = &last;
-    one.bias = a.bias ? a.bias + n_rows - 1 : NULL;
-    one.y = alone;
-    ((sr_matvec_fn *)c->real)(&one);
-    sr_check_same(c, "one row and token alone", alone, &a.y[(n - 1) * stride + n_rows - 1], sizeof(float));
+    struct matvec_args few = a;
+    few.w += (size_t)r0 * a.row_bytes;
+    few.n_rows = n_rows - r0;
+    few.n = 1;
+    few.acts = &last;
+    few.bias = a.bias ? a.bias + r0 : NULL;
+    few.y = alone;
+    ((sr_matvec_fn *)c->real)(&few);
+    sr_check_same(c, "last rows and token alone", alone, &a.y[(n - 1) * stride + r0], (size_t)(n_rows - r0) * sizeof(float));
     free(w);
     free(x);
 }
@@ -340,7 +364,7 @@ void sr_check_matvec(struct check *c)
     for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
         if (unit == 256 && units[i] > 19) continue;
         for (int32_t n = 1; n <= SR_MATVEC_TOKENS; n++)
-            check_matvec(c, t, 1 + sr_check_pick(c, 19), unit * units[i], n, n & 1);
+            check_matvec(c, t, 1 + sr_check_pick(c, 40), unit * units[i], n, n & 1);
     }
     if (is_float(t))
         for (int64_t n_in = 1; n_in < 40; n_in++) check_matvec(c, t, 5, n_in, 2, 0);

@@ -160,8 +160,8 @@ static void matmul_few(struct region *g)
 {
     const struct matmul_args *a = g->a;
     for (int32_t i = 0; i < a->n_weights; i++) {
-        const int64_t rows = (int64_t)(MATVEC_TASK_BYTES / a->w[i]->row_bytes) & ~(int64_t)7;
-        g->block_rows[i] = (int32_t)(rows < 8 ? 8 : rows);
+        const int64_t rows = (int64_t)(MATVEC_TASK_BYTES / a->w[i]->row_bytes) / SR_MATVEC_ROWS * SR_MATVEC_ROWS;
+        g->block_rows[i] = (int32_t)(rows < SR_MATVEC_ROWS ? SR_MATVEC_ROWS : rows);
     }
     const int32_t n_blocks = count_blocks(g);
     for (g->t0 = 0; g->t0 < a->n; g->t0 += SR_MATVEC_TOKENS) {

@@ -168,32 +168,42 @@ INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __
     }
 }
 
-INLINE void row_q2_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+INLINE void block256(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16], struct form f)
 {
-    row256(a, r, t0, T, acc, (struct form){84, 0, codes_q2_k, slots_q2_k});
+    __m512 acc[4];
+    for (int i = 0; i < n; i++) {
+        row256(a, r + i, t0, T, acc, f);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) sums[t][i] = acc[t];
+    }
 }
-void sr_matvec_q2_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q2_k); }
 
-INLINE void row_q3_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+INLINE void block_q2_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    row256(a, r, t0, T, acc, (struct form){110, 0, codes_q3_k, slots_q3_k});
+    block256(a, r, n, t0, T, sums, (struct form){84, 0, codes_q2_k, slots_q2_k});
 }
-void sr_matvec_q3_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q3_k); }
+void sr_matvec_q2_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q2_k); }
 
-INLINE void row_q4_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+INLINE void block_q3_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    row256(a, r, t0, T, acc, (struct form){144, 1, codes_q4_k, slots_8});
+    block256(a, r, n, t0, T, sums, (struct form){110, 0, codes_q3_k, slots_q3_k});
 }
-void sr_matvec_q4_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q4_k); }
+void sr_matvec_q3_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q3_k); }
 
-INLINE void row_q5_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+INLINE void block_q4_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    row256(a, r, t0, T, acc, (struct form){176, 1, codes_q5_k, slots_8});
+    block256(a, r, n, t0, T, sums, (struct form){144, 1, codes_q4_k, slots_8});
 }
-void sr_matvec_q5_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q5_k); }
+void sr_matvec_q4_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q4_k); }
 
-INLINE void row_q6_k(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc)
+INLINE void block_q5_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    row256(a, r, t0, T, acc, (struct form){210, 0, codes_q6_k, slots_q6_k});
+    block256(a, r, n, t0, T, sums, (struct form){176, 1, codes_q5_k, slots_8});
 }
-void sr_matvec_q6_k_vnni(const struct matvec_args *a) { all_tokens(a, row_q6_k); }
+void sr_matvec_q5_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q5_k); }
+
+INLINE void block_q6_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
+{
+    block256(a, r, n, t0, T, sums, (struct form){210, 0, codes_q6_k, slots_q6_k});
+}
+void sr_matvec_q6_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q6_k); }

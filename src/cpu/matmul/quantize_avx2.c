@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 
 #include <immintrin.h>
+#include <math.h>
 
 static inline float lane_max(__m256 v)
 {
@@ -47,14 +48,20 @@ void sr_quantize_q8_avx2(const struct quantize_args *a)
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     for (int64_t b = 0; b < a->pad / SR_ACT_BLOCK; b++) {
         const int inside = b * SR_ACT_BLOCK < a->n;
-        __m256 x[4], most = _mm256_setzero_ps();
+        __m256 x[4], most = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             x[i] = inside ? _mm256_loadu_ps(a->x + b * SR_ACT_BLOCK + 8 * i) : _mm256_setzero_ps();
             most = _mm256_max_ps(most, _mm256_and_ps(x[i], magnitude));
+            odd = _mm256_or_ps(odd, _mm256_cmp_ps(x[i], x[i], _CMP_UNORD_Q));
         }
-        const float amax = lane_max(most), d = amax / SR_ACT_MAX;
-        const __m256 id = _mm256_set1_ps(amax > 1e-30f ? SR_ACT_MAX / amax : 0.0f);
+        /* a NaN has no code: the block's scale carries it */
+        const int is_number = _mm256_movemask_ps(odd) == 0;
+        const float amax = lane_max(most), d = is_number ? amax / SR_ACT_MAX : NAN;
+        const int has_codes = amax > 1e-30f && is_number && amax < INFINITY;
+        const __m256 id = _mm256_set1_ps(has_codes ? SR_ACT_MAX / amax : 0.0f);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) x[i] = has_codes ? x[i] : _mm256_setzero_ps();
         const struct codes c0 = codes_of(x[0], x[1], id), c1 = codes_of(x[2], x[3], id);
         a->d[b] = d;
         store_half(a, b, 0, c0);

@@ -39,8 +39,9 @@ void sr_quantize_q8_avx512(const struct quantize_args *a)
         /* a NaN has no code: the block's scale carries it */
         const int is_number = (_mm512_cmp_ps_mask(x0, x0, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(x1, x1, _CMP_UNORD_Q)) == 0;
         const float d = is_number ? amax / SR_ACT_MAX : NAN;
-        const __m512 id = _mm512_set1_ps(amax > 1e-30f && is_number && amax < INFINITY ? SR_ACT_MAX / amax : 0.0f);
-        const struct codes c0 = codes_of(x0, id), c1 = codes_of(x1, id);
+        const int has_codes = amax > 1e-30f && is_number && amax < INFINITY;
+        const __m512 id = _mm512_set1_ps(has_codes ? SR_ACT_MAX / amax : 0.0f), zero = _mm512_setzero_ps();
+        const struct codes c0 = codes_of(has_codes ? x0 : zero, id), c1 = codes_of(has_codes ? x1 : zero, id);
         a->d[b] = d;
         store_half(a, b, 0, c0);
         store_half(a, b, 1, c1);

@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 
 #include <arm_neon.h>
+#include <math.h>
 
 static inline int16x8_t codes8(const float *x, float id)
 {
@@ -12,7 +13,7 @@ static inline int16x8_t codes8(const float *x, float id)
     return vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
 }
 
-/* Half h of block b, in both orders; x is NULL beyond the end. Returns the sum of the codes. */
+/* Half h of block b, in both orders; x is NULL where all codes are 0. Returns the sum of the codes. */
 static inline float store_half(const struct quantize_args *a, int64_t b, int h, const float *x, float id)
 {
     const int64_t at = b * SR_ACT_BLOCK + 16 * h, split = b / 4 * 128 + 64 * h + b % 4 * 16;
@@ -34,8 +35,11 @@ void sr_quantize_q8_neon(const struct quantize_args *a)
         const float *x = a->x + b * SR_ACT_BLOCK;
         float32x4_t most = vdupq_n_f32(0);
         for (int i = 0; inside && i < SR_ACT_BLOCK; i += 4) most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
-        const float amax = vmaxvq_f32(most), d = amax / SR_ACT_MAX, id = amax > 1e-30f ? SR_ACT_MAX / amax : 0.0f;
-        const float s0 = store_half(a, b, 0, inside ? x : NULL, id), s1 = store_half(a, b, 1, inside ? x + 16 : NULL, id);
+        /* the maximum is NaN if an element is; a NaN has no code: the block's scale carries it */
+        const float amax = vmaxvq_f32(most), d = amax == amax ? amax / SR_ACT_MAX : NAN;
+        const int has_codes = amax > 1e-30f && amax < INFINITY;
+        const float id = has_codes ? SR_ACT_MAX / amax : 0.0f;
+        const float s0 = store_half(a, b, 0, has_codes ? x : NULL, id), s1 = store_half(a, b, 1, has_codes ? x + 16 : NULL, id);
         a->d[b] = d;
         a->s16[2 * b] = d * s0;
         a->s16[2 * b + 1] = d * s1;

@@ -16,6 +16,7 @@
 struct slots { __m512 scale, offset; };
 
 INLINE __m512i at512(const void *p) { return _mm512_loadu_si512(p); }
+INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
 INLINE __m512i bytes_of(int v) { return _mm512_set1_epi8((char)v); }
 INLINE float half_at(const uint8_t *p)
 {
@@ -46,30 +47,25 @@ INLINE uint32_t load_u32(const uint8_t *p)
     return v;
 }
 
-/* One row for T tokens from t0 into acc[T]. */
-typedef void row_fn(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc);
+/* Rows r .. r + n - 1 (n <= 16) for T tokens from t0: the accumulator of token t0 + t and row r + i into sums[t][i]. */
+typedef void block_fn(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16]);
 
-/* Rows in blocks of 16 whose lanes are summed together. */
-INLINE void some_tokens(const struct matvec_args *a, int32_t t0, int T, row_fn *row)
+INLINE void some_tokens(const struct matvec_args *a, int32_t t0, int T, block_fn *block)
 {
-    __m512 sums[4][16], acc[4];
+    __m512 sums[4][16];
     for (int64_t r = 0; r < a->n_rows; r += 16) {
-        for (int64_t i = r; i < r + 16 && i < a->n_rows; i++) {
-            row(a, i, t0, T, acc);
-#pragma GCC unroll 4
-            for (int t = 0; t < T; t++) sums[t][i - r] = acc[t];
-        }
+        block(a, r, a->n_rows - r < 16 ? (int)(a->n_rows - r) : 16, t0, T, sums);
         for (int t = 0; t < T; t++) store_rows(a, r, t0 + t, sums[t]);
     }
 }
 
 /* 4, 2, 1 tokens at a time: a task's rows stay in the first caches meanwhile. */
-INLINE void all_tokens(const struct matvec_args *a, row_fn *row)
+INLINE void all_tokens(const struct matvec_args *a, block_fn *block)
 {
     int32_t t = 0;
-    for (; t + 4 <= a->n; t += 4) some_tokens(a, t, 4, row);
-    for (; t + 2 <= a->n; t += 2) some_tokens(a, t, 2, row);
-    for (; t < a->n; t++) some_tokens(a, t, 1, row);
+    for (; t + 4 <= a->n; t += 4) some_tokens(a, t, 4, block);
+    for (; t + 2 <= a->n; t += 2) some_tokens(a, t, 2, block);
+    for (; t < a->n; t++) some_tokens(a, t, 1, block);
 }
 
 #endif
