@@ -7,7 +7,7 @@
 #define SR_CPU_ATTN_ATTN_BLOCK_BODY_H
 
 #include "cpu/kernels.h"
-#include "cpu/attn/vec_math.h"
+#include "cpu/attn/vec_math_body.h"
 
 #include <math.h>
 

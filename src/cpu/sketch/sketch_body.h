@@ -6,7 +6,7 @@
 #define SR_CPU_SKETCH_SKETCH_BODY_H
 
 #include "cpu/kernels.h"
-#include "cpu/attn/vec_math.h"
+#include "cpu/attn/vec_math_body.h"
 
 #include <math.h>
 

@@ -2,8 +2,8 @@
  *
  * On top of the vector layer: the exponential, scaled rows. Included after vec_avx2.h or vec_neon.h.
  */
-#ifndef SR_CPU_ATTN_VEC_MATH_H
-#define SR_CPU_ATTN_VEC_MATH_H
+#ifndef SR_CPU_ATTN_VEC_MATH_BODY_H
+#define SR_CPU_ATTN_VEC_MATH_BODY_H
 
 /* exp(x) for x <= 88 within 3 roundings; 0 below -87, where the result would leave the normal numbers; NaN stays.
  * x = n ln 2 + r, exp(r) = 1 + r + r^2 p(r) with p fitted for the least largest relative error on |r| <= ln 2 / 2. */
