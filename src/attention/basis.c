@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "attention/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
 
@@ -217,9 +218,7 @@ static sr_status bases_alloc(struct band_bases **out, const struct basis_spec *s
 sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool,
                        sr_error *err)
 {
-    static atomic_int is_single; /* OpenBLAS would start threads of its own inside ours */
-    if (!atomic_exchange(&is_single, 1)) openblas_set_num_threads(1);
-
+    sr_blas_single_thread();
     int n_threads = pool ? sr_pool_threads(pool) : 1;
     int32_t d = spec->shape.head_dim;
     struct making m = {.spec = spec};

@@ -1,19 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Collecting moments. The product of two turned-back values is added to its sum token by token and, within a
- * token, head by head: the order of additions to one sum is the order of positions, whatever the batch and
- * the threads.
+ * Collecting moments. Rows are turned back to before the embedding and kept until a block of positions, cut
+ * at multiples of 32 whatever the batch, is complete; its products are then taken at once in float and added
+ * to sums in double. So the sums do not depend on how tokens were batched nor on the threads.
  */
 #include "attention/moments_parts.h"
 
 #include <assert.h>
+#include <cblas.h>
 #include <string.h>
 
+#include "attention/blas.h"
 #include "attention/rotation.h"
 #include "base/memory.h"
 #include "base/pool.h"
 
-enum { BLOCK = 32, COLUMNS = 8, Q_NEXT = 0, K_NEXT, Q_COUNT, K_COUNT, N_COUNTS };
+enum { BLOCK = SR_MOMENTS_BLOCK, Q_NEXT = 0, K_NEXT, Q_COUNT, K_COUNT, Q_HELD, K_HELD, N_COUNTS };
+
+/* Floats of turned rows held per layer: [n_kv_heads][query rows BLOCK * group, key rows BLOCK][d]. */
+static size_t held_unit(const struct moments_shape *s)
+{
+    return (size_t)BLOCK * (size_t)(s->n_heads / s->n_kv_heads + 1) * (size_t)s->head_dim;
+}
+
+static size_t held_layer(const struct moments_shape *s)
+{
+    return (size_t)s->n_kv_heads * held_unit(s);
+}
+
+static size_t product_floats(const struct moments_shape *s)
+{
+    return (size_t)s->n_kv_heads * (size_t)s->head_dim * (size_t)s->head_dim;
+}
 
 sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape,
                          const struct rotation *rotation, sr_error *err)
@@ -21,12 +39,15 @@ sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape
     size_t bytes = sr_moments_units(shape) * sr_moments_unit(shape) * sizeof(double);
     struct moments *m = sr_alloc_zero(1, sizeof *m);
     if (!m) return sr_fail_memory(err, sizeof *m, "moments");
+    sr_blas_single_thread();
     m->shape = *shape;
     m->rotation = rotation;
     m->sums = sr_region_map(bytes);
+    m->held = sr_region_map((size_t)shape->n_layers * held_layer(shape) * sizeof(float));
+    m->turn = sr_region_map((size_t)SR_MOMENTS_LAST * (size_t)shape->head_dim * sizeof(float));
     m->counts = sr_alloc_zero((size_t)shape->n_layers * N_COUNTS, sizeof *m->counts);
-    m->turn = sr_alloc((size_t)BLOCK * (size_t)shape->head_dim * sizeof *m->turn);
-    if (!m->sums || !m->counts || !m->turn) {
+    m->product = sr_alloc(product_floats(shape) * sizeof(float));
+    if (!m->sums || !m->held || !m->turn || !m->counts || !m->product) {
         sr_moments_free(m);
         return sr_fail_memory(err, bytes, "moments");
     }
@@ -37,10 +58,13 @@ sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape
 void sr_moments_free(struct moments *m)
 {
     if (!m) return;
-    sr_region_unmap(m->sums, sr_moments_units(&m->shape) * sr_moments_unit(&m->shape) * sizeof(double));
+    const struct moments_shape *s = &m->shape;
+    sr_region_unmap(m->sums, sr_moments_units(s) * sr_moments_unit(s) * sizeof(double));
+    if (m->held) sr_region_unmap(m->held, (size_t)s->n_layers * held_layer(s) * sizeof(float));
+    sr_region_unmap(m->turn, (size_t)SR_MOMENTS_LAST * (size_t)s->head_dim * sizeof(float));
     sr_free(m->stored);
     sr_free(m->counts);
-    sr_free(m->turn);
+    sr_free(m->product);
     sr_free(m);
 }
 
@@ -55,78 +79,79 @@ void sr_moments_reset(struct moments *m)
     }
 }
 
-/* One call: rows of one kind (q or k) of one layer. */
+/* One call: rows of one kind (q or k) of one layer at positions [from, to), all of which count. */
 struct adding {
     struct moments *m;
-    const float *rows; /* first row that counts; [n][stride] */
-    int64_t stride;
-    int32_t layer, n, n_heads; /* heads of one KV group: the group's query heads, or 1 */
+    const float *rows; /* of position `from`; [n][stride] */
+    int64_t stride, from, to;
+    int32_t layer, n_heads; /* heads of one KV group: the group's query heads, or 1 */
     int is_key;
 };
 
-/* sum[i][j] += x_i x_j for the rows x of one block, j >= the row's tile. Columns are held in registers over
- * the rows, so each sum still grows row by row. The product of two doubles that were floats before turning is
- * rounded: that is the same rounding in every batch. */
-static void add_products(double *sum, const double *x, int32_t n_rows, int32_t d)
+/* sum += X' X for the block's rows X [n][d], j >= i; for keys also the sum of the rows. */
+static void add_block(const struct adding *a, int32_t group, const float *x, int32_t n)
 {
-    for (int32_t i = 0; i < d; i++) {
-        for (int32_t j0 = i / COLUMNS * COLUMNS; j0 < d; j0 += COLUMNS) {
-            double acc[COLUMNS], *s = sum + (size_t)i * (size_t)d + j0;
-            memcpy(acc, s, sizeof acc);
-            for (int32_t r = 0; r < n_rows; r++) {
-                const double *row = x + (size_t)r * (size_t)d;
-                for (int k = 0; k < COLUMNS; k++) acc[k] += row[i] * row[j0 + k];
-            }
-            memcpy(s, acc, sizeof acc);
-        }
-    }
+    const struct moments_shape *s = &a->m->shape;
+    size_t d = (size_t)s->head_dim, dd = d * d;
+    double *unit =
+        a->m->sums + ((size_t)a->layer * (size_t)s->n_kv_heads + (size_t)group) * sr_moments_unit(s);
+    double *sum = unit + (a->is_key ? dd : 0), *mean = unit + 2 * dd;
+    float *product = a->m->product + (size_t)group * dd;
+    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, s->head_dim, n, 1.0f, x, s->head_dim, 0.0f, product,
+                s->head_dim);
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = i; j < d; j++) sum[i * d + j] += (double)product[i * d + j];
+    for (int32_t r = 0; a->is_key && r < n; r++)
+        for (size_t i = 0; i < d; i++) mean[i] += (double)x[(size_t)r * d + i];
 }
 
 static void add_group(void *ctx, int32_t group, int32_t thread)
 {
     (void)thread;
     const struct adding *a = ctx;
-    const struct moments_shape *shape = &a->m->shape;
-    int32_t d = shape->head_dim;
-    size_t dd = (size_t)d * (size_t)d;
-    double *unit =
-        a->m->sums + ((size_t)a->layer * (size_t)shape->n_kv_heads + (size_t)group) * sr_moments_unit(shape);
-    double x[BLOCK * 256];
-    int32_t fit = BLOCK / a->n_heads > 0 ? BLOCK / a->n_heads : 1;
-    for (int32_t t0 = 0; t0 < a->n; t0 += fit) {
-        int32_t n = a->n - t0 < fit ? a->n - t0 : fit;
-        for (int32_t t = 0; t < n; t++) {
-            for (int32_t h = 0; h < a->n_heads; h++) {
-                const float *row = a->rows + (t0 + t) * a->stride + (int64_t)(group * a->n_heads + h) * d;
-                sr_rotation_undo(a->m->rotation, a->m->turn + (size_t)(t0 + t) * (size_t)d, row,
-                                 x + (size_t)(t * a->n_heads + h) * (size_t)d);
-            }
-        }
-        add_products(unit + (a->is_key ? dd : 0), x, n * a->n_heads, d);
-        for (int32_t r = 0; a->is_key && r < n; r++) {
-            for (int32_t i = 0; i < d; i++) unit[2 * dd + (size_t)i] += x[r * d + i];
-        }
+    const struct moments_shape *s = &a->m->shape;
+    size_t d = (size_t)s->head_dim, queries = (size_t)BLOCK * (size_t)(s->n_heads / s->n_kv_heads) * d;
+    float *held = a->m->held + (size_t)a->layer * held_layer(s) + (size_t)group * held_unit(s) +
+                  (a->is_key ? queries : 0);
+    int64_t n = a->m->counts[a->layer * N_COUNTS + (a->is_key ? K_HELD : Q_HELD)];
+    for (int64_t p = a->from; p < a->to; p++) {
+        const float *row = a->rows + (p - a->from) * a->stride + (int64_t)group * a->n_heads * s->head_dim;
+        for (int32_t h = 0; h < a->n_heads; h++)
+            sr_rotation_undo(a->m->rotation, a->m->turn + (size_t)p * d, row + h * s->head_dim,
+                             held + (size_t)(n * a->n_heads + h) * d);
+        n++;
+        if ((p + 1) % BLOCK != 0 && n < BLOCK) continue;
+        add_block(a, group, held, (int32_t)n * a->n_heads);
+        n = 0;
     }
 }
 
-/* Cuts the rows to positions that count, and deals blocks of tokens over groups. */
+/* Rows held after [from, to) were added: the same arithmetic for every group. */
+static int64_t held_after(int64_t n, int64_t from, int64_t to)
+{
+    for (int64_t p = from; p < to; p++) n = (p + 1) % BLOCK == 0 || n + 1 == BLOCK ? 0 : n + 1;
+    return n;
+}
+
+/* Cuts the rows to positions that count and deals the groups. A gap (rows never attended) may leave a block
+ * short; such moments never become complete. */
 static void add_rows(struct adding *a, struct pool *pool, int32_t n, int64_t pos0)
 {
-    int64_t *c = a->m->counts + a->layer * N_COUNTS, *next = c + (a->is_key ? K_NEXT : Q_NEXT);
-    int64_t from = *next > SR_MOMENTS_FIRST ? *next : SR_MOMENTS_FIRST, to = pos0 + n;
-    if (from < pos0) from = pos0;
-    if (to > *next) *next = to;
-    if (to > SR_MOMENTS_LAST) to = SR_MOMENTS_LAST;
-    if (from >= to) return;
-    const float *rows = a->rows + (from - pos0) * a->stride;
-    for (int64_t p = from; p < to; p += BLOCK) {
-        a->n = to - p < BLOCK ? (int32_t)(to - p) : BLOCK;
-        a->rows = rows + (p - from) * a->stride;
-        for (int32_t t = 0; t < a->n; t++)
-            sr_rotation_turn(a->m->rotation, p + t, a->m->turn + t * a->m->shape.head_dim);
-        sr_pool_run(a->n > 1 ? pool : NULL, a->m->shape.n_kv_heads, add_group, a);
-    }
-    c[a->is_key ? K_COUNT : Q_COUNT] += to - from;
+    struct moments *m = a->m;
+    int64_t *c = m->counts + a->layer * N_COUNTS, *next = c + (a->is_key ? K_NEXT : Q_NEXT);
+    a->from = *next > SR_MOMENTS_FIRST ? *next : SR_MOMENTS_FIRST;
+    a->to = pos0 + n;
+    if (a->from < pos0) a->from = pos0;
+    if (a->to > *next) *next = a->to;
+    if (a->to > SR_MOMENTS_LAST) a->to = SR_MOMENTS_LAST;
+    if (a->from >= a->to) return;
+    a->rows += (a->from - pos0) * a->stride;
+    for (; m->turned < a->to; m->turned++)
+        sr_rotation_turn(m->rotation, m->turned, m->turn + m->turned * m->shape.head_dim);
+    sr_pool_run(a->to - a->from > 4 ? pool : NULL, m->shape.n_kv_heads, add_group, a);
+    int64_t *held = c + (a->is_key ? K_HELD : Q_HELD);
+    *held = held_after(*held, a->from, a->to);
+    c[a->is_key ? K_COUNT : Q_COUNT] += a->to - a->from;
 }
 
 void sr_moments_add_q(struct moments *m, struct pool *pool, int32_t layer, const float *q, int32_t n,
@@ -208,12 +233,29 @@ uint64_t sr_moments_id(const struct moments *m)
 
 void *sr_moments_piece(struct moments *m, int index, size_t *bytes)
 {
+    const struct moments_shape *s = &m->shape;
     if (index == 0) {
-        *bytes = (size_t)m->shape.n_layers * N_COUNTS * sizeof *m->counts;
+        *bytes = (size_t)s->n_layers * N_COUNTS * sizeof *m->counts;
         return m->counts;
     }
-    if (index > m->shape.n_layers) return NULL;
-    size_t layer = (size_t)m->shape.n_kv_heads * sr_moments_unit(&m->shape);
-    *bytes = layer * sizeof(double);
-    return m->sums + (size_t)(index - 1) * layer;
+    if (index <= s->n_layers) {
+        size_t layer = (size_t)s->n_kv_heads * sr_moments_unit(s);
+        *bytes = layer * sizeof(double);
+        return m->sums + (size_t)(index - 1) * layer;
+    }
+    if (index > 2 * s->n_layers) return NULL;
+    *bytes = held_layer(s) * sizeof(float);
+    return m->held + (size_t)(index - 1 - s->n_layers) * held_layer(s);
+}
+
+int sr_moments_check(const struct moments *m)
+{
+    for (int32_t l = 0; l < m->shape.n_layers; l++) {
+        const int64_t *c = m->counts + l * N_COUNTS;
+        for (int i = 0; i < N_COUNTS; i++) {
+            int64_t limit = i >= Q_HELD ? BLOCK - 1 : i >= Q_COUNT ? SR_MOMENTS_LAST : INT32_MAX;
+            if (c[i] < 0 || c[i] > limit) return -1;
+        }
+    }
+    return 0;
 }

@@ -52,6 +52,8 @@ uint64_t sr_moments_id(const struct moments *m);
 
 /* The raw sums for session files, in pieces of memory: index 0, 1, ... until NULL. */
 void *sr_moments_piece(struct moments *m, int index, size_t *bytes);
+/* After pieces were filled from a file: -1 if their counts are not possible. */
+int sr_moments_check(const struct moments *m);
 
 /* The file holds shape, rope description and a checksum; load refuses another shape or rope
  * (SR_ERR_UNSUPPORTED names the field), a damaged file (SR_ERR_FORMAT) and NaN (SR_ERR_NUMERIC). Saved

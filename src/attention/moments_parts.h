@@ -7,16 +7,21 @@
 
 #include "attention/moments.h"
 
+#define SR_MOMENTS_BLOCK 32 /* positions whose products are taken at once; divides SR_MOMENTS_LAST */
+
 /* Either `sums` (being collected) or `stored` (from a file) is set. One unit is (layer, KV group): M_q
- * [d][d], M_k [d][d], m_k [d]. In sums only elements j >= i of the matrices are kept up to date: they are
- * symmetric. */
+ * [d][d], M_k [d][d], m_k [d]. In sums only elements j >= i of the matrices are kept: they are symmetric.
+ * Regions are committed as they are touched. */
 struct moments {
     struct moments_shape shape;
     const struct rotation *rotation; /* borrowed; NULL if stored */
-    double *sums;                    /* [n_layers][n_kv_heads][unit]; a region, committed as it is touched */
+    double *sums;                    /* [n_layers][n_kv_heads][unit]; a region */
+    float *held;                     /* rows of the block at hand, turned back; a region (moments.c) */
+    float *turn;                     /* [SR_MOMENTS_LAST][d] cos and sin, up to position `turned`; a region */
+    float *product;                  /* scratch [n_kv_heads][d][d] */
     float *stored;                   /* [n_layers][n_kv_heads][unit] */
-    int64_t *counts; /* [n_layers][4]: next q position, next k position, q positions, k positions */
-    double *turn;    /* scratch: cos and sin of one block of tokens */
+    int64_t *counts; /* [n_layers][6], for q and k: next position, positions counted, rows held */
+    int64_t turned;
     uint64_t id;
 };
 

@@ -24,21 +24,21 @@ void sr_rotation_init(struct rotation *r, const struct rope_spec *spec, int32_t 
     }
 }
 
-void sr_rotation_turn(const struct rotation *r, int64_t pos, double *turn)
+void sr_rotation_turn(const struct rotation *r, int64_t pos, float *turn)
 {
     for (int32_t i = 0; i < r->n_pairs; i++) {
         double angle = (double)pos * r->freq[i];
-        turn[2 * i] = cos(angle);
-        turn[2 * i + 1] = sin(angle);
+        turn[2 * i] = (float)(cos(angle) / r->scale[i]);
+        turn[2 * i + 1] = (float)(sin(angle) / r->scale[i]);
     }
 }
 
-void sr_rotation_undo(const struct rotation *r, const double *turn, const float *src, double *dst)
+void sr_rotation_undo(const struct rotation *r, const float *turn, const float *src, float *dst)
 {
     for (int32_t i = 0; i < r->n_pairs; i++) {
-        double a = src[r->first[i]], b = src[r->second[i]], c = turn[2 * i], s = turn[2 * i + 1];
-        dst[r->first[i]] = (a * c + b * s) / r->scale[i];
-        dst[r->second[i]] = (b * c - a * s) / r->scale[i];
+        float a = src[r->first[i]], b = src[r->second[i]], c = turn[2 * i], s = turn[2 * i + 1];
+        dst[r->first[i]] = a * c + b * s;
+        dst[r->second[i]] = b * c - a * s;
     }
 }
 

@@ -22,9 +22,10 @@ struct rotation {
 /* head_dim even, <= 256. */
 void sr_rotation_init(struct rotation *r, const struct rope_spec *spec, int32_t head_dim);
 
-/* dst[2 * n_pairs] = R_p^-1 src, where turn[n_pairs][2] holds cos and sin of p * freq. */
-void sr_rotation_turn(const struct rotation *r, int64_t pos, double *turn);
-void sr_rotation_undo(const struct rotation *r, const double *turn, const float *src, double *dst);
+/* dst[2 * n_pairs] = R_p^-1 src; turn [n_pairs][2] holds what that takes: cos and sin of p freq over scale.
+ */
+void sr_rotation_turn(const struct rotation *r, int64_t pos, float *turn);
+void sr_rotation_undo(const struct rotation *r, const float *turn, const float *src, float *dst);
 
 /* Mean of exp(i p theta) over the whole numbers p in [p0, p1]. */
 void sr_phase_mean(double theta, int64_t p0, int64_t p1, double mean[2]);

@@ -123,6 +123,10 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
         for (int i = 0; (p = sr_moments_piece(s->own, i, &bytes)); i++)
             SR_TRY(fn(ctx, "moments", p, bytes, err));
     }
+    if (st.own_moments && sr_moments_check(s->own)) {
+        sr_moments_reset(s->own);
+        return sr_fail(err, SR_ERR_FORMAT, "session: counts of its moments are out of range");
+    }
     if (st.band < 0) return SR_OK;
     SR_TRY(sr_cache_sketch_reserve(s, &s->sketch, err));
     return visit_sketch(s, st.len, fn, ctx, err);

@@ -114,7 +114,8 @@ static void test_moments_sums(void **state)
     struct moments *m;
     struct rotation r;
     double *mq = calloc(64 * 64, sizeof *mq), *got_q = malloc(64 * 64 * sizeof *mq),
-           *got_k = malloc(64 * 64 * sizeof *mq), mean[64], x[64], turn[64];
+           *got_k = malloc(64 * 64 * sizeof *mq), mean[64];
+    float x[64], turn[64];
     (void)state;
     assert_true(mq && got_q && got_k);
     sr_rotation_init(&r, &w->rope, 64);
@@ -136,11 +137,11 @@ static void test_moments_sums(void **state)
         for (int h = 3; h < 6; h++) {
             sr_rotation_undo(&r, turn, sr_world_q(w, 1, p) + h * 64, x);
             for (int i = 0; i < 64; i++) {
-                for (int j = 0; j < 64; j++) mq[i * 64 + j] += x[i] * x[j] / (3 * 2044);
+                for (int j = 0; j < 64; j++) mq[i * 64 + j] += (double)x[i] * (double)x[j] / (3 * 2044);
             }
         }
         sr_rotation_undo(&r, turn, sr_world_k(w, 1, p) + 64, x);
-        for (int i = 0; i < 64; i++) mean[i] -= x[i] / 2044;
+        for (int i = 0; i < 64; i++) mean[i] -= (double)x[i] / 2044;
     }
     for (int i = 0; i < 64 * 64; i++) assert_float_equal(got_q[i], mq[i], 1e-6 * (1 + fabs(mq[i])));
     for (int i = 0; i < 64; i++) assert_float_equal(mean[i], 0, 1e-6);
