@@ -203,17 +203,25 @@ struct sketch_mass {
 };
 typedef void sr_sketch_mass_fn(struct sketch_mass *a);
 
-/* Of n kept rows: kept[g][i] becomes the share exp(kept - log_total[g]); bin[i] = floor(-t * bins_per_nat), clamped to
- * [0, SR_SKETCH_BINS - 1], of the largest log share t, or SR_SKETCH_BINS where t < cut. */
+/* Of n kept rows: the share of head g is exp(kept[g] - log_total[g]); bin[i] = floor(-t * bins_per_nat), clamped to
+ * [0, SR_SKETCH_BINS - 1], of the largest log share t over the heads, or SR_SKETCH_BINS + i % 16 where t < cut (16 rows,
+ * so that additions there do not wait for each other). The shares are added to row bin[i] of `sums`; the rows behind the
+ * bins and the columns behind the group have no meaning. */
 #define SR_SKETCH_BINS 512
 struct sketch_share {
     int32_t group, n;
-    float *kept;                       /* [group][SR_CHUNK_ROWS] in and out */
+    const float *kept;                 /* [group][SR_CHUNK_ROWS] */
     const float *log_total;            /* [group] */
     float cut, bins_per_nat;
-    uint16_t *bin;                     /* [n]; room for SR_CHUNK_ROWS */
+    uint16_t *bin;                     /* [n] out */
+    float *sums;                       /* [SR_SKETCH_BINS + 16][sr_sketch_width(group)], 64-byte aligned */
 };
+static inline int32_t sr_sketch_width(int32_t group) { return (group + 3) / 4 * 4; }
 typedef void sr_sketch_share_fn(const struct sketch_share *a);
+
+/* Rows with bin < end, in order; returns their number. list has room for them and no more. */
+struct sketch_pick { int32_t n, end; const uint16_t *bin; const int32_t *rows; int32_t *list; };
+typedef int32_t sr_sketch_pick_fn(const struct sketch_pick *a);
 
 /* ---- the table ------------------------------------------------------------------------------------------------ */
 

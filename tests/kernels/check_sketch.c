@@ -7,6 +7,7 @@
 #include "check_rows.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const int32_t ranks[] = {1, 4, 5, 8, 16, 20, 32, 64};
@@ -330,32 +331,47 @@ void sr_check_sketch_mass(struct check *c)
 void sr_spoilt_sketch_share(const struct sketch_share *a)
 {
     ((sr_sketch_share_fn *)sr_check_now->real)(a);
-    if (a->n > 0) sr_check_spoil(&a->kept[a->n - 1]);
+    if (a->n > 0) sr_check_spoil(&a->sums[a->bin[0] * sr_sketch_width(a->group)]);
+}
+
+/* The bin of row i; one within rounding of a boundary may fall on either side of it. */
+static void compare_bin(struct check *c, const struct sketch_share *a, int32_t i)
+{
+    double t = -INFINITY;
+    for (int32_t g = 0; g < a->group; g++)
+        t = fmax(t, (double)a->kept[g * SR_CHUNK_ROWS + i] - (double)a->log_total[g]);
+    const double at = fmin(SR_SKETCH_BINS - 1, fmax(0, -t * (double)a->bins_per_nat)), slack = 8 * SR_CHECK_U * (at + 1);
+    const int near_cut = fabs(t - (double)a->cut) <= 4 * SR_CHECK_U * fabs(t);
+    const int low = (int)fmax(0, floor(at - slack)), high = (int)floor(at + slack);
+    const int ok = a->bin[i] >= low && a->bin[i] <= high;
+    const int dropped = a->bin[i] == SR_SKETCH_BINS + i % 16;
+    if (near_cut ? !ok && !dropped : t >= (double)a->cut ? !ok : !dropped)
+        sr_check_fail(c, "bin of row %d: %d, want %d, log share %.9g", i, a->bin[i], low, t);
 }
 
 static void check_share(struct check *c, int32_t group, int32_t n)
 {
-    float *kept = sr_check_out(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *before = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4);
-    float *log_total = sr_check_in(c, (size_t)group * 4);
-    const struct sketch_share a = {group, n, kept, log_total, -9.5f, SR_SKETCH_BINS / 9.5f, sr_check_out(c, SR_CHUNK_ROWS * 2)};
-    sr_check_fill_normal(c, before, group * SR_CHUNK_ROWS, 4);
-    memcpy(kept, before, (size_t)(group * SR_CHUNK_ROWS) * 4);
+    const int32_t width = sr_sketch_width(group);
+    float *kept = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *log_total = sr_check_in(c, (size_t)group * 4);
+    float *sums = aligned_alloc(64, (size_t)((SR_SKETCH_BINS + 16) * width * 4 + 63) / 64 * 64);
+    const struct sketch_share a = {group, n, kept, log_total, -9.5f, SR_SKETCH_BINS / 9.5f, sr_check_out(c, (size_t)n * 2), sums};
+    memset(sums, 0, (size_t)((SR_SKETCH_BINS + 16) * width) * 4);
+    sr_check_fill_normal(c, kept, group * SR_CHUNK_ROWS, 4);
     for (int32_t g = 0; g < group; g++) log_total[g] = (float)(14 + sr_check_normal(c));
     ((sr_sketch_share_fn *)c->fn)(&a);
-    for (int32_t i = 0; i < n; i++) {
-        double t = -INFINITY;
+    for (int32_t i = 0; i < n; i++) compare_bin(c, &a, i);
+    for (int32_t b = 0; b < SR_SKETCH_BINS; b++)
         for (int32_t g = 0; g < group; g++) {
-            const double x = (double)before[g * SR_CHUNK_ROWS + i] - (double)log_total[g], share = exp(x);
-            sr_check_near(c, "share", i, kept[g * SR_CHUNK_ROWS + i], share, share * (fabs(x) + 16) * SR_CHECK_U);
-            t = fmax(t, x);
+            double sum = 0, most = 0;
+            for (int32_t i = 0; i < n; i++) {
+                const double x = (double)kept[g * SR_CHUNK_ROWS + i] - (double)log_total[g];
+                if (a.bin[i] != b) continue;
+                sum += exp(x);
+                most = fmax(most, fabs(x));
+            }
+            sr_check_near(c, "sum of a bin", b * width + g, sums[b * width + g], sum, sum * (most + n + 16) * SR_CHECK_U);
         }
-        const double at = fmin(SR_SKETCH_BINS - 1, fmax(0, -t * (double)a.bins_per_nat)), slack = 8 * SR_CHECK_U * (at + 1);
-        const int near_cut = fabs(t - (double)a.cut) <= 4 * SR_CHECK_U * fabs(t);
-        const int low = (int)fmax(0, floor(at - slack)), high = (int)floor(at + slack);
-        const int ok = a.bin[i] >= low && a.bin[i] <= high;
-        if (near_cut ? !ok && a.bin[i] != SR_SKETCH_BINS : t >= (double)a.cut ? !ok : a.bin[i] != SR_SKETCH_BINS)
-            sr_check_fail(c, "bin of row %d: %d, want %d, log share %.9g", i, a.bin[i], low, t);
-    }
+    free(sums);
     sr_check_free_buffers(c);
 }
 
@@ -363,19 +379,69 @@ struct share_call { sr_sketch_share_fn *fn; struct sketch_share a; };
 
 static void call_share(void *ctx)
 {
-    const struct share_call *s = ctx;
+    struct share_call *s = ctx;
     s->fn(&s->a);
 }
 
 void sr_check_sketch_share(struct check *c)
 {
     if (c->bench) {
+        float *kept = sr_check_in(c, 3 * SR_CHUNK_ROWS * 4), *sums = aligned_alloc(64, (SR_SKETCH_BINS + 16) * 16);
         struct share_call s = {(sr_sketch_share_fn *)c->fn,
-                               {3, 100, sr_check_out(c, 3 * SR_CHUNK_ROWS * 4), sr_check_in(c, 12), -9, 50, sr_check_out(c, SR_CHUNK_ROWS * 2)}};
-        sr_check_time(c, "g 3, 100 rows", 0, 0, call_share, &s);
+                               {3, SR_CHUNK_ROWS, kept, sr_check_in(c, 12), -9, 50, sr_check_out(c, SR_CHUNK_ROWS * 2), sums}};
+        sr_check_fill_normal(c, kept, 3 * SR_CHUNK_ROWS, 3);
+        memset(sums, 0, (SR_SKETCH_BINS + 16) * 16);
+        sr_check_time(c, "g 3, 1024 rows", 0, 0, call_share, &s);
+        free(sums);
         return;
     }
     for (int32_t group = 1; group <= 16; group++)
         for (int32_t n = 0; n < 40; n += 7) check_share(c, group, n);
     check_share(c, 3, SR_CHUNK_ROWS);
+}
+
+int32_t sr_spoilt_sketch_pick(const struct sketch_pick *a)
+{
+    const int32_t n = ((sr_sketch_pick_fn *)sr_check_now->real)(a);
+    if (n) a->list[n - 1]++;
+    return n;
+}
+
+static void check_pick(struct check *c, int32_t n, int32_t end)
+{
+    uint16_t *bin = sr_check_in(c, (size_t)n * 2);
+    int32_t *rows = sr_check_in(c, (size_t)n * 4), want = 0;
+    for (int32_t i = 0; i < n; i++) {
+        bin[i] = (uint16_t)sr_check_pick(c, SR_SKETCH_BINS + 1);
+        rows[i] = 5 * i + (int32_t)sr_check_pick(c, 5);
+        want += bin[i] < end;
+    }
+    const struct sketch_pick a = {n, end, bin, rows, sr_check_out(c, (size_t)want * 4)};
+    const int32_t got = ((sr_sketch_pick_fn *)c->fn)(&a);
+    if (got != want) sr_check_fail(c, "%d rows, want %d", got, want);
+    for (int32_t i = 0, k = 0; i < n && got == want; i++)
+        if (bin[i] < end && a.list[k++] != rows[i]) sr_check_fail(c, "entry %d is row %d, want %d", k - 1, a.list[k - 1], rows[i]);
+    sr_check_free_buffers(c);
+}
+
+struct pick_call { sr_sketch_pick_fn *fn; struct sketch_pick a; };
+
+static void call_pick(void *ctx)
+{
+    struct pick_call *p = ctx;
+    p->fn(&p->a);
+}
+
+void sr_check_sketch_pick(struct check *c)
+{
+    if (c->bench) {
+        uint16_t *bin = sr_check_in(c, SR_CHUNK_ROWS * 2);
+        for (int32_t i = 0; i < SR_CHUNK_ROWS; i++) bin[i] = (uint16_t)sr_check_pick(c, SR_SKETCH_BINS);
+        struct pick_call p = {(sr_sketch_pick_fn *)c->fn,
+                              {SR_CHUNK_ROWS, 100, bin, sr_check_in(c, SR_CHUNK_ROWS * 4), sr_check_out(c, SR_CHUNK_ROWS * 4)}};
+        sr_check_time(c, "1024 rows, 1 of 5", 0, 0, call_pick, &p);
+        return;
+    }
+    for (int32_t n = 0; n < 80; n++) check_pick(c, n, (int32_t)sr_check_pick(c, SR_SKETCH_BINS + 1));
+    check_pick(c, SR_CHUNK_ROWS, 300);
 }

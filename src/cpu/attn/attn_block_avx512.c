@@ -114,23 +114,18 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_
 
 /* ---- weights ---- */
 
-/* As the scalar weights_of; columns from n to the block's end become 0. */
+/* As the scalar weights_of; those up to the next multiple of 16 become 0. */
 static float weights_of(float *p, int32_t n, float *m, float *l)
 {
-    const __m512 minus_inf = _mm512_set1_ps(-INFINITY);
-    __m512 x[4], max = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
-    SR_UNROLL for (int i = 0; i < 4; i++) {
-        const int32_t left = n - 16 * i;
-        const __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1u);
-        x[i] = _mm512_mask_loadu_ps(minus_inf, mask, p + 16 * i);
-        max = _mm512_max_ps(x[i], max); /* of a NaN and max, max */
-    }
+    __m512 max = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
+    if (n % 16) _mm512_mask_storeu_ps(p + n / 16 * 16, (__mmask16)(0xffffu << n % 16), _mm512_set1_ps(-INFINITY));
+    for (int32_t i = 0; i < n; i += 16) max = _mm512_max_ps(_mm512_loadu_ps(p + i), max); /* of a NaN and max, max */
     const float new_m = _mm512_reduce_max_ps(max), base = new_m == -INFINITY ? 0.0f : new_m;
     const float shrink = _mm512_cvtss_f32(sr_exp_avx512(_mm512_set1_ps(*m - base)));
-    SR_UNROLL for (int i = 0; i < 4; i++) {
-        x[i] = sr_exp_avx512(_mm512_sub_ps(x[i], _mm512_set1_ps(base)));
-        sum = _mm512_add_ps(sum, x[i]);
-        _mm512_storeu_ps(p + 16 * i, x[i]);
+    for (int32_t i = 0; i < n; i += 16) {
+        const __m512 x = sr_exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(p + i), _mm512_set1_ps(base)));
+        _mm512_storeu_ps(p + i, x);
+        sum = _mm512_add_ps(sum, x);
     }
     *m = new_m;
     *l = *l * shrink + _mm512_reduce_add_ps(sum);

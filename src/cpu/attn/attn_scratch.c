@@ -41,7 +41,8 @@ static void layout(struct attn_scratch *s, struct arena *a)
     s->l = sr_arena_take(a, pieces * group, sizeof(float));
     s->touched = sr_arena_take(a, pieces, sizeof(*s->touched));
     layout_choose(s, a);
-    const size_t flash = sr_attn_flash_bytes(n->head_dim), choose = sizeof(struct choose_thread);
+    /* prefill's tiles, or the logits of a chunk, or the bins */
+    const size_t flash = sr_attn_flash_bytes(n->head_dim), choose = (group + 3) * SR_CHUNK_ROWS * sizeof(float);
     s->thread_bytes = ((flash > choose ? flash : choose) + 127) / 64 * 64;
     s->threads = sr_arena_take(a, (size_t)n->n_threads, s->thread_bytes);
 }

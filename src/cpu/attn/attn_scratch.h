@@ -60,12 +60,6 @@ struct attn_scratch {
     uint8_t *threads;                /* [n_threads][thread_bytes] */
 };
 
-/* What a thread needs for a span of the choice, beside nothing else at that time. */
-struct choose_thread {
-    float logits[SR_ATTN_MAX_GROUP * SR_CHUNK_ROWS];
-    double bins[SR_SKETCH_BINS * SR_ATTN_MAX_GROUP];
-};
-
 static inline void *sr_attn_thread_scratch(const struct attn_scratch *s, int32_t thread)
 {
     return s->threads + (size_t)thread * s->thread_bytes;

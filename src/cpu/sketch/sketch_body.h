@@ -146,24 +146,25 @@ SR_INLINE void sketch_mass_body(struct sketch_mass *a)
     a->n_kept = n;
 }
 
-/* The last vector may reach beyond n: kept has whole chunks, and what is there has no meaning. */
+/* The last vector may reach beyond n: kept has whole chunks, and what is there is not used. */
 SR_INLINE void sketch_share_body(const struct sketch_share *a)
 {
+    const int32_t width = sr_sketch_width(a->group);
     for (int32_t i = 0; i < a->n; i += VEC) {
-        float t[VEC];
+        float t[VEC], share[SR_ATTN_MAX_GROUP][VEC];
         vec top = vec_all(-INFINITY);
         for (int32_t g = 0; g < a->group; g++) {
-            float *at = a->kept + g * SR_CHUNK_ROWS + i;
-            const vec x = vec_sub(vec_load(at), vec_all(a->log_total[g]));
+            const vec x = vec_sub(vec_load(a->kept + g * SR_CHUNK_ROWS + i), vec_all(a->log_total[g]));
             top = vec_max(x, top);
-            vec_store(at, vec_exp(x));
+            vec_store(share[g], vec_exp(x));
         }
         vec_store(t, top);
         for (int32_t j = 0; j < VEC && i + j < a->n; j++) {
             float bin = -t[j] * a->bins_per_nat;
             bin = bin > 0 ? bin : 0;
             bin = bin < SR_SKETCH_BINS - 1 ? bin : SR_SKETCH_BINS - 1;
-            a->bin[i + j] = t[j] >= a->cut ? (uint16_t)bin : SR_SKETCH_BINS;
+            a->bin[i + j] = t[j] >= a->cut ? (uint16_t)bin : (uint16_t)(SR_SKETCH_BINS + (i + j) % 16);
+            for (int32_t g = 0; g < a->group; g++) a->sums[a->bin[i + j] * width + g] += share[g][j];
         }
     }
 }

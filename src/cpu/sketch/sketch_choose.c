@@ -74,7 +74,8 @@ static void copy_logits(const struct choose_job *j, const struct choose_span *s,
                logits + g * SR_CHUNK_ROWS + s->row0, (size_t)(s->row1 - s->row0) * sizeof(float));
 }
 
-static void score_span(const struct choose_job *j, int32_t span, struct choose_thread *t)
+/* logits: [group][SR_CHUNK_ROWS] of the thread's own. */
+static void score_span(const struct choose_job *j, int32_t span, float *logits)
 {
     struct choose_span *s = &j->s->spans[span];
     const struct choose_unit *w = &j->s->choose[s->unit];
@@ -82,14 +83,14 @@ static void score_span(const struct choose_job *j, int32_t span, struct choose_t
     const int32_t group = j->a->shape->group;
     struct sketch_score score = {
         .sketch = j->a->sketch, .y_chunk = j->a->units[s->unit].y.chunk[s->chunk], .group = group,
-        .row0 = s->row0, .row1 = s->row1, .w = w->w, .base = w->base, .logits = t->logits, .max = max,
+        .row0 = s->row0, .row1 = s->row1, .w = w->w, .base = w->base, .logits = logits, .max = max,
         .y_rows = &j->s->span_touched[span].y_rows,
     };
     j->s->span_touched[span] = (struct attn_touched){0, 0, 0};
     j->c->k.sketch_score(&score);
-    if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, t->logits);
+    if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, logits);
     struct sketch_mass mass = {
-        .group = group, .row0 = s->row0, .row1 = s->row1, .logits = t->logits, .max = max, .floor = w->near_log,
+        .group = group, .row0 = s->row0, .row1 = s->row1, .logits = logits, .max = max, .floor = w->near_log,
         .cut = w->cut, .first_row = s->chunk * SR_CHUNK_ROWS, .sum = j->s->span_sum + (size_t)span * SR_ATTN_MAX_GROUP,
         .kept_rows = j->s->kept_rows + (size_t)span * SR_CHUNK_ROWS, .kept = kept_of(j, span),
     };
@@ -150,64 +151,58 @@ static int within(const double *share, int32_t group, float eps)
     return 1;
 }
 
-/* Shares of the kept rows, summed per bin of their score. */
-static void fill_bins(const struct choose_job *j, int32_t u, const struct totals *t, double *bins)
+/* Bins of the kept rows, and the shares summed per bin. */
+static void fill_bins(const struct choose_job *j, int32_t u, const struct totals *t, float *sums)
 {
     const struct choose_unit *w = &j->s->choose[u];
     const int32_t group = j->a->shape->group;
-    memset(bins, 0, (size_t)(SR_SKETCH_BINS * group) * sizeof(*bins));
-    for (int32_t i = w->first; i < w->first + w->n; i++) {
-        const struct sketch_share share = {
+    memset(sums, 0, (size_t)((SR_SKETCH_BINS + 16) * sr_sketch_width(group)) * sizeof(*sums));
+    for (int32_t i = w->first; i < w->first + w->n; i++)
+        j->c->k.sketch_share(&(struct sketch_share){
             .group = group, .n = j->s->spans[i].n_kept, .kept = kept_of(j, i), .log_total = t->log, .cut = w->cut,
-            .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
-        };
-        j->c->k.sketch_share(&share);
-        for (int32_t r = 0; r < share.n; r++) {
-            if (share.bin[r] == SR_SKETCH_BINS) continue;
-            for (int32_t g = 0; g < group; g++)
-                bins[share.bin[r] * group + g] += share.kept[g * SR_CHUNK_ROWS + r];
-        }
-    }
+            .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS, .sums = sums});
+}
+
+/* The least number of whole bins that brings every head within eps, or all; takes what they hold off `unread`. */
+static int32_t bins_needed(const struct choose_job *j, int32_t u, const float *sums, double *unread)
+{
+    const int32_t group = j->a->shape->group, width = sr_sketch_width(group);
+    int32_t end = 0;
+    for (; end < SR_SKETCH_BINS && !within(unread, group, j->a->eps[u]); end++)
+        for (int32_t g = 0; g < group; g++) unread[g] -= sums[end * width + g];
+    return end;
 }
 
 /* Rows of bins below `end`, rising. */
 static int32_t list_rows(const struct choose_job *j, int32_t u, int32_t end)
 {
     const struct choose_unit *w = &j->s->choose[u];
-    int32_t *list = j->a->list[u], n = 0;
-    for (int32_t i = w->first; i < w->first + w->n; i++) {
-        const uint16_t *bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS;
-        const int32_t *rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS;
-        for (int32_t r = 0; r < j->s->spans[i].n_kept; r++) {
-            list[n] = rows[r]; /* room for kv_len, and fewer rows were far: never past the end */
-            n += bin[r] < end;
-        }
-    }
+    int32_t n = 0;
+    for (int32_t i = w->first; i < w->first + w->n; i++)
+        n += j->c->k.sketch_pick(&(struct sketch_pick){
+            .n = j->s->spans[i].n_kept, .end = end, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
+            .rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, .list = j->a->list[u] + n});
     return n;
 }
 
-static void choose_unit_rows(const struct choose_job *j, int32_t u, double *bins)
+static void choose_unit_rows(const struct choose_job *j, int32_t u, float *sums)
 {
     const float eps = j->a->eps[u];
-    const int32_t group = j->a->shape->group;
     struct totals t;
     double unread[SR_ATTN_MAX_GROUP];
     if (!sum_totals(j, u, &t)) {
         choose_all(j, u, NULL);
         return;
     }
-    memcpy(unread, t.far_share, sizeof(unread));
-    j->a->n_list[u] = 0;
     if (eps <= 0) {
         choose_all(j, u, &t);
         return;
     }
-    if (eps < 1 && !within(unread, group, eps)) {
-        int32_t end = 0;
-        fill_bins(j, u, &t, bins);
-        for (; end < SR_SKETCH_BINS && !within(unread, group, eps); end++)
-            for (int32_t g = 0; g < group; g++) unread[g] -= bins[end * group + g];
-        j->a->n_list[u] = list_rows(j, u, end);
+    memcpy(unread, t.far_share, sizeof(unread));
+    j->a->n_list[u] = 0;
+    if (eps < 1 && !within(unread, j->a->shape->group, eps)) {
+        fill_bins(j, u, &t, sums);
+        j->a->n_list[u] = list_rows(j, u, bins_needed(j, u, sums, unread));
     }
     report(j, u, &t, unread);
 }
@@ -217,11 +212,11 @@ static void choose_task(void *ctx, int32_t task, int32_t thread)
     const struct choose_job *j = ctx;
     const int32_t u = j->s->spans[task].unit;
     struct choose_unit *w = &j->s->choose[u];
-    struct choose_thread *t = sr_attn_thread_scratch(j->s, thread);
+    float *scratch = sr_attn_thread_scratch(j->s, thread); /* logits, then bins */
     want_query(j, u);
-    score_span(j, task, t);
+    score_span(j, task, scratch);
     if (atomic_fetch_sub_explicit(&w->left, 1, memory_order_acq_rel) != 1) return;
-    choose_unit_rows(j, u, t->bins);
+    choose_unit_rows(j, u, scratch);
     for (int32_t i = w->first; i < w->first + w->n; i++) j->a->touched[u].y_rows += j->s->span_touched[i].y_rows;
 }
 

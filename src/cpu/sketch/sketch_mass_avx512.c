@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Mass of scored rows, and shares of the rows kept, 16 rows per register. Rows are compressed in the register and stored
+ * Mass of scored rows, shares of the rows kept, and picks among them, 16 rows per register. Rows are compressed in the register and stored
  * whole: what lies beyond the last one kept is overwritten by the next ones, and there is room for it.
  */
 #include "cpu/kernels.h"
@@ -48,22 +48,59 @@ void sr_sketch_mass_avx512(struct sketch_mass *a)
     a->n_kept = n;
 }
 
+/* Adds the shares of 16 rows, x = 4 heads of them, to the four columns of their bins at `sums`. */
+SR_INLINE void add_shares(const __m512 *x, const uint16_t *bin, int32_t width, float *sums)
+{
+    const __m512 a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
+    const __m512 c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
+    float turned[4][16] __attribute__((aligned(64))); /* lane k of register r is row 4 k + r */
+    _mm512_store_ps(turned[0], _mm512_shuffle_ps(a, c, 0x44));
+    _mm512_store_ps(turned[1], _mm512_shuffle_ps(a, c, 0xee));
+    _mm512_store_ps(turned[2], _mm512_shuffle_ps(b, d, 0x44));
+    _mm512_store_ps(turned[3], _mm512_shuffle_ps(b, d, 0xee));
+    SR_UNROLL for (int i = 0; i < 16; i++) {
+        float *sum = sums + bin[i] * width;
+        _mm_store_ps(sum, _mm_add_ps(_mm_load_ps(sum), _mm_load_ps(turned[i % 4] + i / 4 * 4)));
+    }
+}
+
 void sr_sketch_share_avx512(const struct sketch_share *a)
 {
+    const int32_t width = sr_sketch_width(a->group);
+    const __m512i behind = _mm512_add_epi32(iota(), _mm512_set1_epi32(SR_SKETCH_BINS));
     for (int32_t i = 0; i < a->n; i += 16) {
         const int32_t left = a->n - i;
         const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1u);
-        __m512 t = _mm512_set1_ps(-INFINITY);
+        __m512 x[SR_ATTN_MAX_GROUP], t = _mm512_set1_ps(-INFINITY);
+        uint16_t bin[16];
+        for (int32_t g = 0; g < width; g++) x[g] = _mm512_setzero_ps();
         for (int32_t g = 0; g < a->group; g++) {
-            float *at = a->kept + g * SR_CHUNK_ROWS + i;
-            const __m512 x = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, at), _mm512_set1_ps(a->log_total[g]));
-            t = _mm512_max_ps(x, t);
-            _mm512_mask_storeu_ps(at, mask, sr_exp_avx512(x));
+            const __m512 log_share = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, a->kept + g * SR_CHUNK_ROWS + i), _mm512_set1_ps(a->log_total[g]));
+            t = _mm512_max_ps(log_share, t);
+            x[g] = sr_exp_avx512(log_share);
         }
         const __m512 depth = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), t), _mm512_set1_ps(a->bins_per_nat));
-        const __m512 bin = _mm512_min_ps(_mm512_max_ps(depth, _mm512_setzero_ps()), _mm512_set1_ps(SR_SKETCH_BINS - 1));
-        const __mmask16 needed = _mm512_cmp_ps_mask(t, _mm512_set1_ps(a->cut), _CMP_GE_OQ);
-        const __m512i out = _mm512_mask_cvttps_epi32(_mm512_set1_epi32(SR_SKETCH_BINS), needed, bin);
-        _mm256_mask_storeu_epi16(a->bin + i, mask, _mm512_cvtepi32_epi16(out));
+        const __m512 clamped = _mm512_min_ps(_mm512_max_ps(depth, _mm512_setzero_ps()), _mm512_set1_ps(SR_SKETCH_BINS - 1));
+        const __mmask16 needed = _mm512_mask_cmp_ps_mask(mask, t, _mm512_set1_ps(a->cut), _CMP_GE_OQ);
+        const __m256i out = _mm512_cvtepi32_epi16(_mm512_mask_cvttps_epi32(behind, needed, clamped));
+        _mm256_mask_storeu_epi16(a->bin + i, mask, out);
+        _mm256_storeu_si256((__m256i *)(void *)bin, out);
+        for (int32_t g = 0; g < a->group; g += 4) add_shares(x + g, bin, width, a->sums + g);
     }
+}
+
+int32_t sr_sketch_pick_avx512(const struct sketch_pick *a)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < a->n; i += 16) {
+        const int32_t left = a->n - i;
+        const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1u);
+        const __m256i bin = _mm256_maskz_loadu_epi16(mask, a->bin + i);
+        const __mmask16 pick = _mm256_mask_cmplt_epu16_mask(mask, bin, _mm256_set1_epi16((short)a->end));
+        const int32_t n_picked = __builtin_popcount(pick);
+        const __m512i rows = _mm512_maskz_compress_epi32(pick, _mm512_maskz_loadu_epi32(pick, a->rows + i));
+        _mm512_mask_storeu_epi32(a->list + n, (__mmask16)((1u << n_picked) - 1u), rows);
+        n += n_picked;
+    }
+    return n;
 }

@@ -57,17 +57,26 @@ void sr_sketch_mass_scalar(struct sketch_mass *a)
 
 void sr_sketch_share_scalar(const struct sketch_share *a)
 {
+    const int32_t width = sr_sketch_width(a->group);
     for (int32_t i = 0; i < a->n; i++) {
         float t = -INFINITY;
         for (int32_t g = 0; g < a->group; g++) {
-            float *x = &a->kept[g * SR_CHUNK_ROWS + i];
-            *x -= a->log_total[g];
-            t = *x > t ? *x : t;
-            *x = expf(*x);
+            const float x = a->kept[g * SR_CHUNK_ROWS + i] - a->log_total[g];
+            t = x > t ? x : t;
         }
         float bin = -t * a->bins_per_nat;
         bin = bin > 0 ? bin : 0;
         bin = bin < SR_SKETCH_BINS - 1 ? bin : SR_SKETCH_BINS - 1;
-        a->bin[i] = t >= a->cut ? (uint16_t)bin : SR_SKETCH_BINS;
+        a->bin[i] = t >= a->cut ? (uint16_t)bin : (uint16_t)(SR_SKETCH_BINS + i % 16);
+        for (int32_t g = 0; g < a->group; g++)
+            a->sums[a->bin[i] * width + g] += expf(a->kept[g * SR_CHUNK_ROWS + i] - a->log_total[g]);
     }
+}
+
+int32_t sr_sketch_pick_scalar(const struct sketch_pick *a)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < a->n; i++)
+        if (a->bin[i] < a->end) a->list[n++] = a->rows[i];
+    return n;
 }
