@@ -263,9 +263,9 @@ SR_INLINE void weights_of(const struct flash *f, int32_t block, const int masked
     const __mmask16 none = _mm512_cmp_ps_mask(m, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ);
     const __m512 base = _mm512_mask_mov_ps(m, none, _mm512_setzero_ps());
     const __m512 sum = weigh(f, masked, seen, base);
-    if (_mm512_cmp_ps_mask(old, m, _CMP_NEQ_UQ)) {
-        const __mmask16 had = _mm512_cmp_ps_mask(old, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-        const __m512 shrink = _mm512_maskz_mov_ps(had, sr_exp2_rough_avx512(_mm512_sub_ps(old, base)));
+    const __mmask16 moved = _mm512_cmp_ps_mask(old, m, _CMP_NEQ_UQ);
+    if (moved) { /* exactly 1 where m stays: which queries share a block must not change a bit */
+        const __m512 shrink = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), moved, sr_exp2_rough_avx512(_mm512_sub_ps(old, base)));
         for (int32_t i = 0; i < f->nv * 16; i++) _mm512_store_ps(o + i * LANES, _mm512_mul_ps(_mm512_load_ps(o + i * LANES), shrink));
         _mm512_store_ps(l_at, _mm512_mul_ps(_mm512_load_ps(l_at), shrink));
         _mm512_store_ps(m_at, m);
