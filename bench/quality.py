@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 
-from report import MODEL, default_program, load, machine, number, put_into, run_json, stop, table
+from report import MODEL, default_program, machine, number, put_into, run_json, stop, table
 
 
 def arguments():
@@ -49,6 +49,13 @@ def perplexity(a, text, modes, moments):
                      "--route-rank", a.rank, "--route-eps", a.eps, "--moments", moments, "-o", "json", "--quiet"])
 
 
+def save(a, rows):
+    """After every text, since a run is long."""
+    if a.json:
+        with open(a.json, "w", encoding="utf8") as f:
+            json.dump({**machine(), "model": os.path.basename(a.model), "results": rows}, f, indent=1)
+
+
 def measure(a, folder):
     """Every row of the program, with the text and the source of the moments added."""
     sources, rows = [], []
@@ -64,6 +71,7 @@ def measure(a, folder):
             for row in perplexity(a, text, modes, moments):
                 own = source if row["mode"] == "mass" else None
                 rows.append({"text": name_of(text), "moments": own, **row})
+            save(a, rows)
             modes = "mass"  # the others need no moments
     return rows
 
@@ -114,7 +122,6 @@ def report(a, rows):
 
 def main():
     a = arguments()
-    about = {**machine(), "model": os.path.basename(a.model), "load_before": load()}
     with tempfile.TemporaryDirectory() as folder:
         try:
             rows = measure(a, folder)
@@ -122,9 +129,6 @@ def main():
             stop(str(e))
     text = report(a, rows)
     print(text)
-    if a.json:
-        with open(a.json, "w", encoding="utf8") as f:
-            json.dump({**about, "results": rows}, f, indent=1)
     if a.into:
         put_into(a.into, "bench/quality.py", text)
 
