@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What routing costs in quality: `sinkrouter perplexity` over texts and settings, as the tables of docs/routing.md.
 
-  bench/quality.py TEXT... [--moments-text TEXT]... [--own] [--json FILE] [--into docs/routing.md]
+  bench/quality.py TEXT... [--apart TEXT]... [--moments-text TEXT]... [--own] [--json FILE] [--into docs/routing.md]
 
 From character --offset of each text on, -c tokens are prefilled exactly and -n decoded one by one, dense and with every
 mode. `mass` is measured with the moments of each --moments-text (`sinkrouter calibrate` reads it first), and with the
@@ -24,6 +24,8 @@ def arguments():
     p.add_argument("-m", "--model", default=MODEL)
     p.add_argument("--moments-text", action="append", default=[], metavar="TEXT")
     p.add_argument("--own", action="store_true")
+    p.add_argument("--apart", action="append", default=[], metavar="TEXT",
+                   help="a text of another kind, such as a language that the model hardly knows: these have their own mean")
     p.add_argument("--offset", type=int, default=100000)
     p.add_argument("-c", "--prefill", type=int, default=7680)
     p.add_argument("-n", "--decode", type=int, default=96)
@@ -65,7 +67,7 @@ def measure(a, folder):
         sources.append((f"of {name_of(text)}", to))
     if a.own or not sources:
         sources.append(("own", "none"))
-    for text in a.texts:
+    for text in a.texts + a.apart:
         modes = "window,paper,mass"
         for source, moments in sources:
             for row in perplexity(a, text, modes, moments):
@@ -103,20 +105,24 @@ def line(name, rows):
 HEAD = ["read:", "KL:", "perplexity:", "same top-1:", "> eps:", "> 2 eps:"]
 
 
-def report(a, rows):
+def means(rows):
+    """One line per setting, in the order of measuring."""
     settings = {}
     for r in rows:
         settings.setdefault(policy(r), []).append(r)
-    texts = list(dict.fromkeys(r["text"] for r in rows))
-    about = machine()
+    return table(["policy"] + HEAD, [line(name, found) for name, found in settings.items()])
+
+
+def report(a, rows):
+    apart = {name_of(text) for text in a.apart}
     parts = [f"{os.path.basename(a.model)}, {a.kv} K/V, {a.prefill} tokens prefilled from character {a.offset}, "
-             f"{a.decode} decoded; {len(texts)} texts: {', '.join(texts)}. Every decision audited. {about['cpu']}.",
-             "Mean over the texts (of perplexity ratios the geometric one):",
-             table(["policy"] + HEAD, [line(name, found) for name, found in settings.items()])]
-    for text in texts:
-        parts.append(f"{text}:")
-        parts.append(table(["policy"] + HEAD, [line(name, [r for r in found if r["text"] == text])
-                                               for name, found in settings.items()]))
+             f"{a.decode} decoded, on {machine()['cpu']}. Means of perplexity ratios are geometric."]
+    for title, texts in (("Mean over", a.texts), ("Apart, mean over", a.apart)):
+        names = [name_of(text) for text in texts]
+        if names:
+            parts += [f"**{title} {', '.join(names)}**", means([r for r in rows if r["text"] in names])]
+    for name in dict.fromkeys(r["text"] for r in rows):
+        parts += [f"**{name}{' (apart)' if name in apart else ''}**", means([r for r in rows if r["text"] == name])]
     return "\n\n".join(parts)
 
 
