@@ -12,9 +12,11 @@
 #include <assert.h>
 #include <stdatomic.h>
 
-/* A unit's rows are dealt in pieces of SR_PIECE_ROWS, twice as many where there would be more than SR_MAX_PIECES: a
- * function of the number of rows alone, so that the thread count changes nothing. */
+/* A unit's rows are dealt in pieces of SR_PIECE_ROWS, of twice that beyond SR_LONG_ROWS, and again of twice that where
+ * there would be more than SR_MAX_PIECES: a function of the number of rows alone, so that the thread count changes
+ * nothing. Small pieces deal short contexts evenly; a piece begins with rows that nobody could fetch ahead. */
 #define SR_PIECE_ROWS 256
+#define SR_LONG_ROWS 2048
 #define SR_MAX_PIECES 64
 
 /* Entries [first, first + n) of a unit's rows, whatever the set's order of them. */

@@ -29,14 +29,15 @@ SR_INLINE void score_block(const int bits, const int heads, const struct score_t
 {
     const uint8_t *y = t->a->y_chunk + (size_t)row * t->a->sketch->row_bytes;
     const float *w = t->a->w + t->g * t->padded;
+    const int per_word = bits == 4 ? 8 : 4;
     __m512 acc[TILE_HEADS];
     SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = _mm512_set1_ps(t->a->base[t->g + g]);
     for (int32_t i = 0; i < t->words; i++) {
         const __m512i word = _mm512_loadu_si512(y + i * 64);
-        SR_UNROLL for (int j = 0; j < 32 / bits; j++) {
+        SR_UNROLL for (int j = 0; j < per_word; j++) {
             const __m512 level = level_of(bits, word, j);
             SR_UNROLL for (int g = 0; g < heads; g++)
-                acc[g] = _mm512_fmadd_ps(level, _mm512_set1_ps(w[g * t->padded + i * (32 / bits) + j]), acc[g]);
+                acc[g] = _mm512_fmadd_ps(level, _mm512_set1_ps(w[g * t->padded + i * per_word + j]), acc[g]);
         }
     }
     SR_UNROLL for (int g = 0; g < heads; g++) {

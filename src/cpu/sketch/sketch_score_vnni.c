@@ -24,7 +24,7 @@ static void split_factors(const struct sketch_score *a, int32_t g, struct head_f
     const __m128i order = bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
                                     : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512 most = _mm512_setzero_ps();
-    __m512i sum = _mm512_setzero_si512();
+    __m512 sum = _mm512_setzero_ps(); /* of whole numbers below 2^24: exact */
     for (int32_t j = 0; j < padded; j += 16) {
         const __mmask16 mask = padded - j >= 16 ? 0xffff : 0xff;
         most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, w + j)));
@@ -36,11 +36,11 @@ static void split_factors(const struct sketch_score *a, int32_t g, struct head_f
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, w + j), inverse));
         const __m512i top = _mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8);
         const __m512i rest = _mm512_sub_epi32(x, _mm512_slli_epi32(top, 8));
-        sum = _mm512_add_epi32(sum, x);
+        sum = _mm512_add_ps(sum, _mm512_cvtepi32_ps(x));
         _mm_storeu_si128((__m128i *)(void *)(h->high + j / 4), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(top), order));
         _mm_storeu_si128((__m128i *)(void *)(h->low + j / 4), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(rest), order));
     }
-    h->base = a->base[g] - h->scale * ((float)(1 << (bits - 1)) - 0.5f) * (float)_mm512_reduce_add_epi32(sum);
+    h->base = a->base[g] - h->scale * ((float)(1 << (bits - 1)) - 0.5f) * _mm512_reduce_add_ps(sum);
 }
 
 /* One block of 16 rows and `heads` heads: logits stored, maxima kept. Rows outside `inside` get -inf. */
