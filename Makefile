@@ -16,7 +16,7 @@ SAN      ?=
 ARCH     := $(shell $(CC) -dumpmachine | cut -d- -f1)
 VERSION  := 0.1.0
 
-PKGS     := libpcre2-8 libutf8proc jansson libxxhash openblas lapacke
+PKGS     := libutf8proc jansson libxxhash openblas lapacke
 PKG_INC  := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIB  := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 
@@ -117,6 +117,7 @@ bench:
 
 test:
 	@tools/setup.sh test
+	@tools/fetch-model.sh || echo 'make test: no model: the tests that need it will be skipped'
 	@BUILD=$(BUILD) tests/run.sh --all
 
 fuzz:

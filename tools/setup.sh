@@ -33,7 +33,6 @@ int main(void) { return 0; }'
     need liblapacke-dev pkg lapacke
     need libutf8proc-dev pkg libutf8proc
     need libjansson-dev pkg jansson
-    need libpcre2-dev pkg libpcre2-8
     need libxxhash-dev pkg libxxhash
     need libedit-dev pkg libedit
     case $goal in
