@@ -8,6 +8,8 @@
 
 #include <errno.h>
 #include <histedit.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +33,23 @@ static char *prompt(EditLine *el)
     return l && l->is_continued ? next : l && l->color ? green : first;
 }
 
+/* Waits until a byte can be read: 0, or -1 when Ctrl-C or its like has come. Signals are let in only while
+ * waiting, so that one that came a moment before is seen too and does not wait for the next key. */
+static int wait_for_byte(void)
+{
+    struct pollfd in = {.fd = 0, .events = POLLIN};
+    sigset_t ours, before;
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGINT);
+    sigaddset(&ours, SIGTERM);
+    sigaddset(&ours, SIGHUP);
+    sigprocmask(SIG_BLOCK, &ours, &before);
+    while (!sr_interrupt_pending() && ppoll(&in, 1, NULL, &before) < 0 && errno == EINTR) {
+    } /* a window that changed its size */
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    return sr_interrupt_pending() ? -1 : 0;
+}
+
 /* One character from the terminal, -1 on a signal, 0 at the end. */
 static int read_character(EditLine *el, wchar_t *out)
 {
@@ -38,8 +57,9 @@ static int read_character(EditLine *el, wchar_t *out)
     size_t have = 0, want = 1;
     (void)el;
     while (have < want) {
+        if (wait_for_byte()) return -1;
         ssize_t n = read(0, bytes + have, 1);
-        if (n < 0 && errno == EINTR && !sr_interrupt_pending()) continue; /* a window that changed its size */
+        if (n < 0 && errno == EINTR && !sr_interrupt_pending()) continue;
         if (n <= 0) return n < 0 ? -1 : 0;
         if (bytes[0] == 0) bytes[0] = CTRL_D; /* typed ahead, before the terminal was in character mode */
         if (have++ == 0) want = bytes[0] < 0xc0 ? 1 : bytes[0] < 0xe0 ? 2 : bytes[0] < 0xf0 ? 3 : 4;
