@@ -22,7 +22,7 @@ printf '\n== %s\n== %s\n\n' "$doc" "$question"
 
 # KL, top-1 and bytes come from a pass in which every decision is audited; the speed from a second one without audits.
 printf '\n== The same document, its end decoded token by token: everything read, the published router, this one\n\n'
-"$program" perplexity -m "$model" -f "$doc" -n 64 --modes dense,paper,mass --route-tau .5 --speed -o md
+"$program" perplexity -m "$model" -f "$doc" -n 192 --modes dense,paper,mass --route-tau .5 --speed -o md
 cat <<'TEXT'
 
 decode tok/s and KV read/token are of decode steps after an exact prefill; read is the share of the bytes that dense
