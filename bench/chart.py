@@ -95,7 +95,8 @@ def draw(run, kv):
     read = [(kind, label, {r["depth"]: r["kv_bytes_per_token"] / 1e6 for r in decode if r["engine"] == name})
             for name, kind, label in (("sinkrouter mass", "mass", "mass"), ("sinkrouter dense", "dense", "everything"))]
     model = run["model"].removesuffix(".gguf")
-    about = f"{model}, {kv} K/V, {run['threads']} threads of {run['cpu']}; median of {run['rounds']} rounds"
+    rounds = f"median of {run['rounds']} rounds" if run["rounds"] > 1 else "one round"
+    about = f"{model}, {kv} K/V, {run['threads']} threads of {run['cpu']}; {rounds}"
     body = panel("speed", "Decode, tokens per second", speed, depths)
     body += panel("bytes", "K/V read per token, MB", read, depths)
     body.append(text(18, 22, about, "note"))

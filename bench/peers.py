@@ -136,12 +136,14 @@ def report(records, peers, a, about):
         line.append(mass and number(mass.get("read"), "{:.3f}"))
         if a.file:
             broken = mass and mass.get("contract_broken")
-            line += [mass and number(mass.get("kl"), "{:.4f}"), number(broken, "{:.2%}")]
+            line.append(mass and number(mass.get("kl"), "{:.4f}"))
+            line.append(number(broken and 100 * broken, "{:.2f} %"))
         lines.append(line)
     spread = max((max(r["speeds"]) - min(r["speeds"])) / r["median"] for r in records)
     source = f"text {os.path.splitext(os.path.basename(a.file))[0]}" if a.file else "random tokens"
-    return (f"Tokens per second, median of {a.rounds} rounds of {a.reps} runs; rounds differ by at most "
-            f"{100 * spread:.0f} %. {about['model']}, {source}, {about['cpu']} ({about['backend']}).\n\n" + table(head, lines))
+    how = (f"median of {a.rounds} rounds of {a.reps} runs; rounds differ by at most {100 * spread:.0f} %" if a.rounds > 1
+           else f"mean of {a.reps} runs in one round")
+    return (f"Tokens per second, {how}. {about['model']}, {source}, {about['cpu']} ({about['backend']}).\n\n" + table(head, lines))
 
 
 def main():

@@ -25,7 +25,7 @@ def arguments():
     p.add_argument("--moments-text", action="append", default=[], metavar="TEXT")
     p.add_argument("--own", action="store_true")
     p.add_argument("--apart", action="append", default=[], metavar="TEXT",
-                   help="a text of another kind, such as a language that the model hardly knows: these have their own mean")
+                   help="a text of another kind, such as a language that the model hardly knows; has its own mean")
     p.add_argument("--offset", type=int, default=100000)
     p.add_argument("-c", "--prefill", type=int, default=7680)
     p.add_argument("-n", "--decode", type=int, default=96)
