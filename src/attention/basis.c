@@ -234,7 +234,7 @@ sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, s
     if (st == SR_OK) {
         int64_t now = (int64_t)spec->band * SR_BAND_TOKENS + SR_BAND_TOKENS / 2;
         sr_rotation_means(spec->rotation, now - SR_BAND_TOKENS, now + SR_BAND_TOKENS, &m.at_q);
-        sr_rotation_means(spec->rotation, 0, now - 1, &m.at_k);
+        sr_rotation_means(spec->rotation, 0, now + SR_BAND_TOKENS / 2 - 1, &m.at_k);
         sr_pool_run(pool, spec->shape.n_layers * spec->shape.n_kv_heads, make_task, &m);
         int bad = atomic_load(&m.bad);
         if (bad) {

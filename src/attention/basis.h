@@ -2,7 +2,7 @@
  *
  * The sketch basis of a band of positions from the model's moments (docs/routing.md). Band b serves the steps
  * whose position (kv_len - 1) is in [b h, (b + 1) h), h = 2,000: queries are averaged over the rotations of h
- * positions on either side of the band's middle, keys over all positions before the middle. A basis is a
+ * positions on either side of the band's middle, keys over all positions before the band's end. A basis is a
  * function of (model, layer, KV group, band, rank, bits) and of nothing else. Eigenvectors by LAPACK, each
  * problem on one thread, so the bits do not depend on the pool.
  */

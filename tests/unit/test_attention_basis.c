@@ -414,7 +414,7 @@ static void test_full_rank(void **state)
  * U has on its diagonal when computed from the moments by brute-force averages. */
 static void test_basis_definition(void **state)
 {
-    enum { DIM = 16, BAND = 1, NOW = 3000 };
+    enum { DIM = 16, BAND = 1, END = 4000 };
     struct attn_world *w = sr_world_new(1, 1, 2, DIM, SR_MOMENTS_LAST, 10);
     struct moments_shape shape = {1, 2, 1, DIM};
     struct moments *m;
@@ -432,18 +432,18 @@ static void test_basis_definition(void **state)
     assert_int_equal(sr_bases_new(&bases, &spec, NULL, NULL), SR_OK);
     sr_bases_get(bases, 0, 0, &b);
     sr_moments_get(m, 0, 0, mq, mk, mean);
-    for (int p = 0; p < NOW; p++) {
+    for (int p = 0; p < END; p++) {
         rotation_matrix(&w->rope, p, rp);
         double half[DIM * DIM] = {0};
         for (int i = 0; i < DIM; i++) {
             for (int j = 0; j < DIM; j++) {
-                mu[i] += rp[i * DIM + j] * mean[j] / NOW;
+                mu[i] += rp[i * DIM + j] * mean[j] / END;
                 for (int k = 0; k < DIM; k++) half[i * DIM + j] += rp[i * DIM + k] * mk[k * DIM + j];
             }
         }
         for (int i = 0; i < DIM; i++) {
             for (int j = 0; j < DIM; j++) {
-                for (int k = 0; k < DIM; k++) ck[i * DIM + j] += half[i * DIM + k] * rp[j * DIM + k] / NOW;
+                for (int k = 0; k < DIM; k++) ck[i * DIM + j] += half[i * DIM + k] * rp[j * DIM + k] / END;
             }
         }
     }
