@@ -114,6 +114,7 @@ sr_matvec_fn *sr_cpu_matvec_of(const struct cpu_kernels *k, sr_dtype dtype)
     case SR_DTYPE_Q5_K: return k->matvec_q5_k;
     case SR_DTYPE_Q6_K: return k->matvec_q6_k;
     case SR_DTYPE_IQ4_NL: return k->matvec_iq4_nl;
+    case SR_DTYPE_F8_E4M3: break;
     }
     return NULL;
 }
@@ -135,6 +136,7 @@ sr_dequant_fn *sr_cpu_dequant_of(const struct cpu_kernels *k, sr_dtype dtype)
     case SR_DTYPE_Q5_K: return k->dequant_q5_k;
     case SR_DTYPE_Q6_K: return k->dequant_q6_k;
     case SR_DTYPE_IQ4_NL: return k->dequant_iq4_nl;
+    case SR_DTYPE_F8_E4M3: break;
     }
     return NULL;
 }

@@ -245,6 +245,7 @@ const char *sr_gguf_type_name(int64_t type_id)
 
 const char *sr_dtype_name(sr_dtype dtype)
 {
+    if (dtype == SR_DTYPE_F8_E4M3) return "f8_e4m3";
     const struct dtype_traits *t = sr_dtype_find((int64_t)dtype);
     return t ? t->name : NULL;
 }
