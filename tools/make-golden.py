@@ -3,6 +3,7 @@
 """Makes the golden vectors of tests/golden from an independent implementation.
 
     tools/make-golden.py tiny                    tests/golden/tiny_models.bin
+    tools/make-golden.py families                tests/golden/families.bin
     tools/make-golden.py model FILE.gguf         tests/golden/smollm2_logprobs.bin
 
 Needs the PyPI packages torch, transformers, numpy, gguf, tokenizers. Only the outputs are committed: neither the build
@@ -14,7 +15,8 @@ import sys
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+                          Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 VOCAB = 264
 N_TOKENS = 24
@@ -72,43 +74,74 @@ def tiny_cases():
         yield dict(kind=kind, group=2, head_dim=64, seed=seed)
 
 
-def tiny_model(c):
-    n_kv = 2 if c["group"] <= 4 else 1
-    n_embd, n_ff, n_layers, h = 168, 96, 2, c["head_dim"]
-    heads = n_kv * c["group"]
-    untied = h == 80
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    if c["kind"] == LLAMA3_SCALED:
-        rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64}
-    if c["kind"] == YARN:
-        rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-    qwen = c["kind"] in (QWEN2, YARN)
-    kind, model = (Qwen2Config, Qwen2ForCausalLM) if qwen else (LlamaConfig, LlamaForCausalLM)
-    config = kind(vocab_size=VOCAB, hidden_size=n_embd, intermediate_size=n_ff, num_hidden_layers=n_layers,
+def rope_of(theta, kind=None, factor=1.0, old=0):
+    rope = {"rope_type": kind or "default", "rope_theta": theta}
+    if kind:
+        rope["factor"] = factor
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = old
+    return rope
+
+
+CLASSES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+           "qwen3": (Qwen3Config, Qwen3ForCausalLM), "qwen3moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM)}
+
+
+def seeded_model(c):
+    """A model of the numbers of tests/unit/tiny_model.h: family, n_layers, n_embd, n_ff, heads, n_kv, head_dim, untied, rope,
+    seed; n_experts, n_used with experts (n_ff is then the width of one)."""
+    family, n_embd, n_ff, heads, n_kv, h, s = (c[k] for k in ("family", "n_embd", "n_ff", "heads", "n_kv", "head_dim", "seed"))
+    kind, model = CLASSES[family]
+    moe = dict(num_experts=c["n_experts"], num_experts_per_tok=c["n_used"], moe_intermediate_size=n_ff,
+               norm_topk_prob=True) if "n_experts" in c else {}
+    config = kind(vocab_size=VOCAB, hidden_size=n_embd, intermediate_size=n_ff, num_hidden_layers=c["n_layers"],
                   num_attention_heads=heads, num_key_value_heads=n_kv, head_dim=h, max_position_embeddings=512,
-                  rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=not untied, attn_implementation="eager")
+                  rms_norm_eps=1e-5, rope_parameters=c["rope"], tie_word_embeddings=not c["untied"],
+                  attn_implementation="eager", experts_implementation="eager", **moe)
     m = model(config)
-    s = c["seed"]
     state = {"model.embed_tokens.weight": matrix(s, "token_embd.weight", VOCAB, n_embd),
              "model.norm.weight": norm(s, "output_norm.weight", n_embd)}
-    state["lm_head.weight"] = matrix(s, "output.weight", VOCAB, n_embd) if untied else state["model.embed_tokens.weight"]
-    for i in range(n_layers):
+    state["lm_head.weight"] = matrix(s, "output.weight", VOCAB, n_embd) if c["untied"] else state["model.embed_tokens.weight"]
+    for i in range(c["n_layers"]):
         a, b = f"model.layers.{i}.", f"blk.{i}."
-        turn = (lambda w, n: w) if qwen else unpermute
         state[a + "input_layernorm.weight"] = norm(s, b + "attn_norm.weight", n_embd)
         state[a + "post_attention_layernorm.weight"] = norm(s, b + "ffn_norm.weight", n_embd)
         for p, n, gain in (("q", heads, 1.5), ("k", n_kv, 1.5), ("v", n_kv, 1.0)):
             w = matrix(s, b + f"attn_{p}.weight", n * h, n_embd, gain)
-            state[a + f"self_attn.{p}_proj.weight"] = w if p == "v" else turn(w, n)
-            if qwen:
+            state[a + f"self_attn.{p}_proj.weight"] = unpermute(w, n) if family == "llama" and p != "v" else w
+            if family == "qwen2":
                 state[a + f"self_attn.{p}_proj.bias"] = units(s, b + f"attn_{p}.bias", n * h) * np.float32(0.125)
+            if family.startswith("qwen3") and p != "v":
+                state[a + f"self_attn.{p}_norm.weight"] = norm(s, b + f"attn_{p}_norm.weight", h)
         state[a + "self_attn.o_proj.weight"] = matrix(s, b + "attn_output.weight", n_embd, heads * h)
+        if moe:
+            e = c["n_experts"]
+            gate, up = (matrix(s, b + f"ffn_{p}_exps.weight", e * n_ff, n_embd).reshape(e, n_ff, n_embd) for p in ("gate", "up"))
+            state[a + "mlp.gate.weight"] = matrix(s, b + "ffn_gate_inp.weight", e, n_embd, 1.5)
+            state[a + "mlp.experts.gate_up_proj"] = np.concatenate((gate, up), axis=1)
+            state[a + "mlp.experts.down_proj"] = matrix(s, b + "ffn_down_exps.weight", e * n_embd, n_ff).reshape(e, n_embd, n_ff)
+            continue
         state[a + "mlp.gate_proj.weight"] = matrix(s, b + "ffn_gate.weight", n_ff, n_embd)
         state[a + "mlp.up_proj.weight"] = matrix(s, b + "ffn_up.weight", n_ff, n_embd)
         state[a + "mlp.down_proj.weight"] = matrix(s, b + "ffn_down.weight", n_embd, n_ff)
     load(m, state)
-    return m.double().eval(), n_kv
+    return m.double().eval()
+
+
+def logits_of(m, seed, n):
+    ids = (numbers(seed, "tokens", n) % U64(VOCAB)).astype(np.int64)
+    with torch.no_grad():
+        return m(torch.from_numpy(ids)[None]).logits[0].numpy()
+
+
+def tiny_model(c):
+    n_kv = 2 if c["group"] <= 4 else 1
+    ropes = {LLAMA3_SCALED: rope_of(1e4, "llama3", 8.0, 64), YARN: rope_of(1e4, "yarn", 4.0, 64)}
+    return seeded_model(dict(family="qwen2" if c["kind"] in (QWEN2, YARN) else "llama", n_embd=168, n_ff=96, n_layers=2,
+                             heads=n_kv * c["group"], n_kv=n_kv, head_dim=c["head_dim"], untied=c["head_dim"] == 80,
+                             rope=ropes.get(c["kind"], rope_of(1e4)), seed=c["seed"])), n_kv
 
 
 def load(m, state):
@@ -121,13 +154,45 @@ def make_tiny():
     out = [b"SRGOLD1\n", struct.pack("<iiii", len(list(tiny_cases())), VOCAB, N_TOKENS, EVERY)]
     for c in tiny_cases():
         m, n_kv = tiny_model(c)
-        ids = (numbers(c["seed"], "tokens", N_TOKENS) % U64(VOCAB)).astype(np.int64)
-        with torch.no_grad():
-            logits = m(torch.from_numpy(ids)[None]).logits[0].numpy()
+        logits = logits_of(m, c["seed"], N_TOKENS)
         out.append(struct.pack("<iiiiq", c["kind"], c["group"], c["head_dim"], n_kv, c["seed"]))
         out.append(logits[:, ::EVERY].astype("<f4").tobytes())
         print(c, "logits", logits.std(), np.abs(logits).max())
     with open("tests/golden/tiny_models.bin", "wb") as f:
+        f.write(b"".join(out))
+
+
+# ---- one model per family; the table of tests/unit/tiny_family.c ----
+
+FAMILIES = [  # name, family, layers, width, ff, heads, kv heads, head size, untied, rope, experts
+    ("llama2", "llama", 2, 96, 160, 4, 4, 24, True, rope_of(1e4)),
+    ("vicuna-16k", "llama", 2, 64, 96, 4, 4, 16, True, rope_of(1e4, "linear", 4.0)),
+    ("llama3.1", "llama", 3, 128, 96, 8, 2, 32, True, rope_of(5e5, "llama3", 8.0, 256)),
+    ("llama3.2", "llama", 2, 96, 96, 6, 2, 32, False, rope_of(5e5, "llama3", 32.0, 256)),
+    ("yi", "llama", 4, 128, 96, 8, 1, 16, True, rope_of(5e6)),
+    ("smollm2", "llama", 3, 72, 96, 9, 3, 8, False, rope_of(1e5)),
+    ("qwen2", "qwen2", 2, 112, 96, 7, 1, 16, False, rope_of(1e6)),
+    ("qwen2.5-yarn", "qwen2", 2, 96, 96, 6, 2, 16, True, rope_of(1e6, "yarn", 4.0, 128)),
+    ("qwen3", "qwen3", 3, 64, 96, 4, 2, 32, False, rope_of(1e6)),
+    ("qwen3-yarn", "qwen3", 2, 64, 96, 8, 1, 16, True, rope_of(1e6, "yarn", 4.0, 128)),
+    ("qwen3moe", "qwen3moe", 3, 64, 32, 8, 1, 16, True, rope_of(1e6), 16, 4),
+    ("qwen3moe-yarn", "qwen3moe", 2, 64, 64, 4, 2, 32, False, rope_of(1e6, "yarn", 2.0, 256), 8, 2),
+]
+FAMILY_TOKENS = 512
+
+
+def make_families():
+    keys = "name family n_layers n_embd n_ff heads n_kv head_dim untied rope n_experts n_used".split()
+    out = [b"SRGOLD3\n", struct.pack("<iii", len(FAMILIES), VOCAB, FAMILY_TOKENS)]
+    at = np.arange(FAMILY_TOKENS)
+    for i, row in enumerate(FAMILIES):
+        c = dict(zip(keys, row), seed=500 + i)
+        logits = logits_of(seeded_model(c), c["seed"], FAMILY_TOKENS)
+        signs = np.where(numbers(c["seed"], "signs", VOCAB) >> U64(63) != 0, -1.0, 1.0)
+        kept = np.stack((logits[at, at * 97 % VOCAB], logits @ signs / math.sqrt(VOCAB)), axis=1)
+        out.append(c["name"].encode().ljust(16, b"\0") + kept.astype("<f4").tobytes())
+        print(c["name"], "logits", logits.std(), np.abs(logits).max())
+    with open("tests/golden/families.bin", "wb") as f:
         f.write(b"".join(out))
 
 
@@ -196,6 +261,8 @@ def make_model(path):
 if __name__ == "__main__":
     if sys.argv[1:] == ["tiny"]:
         make_tiny()
+    elif sys.argv[1:] == ["families"]:
+        make_families()
     elif len(sys.argv) == 3 and sys.argv[1] == "model":
         make_model(sys.argv[2])
     else:

@@ -19,6 +19,7 @@ struct weight {
     sr_dtype dtype;
     int64_t n_out, n_in;
     size_t row_bytes;
+    int32_t n_experts;  /* above 0: that many matrices of n_out rows, one behind the other */
 };
 
 #define SR_MATMUL_MAX 3
@@ -60,6 +61,31 @@ struct add_args { float *x; const float *y; int64_t d; int32_t n; };
 
 /* x[t] = row ids[t] of w, as floats */
 struct embed_args { const struct weight *w; const int32_t *ids; float *x; int32_t n; };
+
+/* ---- mixture of experts ------------------------------------------------------------------------------------- */
+
+/* Per token the n_used largest of its logits, in falling order, ties to the lower id. weight = softmax over all
+ * n_experts logits, divided by the sum over the chosen ones if `normalize`. NaN ranks below every number. */
+struct topk_args {
+    const float *logits;  /* [n][n_experts] */
+    int32_t *ids;         /* [n][n_used] out */
+    float *weight;        /* [n][n_used] out */
+    int32_t n, n_experts, n_used, normalize;
+};
+
+/* y[t] = sum over j < n_used, in rising j, of weight[t][j] * Wdown(silu(Wgate x[t]) * Wup x[t]), the matrices of expert
+ * ids[t][j]. Only the matrices of chosen experts are read. y may be x. */
+struct moe_args {
+    const struct weight *gate, *up, *down; /* gate, up: n_embd to n_ff; down: n_ff to n_embd */
+    const float *x;       /* [n][n_embd] */
+    const int32_t *ids;   /* [n][n_used], no expert twice for one token */
+    const float *weight;  /* [n][n_used] */
+    float *y;             /* [n][n_embd] */
+    int32_t n, n_used;
+};
+
+/* The largest that will come. */
+struct moe_shape { int32_t max_n, n_used, n_experts; int64_t n_embd, n_ff; };
 
 /* ---- attention -------------------------------------------------------------------------------------------- */
 

@@ -29,6 +29,8 @@ struct backend_ops {
     void (*silu_mul)(struct backend *b, const struct silu_mul_args *a);
     void (*add)(struct backend *b, const struct add_args *a);
     void (*embed)(struct backend *b, const struct embed_args *a);
+    void (*topk)(struct backend *b, const struct topk_args *a);
+    void (*moe)(struct backend *b, const struct moe_args *a);
 
     void (*kv_append)(struct backend *b, const struct kv_append_args *a, int32_t n_units);   /* a[n_units] */
     void (*attn_prefill)(struct backend *b, const struct attn_prefill_args *a);
@@ -42,6 +44,8 @@ struct backend_ops {
     sr_status (*attn_reserve)(struct backend *b, const struct attn_shape *shape, int32_t n_units, int32_t max_len, sr_error *err);
     /* Same for matmul and prefill: the largest n and widths that will come. */
     sr_status (*matmul_reserve)(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err);
+    /* Same for moe, after matmul_reserve for the same widths and n. */
+    sr_status (*moe_reserve)(struct backend *b, const struct moe_shape *shape, sr_error *err);
 };
 
 struct backend { const struct backend_ops *ops; };

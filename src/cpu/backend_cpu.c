@@ -16,6 +16,7 @@ static void cpu_close(struct backend *b)
 {
     struct backend_cpu *c = sr_cpu_of(b);
     sr_cpu_attn_fini(c);
+    sr_cpu_moe_fini(c);
     sr_cpu_matmul_fini(c);
     sr_cpu_smallops_fini(c);
     sr_pool_free(c->pool);
@@ -51,6 +52,8 @@ static const struct backend_ops cpu_ops = {
     .silu_mul = sr_cpu_silu_mul,
     .add = sr_cpu_add,
     .embed = sr_cpu_embed,
+    .topk = sr_cpu_topk,
+    .moe = sr_cpu_moe,
     .kv_append = sr_cpu_kv_append,
     .attn_prefill = sr_cpu_attn_prefill,
     .attn_rows = sr_cpu_attn_rows,
@@ -60,6 +63,7 @@ static const struct backend_ops cpu_ops = {
     .sketch_choose = sr_cpu_sketch_choose,
     .attn_reserve = sr_cpu_attn_reserve,
     .matmul_reserve = sr_cpu_matmul_reserve,
+    .moe_reserve = sr_cpu_moe_reserve,
 };
 
 /* The machine's mask, capped by SR_ISA. Naming an ISA that the machine lacks caps nothing away below it. */

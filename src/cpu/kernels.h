@@ -109,6 +109,11 @@ typedef void sr_silu_mul_fn(const float *gate, const float *up, float *h, int64_
 /* x[n] += y[n] */
 typedef void sr_add_fn(float *x, const float *y, int64_t n);
 
+/* ---- mixture of experts (src/cpu/moe) --------------------------------------------------------------------------- */
+
+/* One token of struct topk_args: ids[k] and weight[k] of logits[n], 1 <= k <= n. The sum of exponentials is in double. */
+typedef void sr_topk_fn(const float *logits, int32_t n, int32_t k, int32_t normalize, int32_t *ids, float *weight);
+
 /* ---- attention (src/cpu/attn) ---------------------------------------------------------------------------------- */
 
 /* dst = n floats in the cache's type: rounded to nearest, ties to even, in all variants the same bytes. Q8_0: n a

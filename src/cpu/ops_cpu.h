@@ -16,6 +16,7 @@ struct backend_cpu {
     struct cpu_kernels k;
     struct pool *pool;
     struct matmul_scratch *matmul;/* matmul/matmul.c */
+    struct moe_scratch *moe;      /* moe/moe.c */
     struct rope_cache *rope;      /* smallops/smallops.c */
     struct attn_scratch *attn;    /* attn/, sketch/ */
     char text[64];
@@ -27,6 +28,12 @@ static inline struct backend_cpu *sr_cpu_of(struct backend *b) { return (struct 
 void sr_cpu_matmul(struct backend *b, const struct matmul_args *a);
 sr_status sr_cpu_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err);
 void sr_cpu_matmul_fini(struct backend_cpu *c);
+
+/* moe/ */
+void sr_cpu_topk(struct backend *b, const struct topk_args *a);
+void sr_cpu_moe(struct backend *b, const struct moe_args *a);
+sr_status sr_cpu_moe_reserve(struct backend *b, const struct moe_shape *shape, sr_error *err);
+void sr_cpu_moe_fini(struct backend_cpu *c);
 
 /* smallops/smallops.c */
 void sr_cpu_norm(struct backend *b, const struct norm_args *a);

@@ -26,17 +26,19 @@ enum {
 struct family {
     const char *name;
     enum rope_kind rope;
-    int qkv_bias, qk_norm;
+    int qkv_bias, qk_norm, experts;
 };
 
 static const struct family families[] = {
     {.name = "llama", .rope = ROPE_NORM},
     {.name = "qwen2", .rope = ROPE_NEOX, .qkv_bias = 1},
+    {.name = "qwen3", .rope = ROPE_NEOX, .qk_norm = 1},
+    {.name = "qwen3moe", .rope = ROPE_NEOX, .qk_norm = 1, .experts = 1},
 };
 
 enum { N_FAMILIES = sizeof(families) / sizeof(families[0]) };
 
-const char *sr_config_families(void) { return "llama, qwen2"; }
+const char *sr_config_families(void) { return "llama, qwen2, qwen3, qwen3moe"; }
 
 /* One file being read: keys are "<architecture>.<name>". */
 struct reader {
@@ -118,9 +120,10 @@ static sr_status read_family(struct reader *r, const struct family **out)
                    sr_escape(text, sizeof(text), s.data, s.bytes), sr_config_families());
 }
 
-/* Mixtures of experts are refused, inconsistent ones as bad files. */
-static sr_status read_experts(struct reader *r)
+/* Number and width of experts. Inconsistent numbers are a bad file; experts in a family without them are refused. */
+static sr_status read_experts(struct reader *r, const struct family *f)
 {
+    struct model_config *c = r->c;
     int32_t count = 0, used = 0;
     int found;
     SR_TRY(read_int(r, "expert_count", 0, MAX_EXPERTS, &count, &found));
@@ -129,10 +132,16 @@ static sr_status read_experts(struct reader *r)
         return sr_gguf_reject(r->g, r->err, "%s: %d of %d experts used", key_of(r, "expert_used_count"), used, count);
     if (count > 0 && used == 0)
         return sr_gguf_reject(r->g, r->err, "%s: none of %d experts used", key_of(r, "expert_used_count"), count);
-    if (count > 0)
-        return sr_fail(r->err, SR_ERR_UNSUPPORTED, "%s: %d: mixtures of experts are not supported",
+    if (count > 0 && !f->experts)
+        return sr_fail(r->err, SR_ERR_UNSUPPORTED, "%s: %d: mixtures of experts are not supported for this architecture",
                        key_of(r, "expert_count"), count);
-    return SR_OK;
+    if (count == 0 && f->experts) return sr_gguf_reject(r->g, r->err, "%s: 0 experts", key_of(r, "expert_count"));
+    c->n_experts = count;
+    c->n_experts_used = used;
+    if (count == 0) return SR_OK;
+    const int32_t whole = c->n_ff;
+    c->n_ff = whole / used > 0 ? whole / used : 1;
+    return read_int(r, "expert_feed_forward_length", 1, MAX_FF, &c->n_ff, &found);
 }
 
 static sr_status read_head_dim(struct reader *r)
@@ -299,8 +308,8 @@ sr_status sr_config_read(struct model_config *out, const struct gguf *g, sr_erro
     c.qk_norm = f->qk_norm;
     SR_TRY(sr_gguf_get_str(g, "general.name", &name, &found, err));
     if (found) sr_escape(c.name, sizeof(c.name), name.data, name.bytes);
-    SR_TRY(read_experts(&r));
     SR_TRY(read_shape(&r));
+    SR_TRY(read_experts(&r, f));
     SR_TRY(read_vocab(&r));
     SR_TRY(read_rope(&r, f));
     *out = c;

@@ -18,13 +18,15 @@ struct model_config {
     struct rope_spec rope;
     int qkv_bias; /* family fact: q, k and v must have biases; elsewhere they may */
     int qk_norm;  /* family fact: q and k heads are normed before rotary embedding */
+    int32_t n_experts, n_experts_used; /* 0: no mixture; else every layer's feed-forward is one of experts of width n_ff */
 };
 
-/* Families that this build knows: llama, and qwen2 (same pass: biases, other rotary pairs). An unknown architecture is
- * SR_ERR_UNSUPPORTED and lists them. */
+/* Families that this build knows: llama, qwen2 (biases, other rotary pairs), qwen3 (QK-norm, no biases) and qwen3moe
+ * (experts). An unknown architecture is SR_ERR_UNSUPPORTED and lists them, and so is a key of a known one that asks for
+ * what the pass does not compute. */
 sr_status sr_config_read(struct model_config *out, const struct gguf *g, sr_error *err);
 
-/* "llama, qwen2" */
+/* "llama, qwen2, qwen3, qwen3moe" */
 const char *sr_config_families(void);
 
 #endif

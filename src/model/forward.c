@@ -2,7 +2,7 @@
  *
  * The forward pass of a pre-norm transformer:
  *     a = norm(x); q, k, v = W a + b; rotate; x += Wo attention(q, cache); b = norm(x); x += Wdown(silu(Wgate b) * Wup b)
- * and logits = Wout norm(x). Prefill and decode differ only in who computes attention. All buffers are laid out once
+ * and logits = Wout norm(x). With experts the last term is the weighted sum over those that the router picks. Prefill and decode differ only in who computes attention. All buffers are laid out once
  * for max_n tokens: a pass allocates nothing.
  */
 #include "model/forward.h"
@@ -13,10 +13,10 @@
 #include <time.h>
 
 enum op { OP_EMBED, OP_NORM, OP_QKV, OP_ROPE, OP_APPEND, OP_ATTENTION, OP_OUT, OP_GATE_UP, OP_SILU, OP_DOWN, OP_ADD,
-          OP_LOGITS, N_OPS };
+          OP_LOGITS, OP_ROUTER, OP_EXPERTS, N_OPS };
 
 static const char *const op_names[N_OPS] = {"embed", "norm", "qkv", "rope", "append", "attention", "attn_out", "gate_up",
-                                            "silu_mul", "down", "add", "logits"};
+                                            "silu_mul", "down", "add", "logits", "router", "experts"};
 
 struct forward {
     const struct model_config *c;
@@ -27,7 +27,10 @@ struct forward {
     float *x, *h;        /* [max_n][n_embd]: residual stream, normed or projected rows */
     float *q, *attn;     /* [max_n][q_dim] */
     float *k, *v;        /* [max_n][kv_dim] */
-    float *gate, *up;    /* [max_n][n_ff] */
+    float *gate, *up;    /* [max_n][n_ff]; without experts */
+    float *router;       /* [max_n][n_experts]; this and the next two with experts */
+    float *share;        /* [max_n][n_experts_used] */
+    int32_t *expert;     /* [max_n][n_experts_used] */
     void *block;         /* owns all of these */
     int64_t clock_ns;    /* when the last op ended */
     int64_t ns[N_OPS], calls[N_OPS];
@@ -42,8 +45,12 @@ static void forward_layout(struct forward *f, struct arena *a, const struct mode
     f->attn = sr_arena_take(a, n * q, sizeof(float));
     f->k = sr_arena_take(a, n * kv, sizeof(float));
     f->v = sr_arena_take(a, n * kv, sizeof(float));
-    f->gate = sr_arena_take(a, n * (size_t)c->n_ff, sizeof(float));
-    f->up = sr_arena_take(a, n * (size_t)c->n_ff, sizeof(float));
+    const size_t ff = c->n_experts ? 0 : (size_t)c->n_ff;
+    f->gate = sr_arena_take(a, n * ff, sizeof(float));
+    f->up = sr_arena_take(a, n * ff, sizeof(float));
+    f->router = sr_arena_take(a, n * (size_t)c->n_experts, sizeof(float));
+    f->share = sr_arena_take(a, n * (size_t)c->n_experts_used, sizeof(float));
+    f->expert = sr_arena_take(a, n * (size_t)c->n_experts_used, sizeof(int32_t));
 }
 
 size_t sr_forward_bytes(const struct model_config *c, int32_t max_n)
@@ -75,6 +82,9 @@ sr_status sr_forward_new(struct forward **out, const struct model_config *c, con
     forward_layout(f, &a, c, max_n);
     const int64_t widest = max3(c->n_embd, c->n_ff, f->q_dim);
     SR_TRY_GOTO(b->ops->matmul_reserve(b, max_n, widest, max3(widest, c->n_vocab, 0), err));
+    const struct moe_shape moe = {.max_n = max_n, .n_used = c->n_experts_used, .n_experts = c->n_experts, .n_embd = c->n_embd,
+                                  .n_ff = c->n_ff};
+    if (c->n_experts) SR_TRY_GOTO(b->ops->moe_reserve(b, &moe, err));
     *out = f;
     return SR_OK;
 fail:
@@ -173,15 +183,10 @@ static void add(struct forward *f, float *x, int32_t n)
     lap(f, OP_ADD);
 }
 
-/* After attention, for rows [from, from + n) of x. */
-static void rest_of_layer(struct forward *f, const struct layer_weights *y, int32_t from, int32_t n)
+/* h = feed-forward of h, n rows. */
+static void feed_forward(struct forward *f, const struct layer_weights *y, int32_t n)
 {
-    float *x = f->x + (int64_t)from * f->c->n_embd;
     const int64_t d = f->c->n_embd, ff = f->c->n_ff;
-    project(f, &y->o, f->attn + from * f->q_dim, f->h, n);
-    lap(f, OP_OUT);
-    add(f, x, n);
-    norm(f, x, y->ffn_norm, n);
     f->b->ops->matmul(f->b, &(struct matmul_args){.n_weights = 2, .w = {&y->gate, &y->up}, .y = {f->gate, f->up},
                                                   .y_stride = {ff, ff}, .x = f->h, .x_stride = d, .n = n});
     lap(f, OP_GATE_UP);
@@ -189,6 +194,31 @@ static void rest_of_layer(struct forward *f, const struct layer_weights *y, int3
     lap(f, OP_SILU);
     project(f, &y->down, f->gate, f->h, n);
     lap(f, OP_DOWN);
+}
+
+/* The same by the experts that the router picks for each row. */
+static void experts(struct forward *f, const struct layer_weights *y, int32_t n)
+{
+    const int32_t n_used = f->c->n_experts_used;
+    project(f, &y->router, f->h, f->router, n);
+    f->b->ops->topk(f->b, &(struct topk_args){.logits = f->router, .ids = f->expert, .weight = f->share, .n = n,
+                                              .n_experts = f->c->n_experts, .n_used = n_used, .normalize = 1});
+    lap(f, OP_ROUTER);
+    f->b->ops->moe(f->b, &(struct moe_args){.gate = &y->gate, .up = &y->up, .down = &y->down, .x = f->h, .ids = f->expert,
+                                            .weight = f->share, .y = f->h, .n = n, .n_used = n_used});
+    lap(f, OP_EXPERTS);
+}
+
+/* After attention, for rows [from, from + n) of x. */
+static void rest_of_layer(struct forward *f, const struct layer_weights *y, int32_t from, int32_t n)
+{
+    float *x = f->x + (int64_t)from * f->c->n_embd;
+    project(f, &y->o, f->attn + from * f->q_dim, f->h, n);
+    lap(f, OP_OUT);
+    add(f, x, n);
+    norm(f, x, y->ffn_norm, n);
+    if (f->c->n_experts) experts(f, y, n);
+    else feed_forward(f, y, n);
     add(f, x, n);
 }
 

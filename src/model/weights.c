@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { PER_LAYER = 14 };
+enum { PER_LAYER = 15 };
 
 /* A file being taken apart. */
 struct loader {
@@ -36,8 +36,17 @@ static void note_missing(struct loader *l, const char *name)
     l->n_missing++;
 }
 
-/* NULL with SR_OK where the tensor is absent; a required one is then noted. */
-static sr_status take(struct loader *l, const char *name, int required, const int64_t want[2],
+static sr_status reject_shape(struct loader *l, const struct gguf_tensor *t, const char *name, const int64_t want[3])
+{
+    char experts[32] = "";
+    if (want[2]) snprintf(experts, sizeof(experts), ", %lld", (long long)want[2]);
+    return sr_gguf_reject(l->g, l->err, "%s: shape [%lld, %lld, %lld, %lld], want [%lld, %lld%s]", name, (long long)t->ne[0],
+                          (long long)t->ne[1], (long long)t->ne[2], (long long)t->ne[3], (long long)want[0],
+                          (long long)(want[1] ? want[1] : 1), experts);
+}
+
+/* want: n_in, n_out or 0 for a vector, experts or 0. NULL with SR_OK where the tensor is absent; a required one is then noted. */
+static sr_status take(struct loader *l, const char *name, int required, const int64_t want[3],
                       const struct gguf_tensor **out)
 {
     const struct gguf_tensor *t = sr_gguf_find_tensor(l->g, name);
@@ -46,13 +55,10 @@ static sr_status take(struct loader *l, const char *name, int required, const in
         if (required) note_missing(l, name);
         return SR_OK;
     }
-    const int n_dims = want[1] ? 2 : 1;
-    const int64_t rows = want[1] ? want[1] : 1;
-    if (t->ne[0] != want[0] || t->ne[1] != rows || t->ne[2] != 1 || t->ne[3] != 1)
-        return sr_gguf_reject(l->g, l->err, "%s: shape [%lld, %lld, %lld, %lld], want [%lld, %lld]", name,
-                              (long long)t->ne[0], (long long)t->ne[1], (long long)t->ne[2], (long long)t->ne[3],
-                              (long long)want[0], (long long)rows);
-    if (n_dims == 1) SR_TRY(sr_gguf_check_tensor(l->g, t, l->err));
+    const int64_t rows = want[1] ? want[1] : 1, matrices = want[2] ? want[2] : 1;
+    if (t->ne[0] != want[0] || t->ne[1] != rows || t->ne[2] != matrices || t->ne[3] != 1)
+        return reject_shape(l, t, name, want);
+    if (!want[1]) SR_TRY(sr_gguf_check_tensor(l->g, t, l->err));
     assert(l->n_used < 8 + (int64_t)PER_LAYER * l->c->n_layers);
     l->used[l->n_used++] = t;
     return SR_OK;
@@ -64,7 +70,7 @@ static sr_status take_vector(struct loader *l, const char *name, int required, i
 {
     const struct gguf_tensor *t;
     *out = NULL;
-    SR_TRY(take(l, name, required, (const int64_t[2]){n, 0}, &t));
+    SR_TRY(take(l, name, required, (const int64_t[3]){n}, &t));
     if (!t) return SR_OK;
     struct model_weights *w = l->w;
     assert(w->used_floats + (size_t)n <= w->n_floats);
@@ -96,12 +102,14 @@ static void set_weight(struct loader *l, struct weight *w, const struct gguf_ten
     w->data = dst;
 }
 
-static sr_status take_matrix(struct loader *l, const char *name, int required, int64_t n_in, int64_t n_out, struct weight *w)
+/* shape: n_in, n_out, number of experts or 0. */
+static sr_status take_matrix(struct loader *l, const char *name, int required, const int64_t shape[3], struct weight *w)
 {
     const struct gguf_tensor *t;
-    SR_TRY(take(l, name, required, (const int64_t[2]){n_in, n_out}, &t));
+    SR_TRY(take(l, name, required, shape, &t));
     if (!t) return SR_OK;
     set_weight(l, w, t);
+    w->n_experts = (int32_t)shape[2];
     return l->backend->ops->weight_prepare(l->backend, w, l->err);
 }
 
@@ -110,9 +118,16 @@ static sr_status take_layer(struct loader *l, int32_t i)
     const struct model_config *c = l->c;
     struct layer_weights *y = &l->w->layers[i];
     const int64_t d = c->n_embd, f = c->n_ff, q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
-    const struct { const char *name; int64_t n_in, n_out; struct weight *w; } matrices[] = {
-        {"attn_q", d, q, &y->q},   {"attn_k", d, kv, &y->k},     {"attn_v", d, kv, &y->v},     {"attn_output", q, d, &y->o},
-        {"ffn_gate", d, f, &y->gate}, {"ffn_up", d, f, &y->up}, {"ffn_down", f, d, &y->down}};
+    const int64_t e = c->n_experts;
+    const struct { const char *name; int64_t shape[3]; struct weight *w; } matrices[] = {
+        {"attn_q", {d, q}, &y->q},
+        {"attn_k", {d, kv}, &y->k},
+        {"attn_v", {d, kv}, &y->v},
+        {"attn_output", {q, d}, &y->o},
+        {e ? "ffn_gate_exps" : "ffn_gate", {d, f, e}, &y->gate},
+        {e ? "ffn_up_exps" : "ffn_up", {d, f, e}, &y->up},
+        {e ? "ffn_down_exps" : "ffn_down", {f, d, e}, &y->down},
+        {"ffn_gate_inp", {d, e}, &y->router}};
     const struct { const char *name; int required; int64_t n; const float **v; } vectors[] = {
         {"attn_norm.weight", 1, d, &y->attn_norm},
         {"ffn_norm.weight", 1, d, &y->ffn_norm},
@@ -123,8 +138,9 @@ static sr_status take_layer(struct loader *l, int32_t i)
         {"attn_k_norm.weight", c->qk_norm, c->qk_norm ? c->head_dim : 0, &y->k_norm}};
     char name[64];
     for (size_t k = 0; k < sizeof(matrices) / sizeof(matrices[0]); k++) {
+        if (matrices[k].shape[1] == 0) continue; /* no experts, no router */
         snprintf(name, sizeof(name), "blk.%d.%s.weight", i, matrices[k].name);
-        SR_TRY(take_matrix(l, name, 1, matrices[k].n_in, matrices[k].n_out, matrices[k].w));
+        SR_TRY(take_matrix(l, name, 1, matrices[k].shape, matrices[k].w));
     }
     for (size_t k = 0; k < sizeof(vectors) / sizeof(vectors[0]); k++) {
         *vectors[k].v = NULL;
@@ -141,9 +157,9 @@ static sr_status take_all(struct loader *l)
 {
     const struct model_config *c = l->c;
     struct model_weights *w = l->w;
-    SR_TRY(take_matrix(l, "token_embd.weight", 1, c->n_embd, c->n_vocab, &w->embd));
+    SR_TRY(take_matrix(l, "token_embd.weight", 1, (const int64_t[3]){c->n_embd, c->n_vocab}, &w->embd));
     SR_TRY(take_vector(l, "output_norm.weight", 1, c->n_embd, &w->output_norm));
-    SR_TRY(take_matrix(l, "output.weight", 0, c->n_embd, c->n_vocab, &w->output));
+    SR_TRY(take_matrix(l, "output.weight", 0, (const int64_t[3]){c->n_embd, c->n_vocab}, &w->output));
     w->tied = w->output.data == NULL;
     if (w->tied) w->output = w->embd;
     for (int32_t i = 0; i < c->n_layers; i++) SR_TRY(take_layer(l, i));
@@ -157,9 +173,11 @@ static sr_status take_all(struct loader *l)
 static sr_status report_missing(struct loader *l)
 {
     if (l->n_missing == 0) return SR_OK;
-    if (sr_gguf_find_tensor(l->g, "blk.0.attn_qkv.weight"))
-        return sr_fail(l->err, SR_ERR_UNSUPPORTED, "blk.0.attn_qkv.weight: fused q, k, v are not supported; missing: %s",
-                       l->missing);
+    static const char *const fused[] = {"blk.0.attn_qkv.weight", "blk.0.ffn_gate_up.weight", "blk.0.ffn_gate_up_exps.weight"};
+    for (size_t i = 0; i < sizeof(fused) / sizeof(fused[0]); i++)
+        if (sr_gguf_find_tensor(l->g, fused[i]))
+            return sr_fail(l->err, SR_ERR_UNSUPPORTED, "%s: matrices fused into one are not supported; missing: %s", fused[i],
+                           l->missing);
     return sr_gguf_reject(l->g, l->err, "%lld tensors are missing: %s", (long long)l->n_missing, l->missing);
 }
 
@@ -270,7 +288,7 @@ void sr_weights_free(struct model_weights *w, struct backend *b)
 {
     for (int32_t i = 0; w->layers && i < w->n_layers; i++) {
         struct layer_weights *y = &w->layers[i];
-        struct weight *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
+        struct weight *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down, &y->router};
         for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) release(b, all[k]);
     }
     if (!w->tied) release(b, &w->output);

@@ -14,7 +14,9 @@ struct layer_weights {
     const float *attn_norm, *ffn_norm;     /* [n_embd] */
     const float *q_norm, *k_norm;          /* [head_dim] or NULL */
     const float *q_bias, *k_bias, *v_bias; /* or NULL */
-    struct weight q, k, v, o, gate, up, down;
+    struct weight q, k, v, o;
+    struct weight gate, up, down;          /* of all experts where the model has them */
+    struct weight router;                  /* n_embd to n_experts, or no data */
 };
 
 struct model_weights {

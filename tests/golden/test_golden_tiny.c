@@ -17,7 +17,7 @@
 
 #include "sinkrouter/engine.h"
 
-#include "../unit/tiny_model.h"
+#include "../unit/tiny_family.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -62,17 +62,6 @@ static int read_cases(const char *path)
     return bad ? -1 : 0;
 }
 
-/* Divisors of Llama 3.1's scaling by its published formula, for the golden case's factor 8 over 64 positions. */
-static void llama3_divisors(float *out, int n_dims)
-{
-    const double factor = 8, low = 1, high = 4, old = 64;
-    for (int i = 0; i < n_dims / 2; i++) {
-        const double wave = 6.283185307179586 * pow(10000.0, 2.0 * i / n_dims), s = (old / wave - low) / (high - low);
-        const double inv = wave < old / high ? 1 : wave > old / low ? 1 / factor : (1 - s) / factor + s;
-        out[i] = (float)(1 / inv);
-    }
-}
-
 static void write_model(const char *path, const struct golden *g)
 {
     static const struct tiny_change yarn[] = {
@@ -92,7 +81,7 @@ static void write_model(const char *path, const struct golden *g)
         s.biases = 1;
     }
     if (g->kind == KIND_LLAMA3) {
-        llama3_divisors(divisors, g->head_dim);
+        tiny_llama3_divisors(divisors, g->head_dim, 10000.0, 8, 64);
         s.rope_freqs = divisors;
     }
     if (g->kind == KIND_YARN) {

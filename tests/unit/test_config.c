@@ -101,7 +101,7 @@ static void architecture(void **state)
     refused_u32("general.architecture", 7, SR_ERR_FORMAT);
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         refused(&(struct tiny_change){.key = "general.architecture", .kind = TINY_STR, .str = bad[i]}, 1, SR_ERR_UNSUPPORTED,
-                "known: llama, qwen2");
+                "known: llama, qwen2, qwen3, qwen3moe");
 }
 
 /* GM12, GM14 */
@@ -173,6 +173,50 @@ static void experts(void **state)
     refused(more, 2, SR_ERR_FORMAT, "8 of 4");
     refused(valid, 2, SR_ERR_UNSUPPORTED, "experts");
     refused_u32("llama.expert_count", 1u << 31, SR_ERR_FORMAT);
+}
+
+static struct tiny_spec mixture(void)
+{
+    struct tiny_spec s = tiny_spec_default();
+    s.architecture = "qwen3moe";
+    s.n_experts = 8;
+    s.n_used = 2;
+    s.n_ff = 32;
+    return s;
+}
+
+/* A family of experts needs them, of the right shape; the width of one may be left to feed_forward_length. */
+static void mixtures(void **state)
+{
+    (void)state;
+    const struct { struct tiny_change c[2]; int n; sr_status st; const char *needle; } bad[] = {
+        {{{.key = "qwen3moe.expert_count", .kind = TINY_OMIT}, {.key = "qwen3moe.expert_used_count", .kind = TINY_OMIT}}, 2,
+         SR_ERR_FORMAT, "qwen3moe.expert_count: 0 experts"},
+        {{{.key = "qwen3moe.expert_used_count", .kind = TINY_U32, .u32 = 9}}, 1, SR_ERR_FORMAT, "9 of 8"},
+        {{{.key = "qwen3moe.expert_used_count", .kind = TINY_U32, .u32 = 0}}, 1, SR_ERR_FORMAT, "none of 8"},
+        {{{.key = "qwen3moe.expert_feed_forward_length", .kind = TINY_U32, .u32 = 0}}, 1, SR_ERR_FORMAT, "expert_feed_forward_length"},
+        {{{.key = "qwen3moe.expert_count", .kind = TINY_U32, .u32 = 7}}, 1, SR_ERR_FORMAT, "want [64, 32, 7]"},
+        {{{.key = "qwen3moe.expert_feed_forward_length", .kind = TINY_U32, .u32 = 48}}, 1, SR_ERR_FORMAT, "want [64, 48, 8]"}};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct tiny_spec s = mixture();
+        s.changes = bad[i].c;
+        s.n_changes = bad[i].n;
+        refused_at(&s, bad[i].st, bad[i].needle, 0);
+    }
+    struct tiny_spec s = mixture();
+    s.changes = &(struct tiny_change){.key = "qwen3moe.expert_feed_forward_length", .kind = TINY_OMIT};
+    s.n_changes = 1;
+    tiny_model_write(tiny_path("mixture.gguf"), &s);
+    assert_int_equal(open_model(tiny_path("mixture.gguf"), 1), SR_OK);
+    const struct tiny_tensor_change missing[] = {{.name = "blk.1.ffn_gate_inp.weight", .omit = 1, .nan_at = -1},
+                                                 {.name = "blk.0.ffn_up_exps.weight", .omit = 1, .nan_at = -1},
+                                                 {.name = "blk.0.attn_k_norm.weight", .omit = 1, .nan_at = -1}};
+    for (size_t i = 0; i < sizeof(missing) / sizeof(missing[0]); i++) {
+        struct tiny_spec less = mixture();
+        less.tensor_changes = &missing[i];
+        less.n_tensor_changes = 1;
+        refused_at(&less, SR_ERR_FORMAT, missing[i].name, 0);
+    }
 }
 
 /* ---- tensors ---- */
@@ -357,7 +401,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(good_model_opens), cmocka_unit_test(architecture), cmocka_unit_test(sizes), cmocka_unit_test(heads),
-        cmocka_unit_test(rotary_and_norm_values), cmocka_unit_test(experts), cmocka_unit_test(missing_and_extra),
+        cmocka_unit_test(rotary_and_norm_values), cmocka_unit_test(experts), cmocka_unit_test(mixtures), cmocka_unit_test(missing_and_extra),
         cmocka_unit_test(shapes), cmocka_unit_test(not_finite), cmocka_unit_test(bad_scale_found_in_use),
         cmocka_unit_test(yarn_numbers), cmocka_unit_test(scaling_keys), cmocka_unit_test(divisors),
         cmocka_unit_test(qwen2_needs_biases)};

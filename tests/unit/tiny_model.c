@@ -35,6 +35,8 @@ static uint64_t number(uint64_t stream, uint64_t i)
 
 static float unit(uint64_t stream, uint64_t i) { return (float)((double)(number(stream, i) >> 40) / 8388608.0 - 1.0); }
 
+uint64_t tiny_number(uint64_t seed, const char *name, uint64_t i) { return number(stream_of(seed, name), i); }
+
 void tiny_tokens(uint64_t seed, int32_t *ids, int32_t n)
 {
     const uint64_t s = stream_of(seed, "tokens");
@@ -173,7 +175,12 @@ static void put_values(struct tiny *t)
     put_u32(t, "block_count", s->n_layers);
     put_u32(t, "context_length", s->n_ctx);
     put_u32(t, "embedding_length", s->n_embd);
-    put_u32(t, "feed_forward_length", s->n_ff);
+    put_u32(t, "feed_forward_length", s->n_experts ? s->n_ff * s->n_used : s->n_ff);
+    if (s->n_experts) {
+        put_u32(t, "expert_count", s->n_experts);
+        put_u32(t, "expert_used_count", s->n_used);
+        put_u32(t, "expert_feed_forward_length", s->n_ff);
+    }
     put_u32(t, "attention.head_count", s->n_heads);
     put_u32(t, "attention.head_count_kv", s->n_kv_heads);
     put_u32(t, "attention.key_length", s->head_dim);
@@ -194,7 +201,7 @@ struct tensor {
     char name[48];
     enum fill fill;
     sr_dtype dtype;
-    int64_t ne[2];
+    int64_t ne[3];
 };
 
 struct tensor_list { struct tensor t[256]; int n; };
@@ -211,26 +218,44 @@ static void list(struct tensor_list *l, const struct tiny_spec *s, const char *n
     const struct tiny_tensor_change *c = change_of(s, name);
     if (c && c->omit) return;
     struct tensor *t = &l->t[l->n++];
-    *t = (struct tensor){.fill = fill, .dtype = n_out ? s->dtype : SR_DTYPE_F32, .ne = {n_in, n_out}};
+    *t = (struct tensor){.fill = fill, .dtype = n_out ? s->dtype : SR_DTYPE_F32, .ne = {n_in, n_out, 1}};
     snprintf(t->name, sizeof(t->name), "%s", name);
-    if (c && c->ne[0]) memcpy(t->ne, c->ne, sizeof(t->ne));
+    if (c && c->ne[0]) memcpy(t->ne, c->ne, sizeof(c->ne));
+}
+
+/* Router and experts of layer i. The router is never quantized. */
+static void list_experts(struct tensor_list *l, const struct tiny_spec *s, int32_t i)
+{
+    static const char *const names[] = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"};
+    char name[48];
+    snprintf(name, sizeof(name), "blk.%d.ffn_gate_inp.weight", i);
+    list(l, s, name, FILL_SHARP, s->n_embd, s->n_experts);
+    if (l->n) l->t[l->n - 1].dtype = SR_DTYPE_F32;
+    for (int k = 0; k < 3; k++) {
+        const int n = l->n;
+        snprintf(name, sizeof(name), "blk.%d.%s.weight", i, names[k]);
+        list(l, s, name, FILL_MATRIX, k < 2 ? s->n_embd : s->n_ff, k < 2 ? s->n_ff : s->n_embd);
+        if (l->n > n) l->t[n].ne[2] = s->n_experts;
+    }
 }
 
 static void list_layer(struct tensor_list *l, const struct tiny_spec *s, int32_t i)
 {
     const int64_t d = s->n_embd, q = (int64_t)s->n_heads * s->head_dim, kv = (int64_t)s->n_kv_heads * s->head_dim, f = s->n_ff;
+    const int64_t dense = s->n_experts ? 0 : f, h = strncmp(s->architecture, "qwen3", 5) ? 0 : s->head_dim;
     const struct { const char *name; enum fill fill; int64_t n_in, n_out; int bias; } all[] = {
         {"attn_norm.weight", FILL_NORM, d, 0, 0}, {"attn_q.weight", FILL_SHARP, d, q, 0}, {"attn_k.weight", FILL_SHARP, d, kv, 0},
         {"attn_v.weight", FILL_MATRIX, d, kv, 0}, {"attn_q.bias", FILL_BIAS, q, 0, 1},    {"attn_k.bias", FILL_BIAS, kv, 0, 1},
         {"attn_v.bias", FILL_BIAS, kv, 0, 1},     {"attn_output.weight", FILL_MATRIX, q, d, 0},
-        {"ffn_norm.weight", FILL_NORM, d, 0, 0},  {"ffn_gate.weight", FILL_MATRIX, d, f, 0}, {"ffn_up.weight", FILL_MATRIX, d, f, 0},
-        {"ffn_down.weight", FILL_MATRIX, f, d, 0}};
+        {"ffn_norm.weight", FILL_NORM, d, 0, 0},  {"ffn_gate.weight", FILL_MATRIX, d, dense, -1}, {"ffn_up.weight", FILL_MATRIX, d, dense, -1},
+        {"ffn_down.weight", FILL_MATRIX, dense, d, -1}, {"attn_q_norm.weight", FILL_NORM, h, 0, 0}, {"attn_k_norm.weight", FILL_NORM, h, 0, 0}};
     for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) {
         char name[48];
-        if (all[k].bias && !s->biases) continue;
+        if ((all[k].bias > 0 && !s->biases) || all[k].n_in == 0 || (all[k].bias < 0 && all[k].n_out == 0)) continue;
         snprintf(name, sizeof(name), "blk.%d.%s", i, all[k].name);
         list(l, s, name, all[k].fill, all[k].n_in, all[k].n_out);
     }
+    if (s->n_experts) list_experts(l, s, i);
 }
 
 static void list_all(struct tensor_list *l, const struct tiny_spec *s)
@@ -266,7 +291,7 @@ static void put_tensor_data(struct tiny *t, const struct tensor *x)
     const size_t bytes = sr_row_bytes(x->dtype, x->ne[0]);
     float *row = sr_alloc((size_t)x->ne[0] * sizeof(float));
     uint8_t *packed = sr_alloc(bytes);
-    for (int64_t r = 0; r < (x->ne[1] ? x->ne[1] : 1); r++) {
+    for (int64_t r = 0; r < (x->ne[1] ? x->ne[1] : 1) * x->ne[2]; r++) {
         fill_row(t->s, x, r, row);
         if (c && c->nan_at / x->ne[0] == r && c->nan_at >= 0) row[c->nan_at % x->ne[0]] = NAN;
         ok(sr_quantize_row(x->dtype, row, packed, x->ne[0], &err));
@@ -285,7 +310,7 @@ void tiny_model_write(const char *path, const struct tiny_spec *spec)
     put_values(&t);
     list_all(&l, spec);
     for (int i = 0; i < l.n; i++)
-        ok(sr_gguf_put_tensor(t.w, l.t[i].name, l.t[i].dtype, l.t[i].ne[1] ? 2 : 1, l.t[i].ne, &err));
+        ok(sr_gguf_put_tensor(t.w, l.t[i].name, l.t[i].dtype, l.t[i].ne[2] > 1 ? 3 : l.t[i].ne[1] ? 2 : 1, l.t[i].ne, &err));
     for (int i = 0; i < l.n; i++) put_tensor_data(&t, &l.t[i]);
     ok(sr_gguf_writer_finish(t.w, &err));
 }

@@ -3,7 +3,8 @@
  * Tiny random models as GGUF files, made from a seed. tools/make-golden.py makes the same numbers: element i of the tensor
  * `name` comes from z = mix(seed + fnv1a64(name) + (i + 1) * 0x9e3779b97f4a7c15) of splitmix64, as u = (z >> 40) / 2^23 - 1
  * in [-1, 1), exact in a float; then matrices are u * (float)(gain * sqrt(3 / n_in)), norms 1 + u / 4, biases u / 8, all in
- * float arithmetic, and token t of a text is mix(..."tokens"...) % n_vocab. Q and K rows are in GGUF order.
+ * float arithmetic, and token t of a text is mix(..."tokens"...) % n_vocab. Q and K rows are in GGUF order. Tensors of
+ * experts are matrices one behind the other, of one name and one count of elements.
  */
 #ifndef SR_TESTS_TINY_MODEL_H
 #define SR_TESTS_TINY_MODEL_H
@@ -37,6 +38,7 @@ struct tiny_spec {
     int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_ctx;
     sr_dtype dtype;      /* of the matrices: F32, F16, Q8_0 ... */
     int untied, biases;
+    int32_t n_experts, n_used; /* 0: none; else n_ff is the width of one expert */
     uint64_t seed;
     double rope_base;
     const float *rope_freqs; /* [head_dim / 2] or NULL */
@@ -54,6 +56,8 @@ struct tiny_spec tiny_spec_default(void);
 /* Fails the running test if the file cannot be written. */
 void tiny_model_write(const char *path, const struct tiny_spec *spec);
 void tiny_tokens(uint64_t seed, int32_t *ids, int32_t n);
+/* The number z of element i of `name`. */
+uint64_t tiny_number(uint64_t seed, const char *name, uint64_t i);
 
 /* A path in a fresh folder of this process; the folder and what is in it goes at exit. Good for the next 63 calls. */
 const char *tiny_path(const char *name);

@@ -8,37 +8,26 @@
 #include "cpu/ops_cpu.h"
 
 #include "base/memory.h"
+#include "cpu/matmul/act_rows_inline.h"
 #include "formats/quant.h"
 
 #include <assert.h>
-
-/* From this many tokens on, expanding a panel is cheaper than one matvec pass per SR_MATVEC_TOKENS tokens. */
-enum { GEMM_MIN_TOKENS = 16, MATVEC_TASK_BYTES = 32768 };
 
 struct matmul_scratch {
     int32_t max_n;
     int64_t max_in;
     uint8_t *block;         /* one allocation, laid out by scratch_layout */
-    struct acts acts;       /* SR_MATVEC_TOKENS tokens of max_in */
-    int8_t *q, *q_low, *q_split, *q_split_low;
-    float *d, *s32, *s16;
+    struct act_rows rows;   /* SR_MATVEC_TOKENS tokens of max_in */
+    struct acts acts;       /* the tokens of this region among them */
     uint8_t *packed;        /* max_n tokens in blocks of SR_GEMM_TOKENS */
     uint8_t *threads;       /* sr_gemm_scratch_bytes(max_in) for each thread */
 };
 
-static int64_t padded(int64_t n_in) { return (n_in + SR_ACT_PAD - 1) / SR_ACT_PAD * SR_ACT_PAD; }
 static int32_t n_token_blocks(int32_t n) { return (n + SR_GEMM_TOKENS - 1) / SR_GEMM_TOKENS; }
 
 static void scratch_layout(struct matmul_scratch *s, struct arena *a, int n_threads)
 {
-    const size_t pad = (size_t)padded(s->max_in), n = SR_MATVEC_TOKENS;
-    s->q = sr_arena_take(a, n * pad, 1);
-    s->q_low = sr_arena_take(a, n * pad, 1);
-    s->q_split = sr_arena_take(a, n * pad, 1);
-    s->q_split_low = sr_arena_take(a, n * pad, 1);
-    s->d = sr_arena_take(a, n * pad / 32, sizeof(float));
-    s->s32 = sr_arena_take(a, n * pad / 32, sizeof(float));
-    s->s16 = sr_arena_take(a, n * pad / 16, sizeof(float));
+    act_rows_layout(&s->rows, a, SR_MATVEC_TOKENS, s->max_in);
     s->packed = sr_arena_take(a, (size_t)n_token_blocks(s->max_n), sr_gemm_block_bytes(s->max_in));
     s->threads = sr_arena_take(a, (size_t)n_threads, sr_gemm_scratch_bytes(s->max_in));
 }
@@ -125,8 +114,6 @@ static const uint8_t *rows_at(const struct weight *w, int64_t row) { return (con
 
 /* ---- few tokens ------------------------------------------------------------------------------------------------- */
 
-static int is_float(sr_dtype t) { return t == SR_DTYPE_F32 || t == SR_DTYPE_F16 || t == SR_DTYPE_BF16; }
-
 static void matvec_task(void *ctx, int32_t task, int32_t thread)
 {
     const struct region *g = ctx;
@@ -143,26 +130,16 @@ static void quantize_inputs(struct region *g, int64_t n_in)
 {
     struct matmul_scratch *s = g->c->matmul;
     const struct matmul_args *a = g->a;
-    const int64_t pad = padded(n_in);
-    s->acts = (struct acts){.x = a->x + g->t0 * a->x_stride, .x_stride = a->x_stride,
-                            .q = s->q, .q_low = s->q_low, .q_split = s->q_split,
-                            .q_split_low = s->q_split_low, .d = s->d, .s32 = s->s32, .s16 = s->s16, .pad = pad};
     int quantized = 0;
-    for (int32_t i = 0; i < a->n_weights; i++) quantized |= !is_float(a->w[i]->dtype);
-    for (int32_t t = 0; quantized && t < g->n; t++)
-        g->c->k.quantize_q8(&(struct quantize_args){
-            .x = s->acts.x + t * a->x_stride, .n = n_in, .pad = pad, .q = s->q + t * pad, .q_low = s->q_low + t * pad,
-            .q_split = s->q_split + t * pad, .q_split_low = s->q_split_low + t * pad,
-            .d = s->d + t * (pad / 32), .s32 = s->s32 + t * (pad / 32), .s16 = s->s16 + t * (pad / 16)});
+    for (int32_t i = 0; i < a->n_weights; i++) quantized |= !acts_are_float(a->w[i]->dtype);
+    s->acts = acts_of_rows(&s->rows, 0, n_in, a->x + g->t0 * a->x_stride, a->x_stride);
+    for (int32_t t = 0; quantized && t < g->n; t++) act_rows_fill(&s->rows, t, &g->c->k, s->acts.x + t * a->x_stride, n_in);
 }
 
 static void matmul_few(struct region *g)
 {
     const struct matmul_args *a = g->a;
-    for (int32_t i = 0; i < a->n_weights; i++) {
-        const int64_t rows = (int64_t)(MATVEC_TASK_BYTES / a->w[i]->row_bytes) / SR_MATVEC_ROWS * SR_MATVEC_ROWS;
-        g->block_rows[i] = (int32_t)(rows < SR_MATVEC_ROWS ? SR_MATVEC_ROWS : rows);
-    }
+    for (int32_t i = 0; i < a->n_weights; i++) g->block_rows[i] = matvec_task_rows(a->w[i]->row_bytes);
     const int32_t n_blocks = count_blocks(g);
     for (g->t0 = 0; g->t0 < a->n; g->t0 += SR_MATVEC_TOKENS) {
         g->n = a->n - g->t0 < SR_MATVEC_TOKENS ? a->n - g->t0 : SR_MATVEC_TOKENS;
