@@ -68,6 +68,8 @@ static const struct policy *policy_of(const struct attn_seq *s, int32_t layer)
     int32_t len = s->len[layer];
     if (len < s->route.min_len) return &sr_policy_dense;
     if (p->keeps_near && len <= s->route.n_sinks + s->route.window) return &sr_policy_dense;
+    /* own moments serve from the step after the one that completes them, so that all its layers read alike */
+    if (p->needs_sketch && !s->a->moments && len <= SR_MOMENTS_LAST) return &sr_policy_dense;
     if (p->needs_sketch && !sr_sketch_has_moments(s)) return &sr_policy_dense;
     return p;
 }

@@ -117,6 +117,27 @@ static void test_layers_out_of_step(void **state)
     sr_bench_close(&b);
 }
 
+/* The step that completes a session's own moments reads everything in every layer, the next one routes in all. */
+static void test_own_moments_begin(void **state)
+{
+    enum { ALL = LAYERS * KV };
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_stats st;
+    float out[LAYERS * STRIDE];
+    (void)state;
+    sr_bench_open(&b, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, NULL);
+    sr_bench_prefill(&b, shared.world, 0, SR_MOMENTS_LAST - 1, 512, NULL);
+    sr_bench_step(&b, shared.world, SR_MOMENTS_LAST - 1, out);
+    sr_attn_seq_stats(b.seq, &st);
+    assert_int_equal(st.units_all, ALL);
+    sr_bench_step(&b, shared.world, SR_MOMENTS_LAST, out);
+    sr_attn_seq_stats(b.seq, &st);
+    assert_int_equal(st.units, 2 * ALL);
+    assert_int_equal(st.units_all, ALL);
+    sr_bench_close(&b);
+}
+
 /* ---- truncation, routes ---- */
 
 static void test_truncate_and_go_on(void **state)
@@ -436,6 +457,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_band_change),        cmocka_unit_test(test_layers_out_of_step),
+        cmocka_unit_test(test_own_moments_begin),
         cmocka_unit_test(test_truncate_and_go_on), cmocka_unit_test(test_route_changes),
         cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
         cmocka_unit_test(test_restore_refuses),    cmocka_unit_test(test_every_allocation_may_fail),
