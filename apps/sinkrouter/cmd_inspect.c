@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * inspect: what a model file says about itself, and what running it takes.
+ * inspect: what a model file says about itself, and what running it takes. Or, with --make-random, makes a
+ * synthetic one.
  */
 #include "commands.h"
 #include "diag.h"
+#include "interrupt.h"
+#include "progress.h"
 #include "setup.h"
 #include "summary.h"
 
@@ -11,6 +14,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum { KEY = 256, TYPE = 64, VALUE = 512, MOST_CONTEXTS = 24 };
 
@@ -42,7 +46,7 @@ static sr_status need_of(const struct options *o, const sr_model *m, int32_t n_c
 /* ---- text
  * ------------------------------------------------------------------------------------------------------- */
 
-static void print_info(const sr_model_info *i)
+static void print_info(const sr_model_info *i, uint64_t kv_bytes)
 {
     char bytes[24], params[24];
     printf("file           %s, %d part%s\n", sr_bytes_text(bytes, sizeof bytes, (double)i->file_bytes),
@@ -54,10 +58,13 @@ static void print_info(const sr_model_info *i)
              i->n_params >= 1000000000 ? 'B' : 'M');
     printf("parameters     %s, mostly %s\n", params, i->type_name);
     printf("layers         %d, width %d, feed-forward %d\n", i->n_layers, i->n_embd, i->n_ff);
+    if (i->n_experts)
+        printf("experts        %d of %d per token, feed-forward %d each\n", i->n_experts_used, i->n_experts, i->n_ff);
     printf("heads          %d of %d, %d KV heads\n", i->n_heads, i->head_dim, i->n_kv_heads);
     printf("vocabulary     %d, %s\n", i->n_vocab, i->tokenizer);
     printf("chat template  %s\n", i->chat_template);
     printf("context        %d tokens trained, rope base %.10g\n", i->n_ctx_train, i->rope_base);
+    if (kv_bytes) printf("K/V in f16     %" PRIu64 " bytes per token\n", kv_bytes);
     printf("moments file   %s\n", i->has_moments ? "yes" : "no");
 }
 
@@ -113,16 +120,17 @@ static sr_status print_memory(const struct options *o, const sr_model *m, const 
 /* ---- json
  * ------------------------------------------------------------------------------------------------------- */
 
-static json_t *info_json(const sr_model_info *i)
+static json_t *info_json(const sr_model_info *i, uint64_t kv_bytes)
 {
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:I,s:I,s:i,s:i,s:b}",
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:I,s:I,s:i,s:i,s:b,s:i,s:i,s:I}",
                      "architecture", i->architecture, "name", i->name, "tokenizer", i->tokenizer,
                      "chat_template", i->chat_template, "type", i->type_name, "n_layers", i->n_layers,
                      "n_embd", i->n_embd, "n_heads", i->n_heads, "n_kv_heads", i->n_kv_heads, "head_dim",
                      i->head_dim, "n_ff", i->n_ff, "n_vocab", i->n_vocab, "n_ctx_train", i->n_ctx_train,
                      "rope_base", i->rope_base, "n_params", (json_int_t)i->n_params, "file_bytes",
                      (json_int_t)i->file_bytes, "n_parts", i->n_parts, "n_tensors", i->n_tensors,
-                     "moments_file", i->has_moments);
+                     "moments_file", i->has_moments, "n_experts", i->n_experts, "n_experts_used",
+                     i->n_experts_used, "kv_bytes_per_token", (json_int_t)kv_bytes);
 }
 
 static json_t *metadata_json(const sr_model *m)
@@ -174,7 +182,7 @@ static json_t *memory_json(const struct options *o, const sr_model *m, const sr_
 static sr_status print_json(const struct options *o, const sr_model *m, const sr_model_info *info,
                             sr_error *err)
 {
-    json_t *memory = memory_json(o, m, info, err), *j = info_json(info);
+    json_t *memory = memory_json(o, m, info, err), *j = info_json(info, sr_model_kv_bytes(m, SR_DTYPE_F16, SR_DTYPE_F16));
     if (!memory || !j) {
         json_decref(j);
         json_decref(memory);
@@ -189,11 +197,48 @@ static sr_status print_json(const struct options *o, const sr_model *m, const sr
     return SR_OK;
 }
 
+/* ---- synthetic models
+ * ------------------------------------------------------------------------------------------- */
+
+static int make_random(const struct options *o, sr_error *err)
+{
+    sr_random_options r = sr_random_options_default();
+    if (strcmp(o->make_random, "list") == 0) {
+        for (int32_t i = 0; sr_model_random_name(i); i++) printf("%s\n", sr_model_random_name(i));
+        return SR_OK;
+    }
+    int known = 0;
+    for (int32_t i = 0; sr_model_random_name(i); i++)
+        known |= strcasecmp(sr_model_random_name(i), o->make_random) == 0;
+    char name[48];
+    if (!known)
+        return sr_refuse(err, SR_ERR_USAGE, "--make-random: \"%s\" is not known; --make-random list has the names",
+                         sr_visible(name, sizeof name, o->make_random));
+    if (!o->output) return sr_refuse(err, SR_ERR_USAGE, "-o: missing; give the file for --make-random");
+    if (o->make_type) r.type = o->make_type;
+    if (o->seed >= 0) r.seed = (uint64_t)o->seed;
+    r.progress = sr_progress_show;
+    sr_status st = sr_model_make_random(o->output, o->make_random, &r, err);
+    sr_progress_clear();
+    if (st && sr_interrupt_pending()) return 128 + sr_interrupt_pending();
+    return st;
+}
+
+static sr_status check_format(const struct options *o, sr_error *err)
+{
+    char name[48];
+    if (!o->output || strcmp(o->output, "text") == 0 || strcmp(o->output, "json") == 0) return SR_OK;
+    return sr_refuse(err, SR_ERR_USAGE, "-o: \"%s\": must be one of: text json",
+                     sr_visible(name, sizeof name, o->output));
+}
+
 int sr_cmd_inspect(const struct options *o, sr_error *err)
 {
     sr_model *m;
     sr_model_info info;
-    sr_status st = sr_setup_check_model(o, 0, err);
+    if (o->make_random) return make_random(o, err);
+    sr_status st = check_format(o, err);
+    if (!st) st = sr_setup_check_model(o, 0, err);
     if (!st) st = sr_setup_model(&m, o, 0, 0, err);
     if (st) return st;
     sr_model_get_info(m, &info);
@@ -201,7 +246,7 @@ int sr_cmd_inspect(const struct options *o, sr_error *err)
     if (o->output && strcmp(o->output, "json") == 0) {
         st = print_json(o, m, &info, err);
     } else {
-        print_info(&info);
+        print_info(&info, sr_model_kv_bytes(m, SR_DTYPE_F16, SR_DTYPE_F16));
         st = print_metadata(m);
         if (!st && o->tensors) st = print_tensors(m, info.n_tensors);
         if (!st)

@@ -89,6 +89,7 @@ struct options {
 
     /* output */
     const char *output, *output_err, *stats, *log_file;
+    const char *make_random, *make_type; /* inspect: a synthetic model instead */
     int quiet, verbose, display_prompt, verbose_prompt, special, no_timings, tensors;
     int64_t verbosity;
     enum on_off color;

@@ -54,6 +54,7 @@ typedef struct sr_model_info {
     const char *type_name;                     /* "Q4_1", or "mixed": the type that holds most weights */
     int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
     double rope_base, norm_eps;
+    int32_t n_experts, n_experts_used;         /* 0 without experts; with them n_ff is the width of one */
     int tied_embeddings, has_moments;
     int64_t n_params;
     uint64_t file_bytes;
@@ -83,6 +84,19 @@ SR_API sr_status sr_model_metadata(const sr_model *m, int64_t i, char *key, size
                                    char *value, size_t value_bytes);
 typedef struct sr_tensor_info { char name[64]; const char *type; int32_t n_dims; int64_t ne[4]; uint64_t bytes, file_offset; int32_t part; } sr_tensor_info;
 SR_API sr_status sr_model_tensor(const sr_model *m, int64_t i, sr_tensor_info *out);
+
+/* A GGUF file of a published model's shape with random weights, for work on speed and memory: true tensors and sizes, a
+ * vocabulary of bytes padded to the true size. type: q4_k_m, q5_k_m or the name of one stored type. The same options give
+ * the same bytes. SR_ERR_RESOURCE if the disk has no room; until all is written the file is called PATH.part. */
+typedef struct sr_random_options {
+    const char *type;            /* "q4_k_m" */
+    uint64_t seed;               /* 1 */
+    sr_progress_fn *progress;    /* stage "write" */
+    void *progress_user;
+} sr_random_options;
+SR_API sr_random_options sr_random_options_default(void);
+SR_API sr_status sr_model_make_random(const char *path, const char *name, const sr_random_options *o, sr_error *err);
+SR_API const char *sr_model_random_name(int32_t i); /* the names that are known; NULL past the last */
 
 /* ---- text --------------------------------------------------------------------------------------------------- */
 

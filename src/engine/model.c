@@ -200,7 +200,7 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .n_layers = c->n_layers, .n_embd = c->n_embd, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
         .head_dim = c->head_dim, .n_ff = c->n_ff, .n_ctx_train = c->n_ctx_train,
         .n_vocab = m->tokenizer ? sr_tokenizer_vocab_size(m->tokenizer) : c->n_vocab,
-        .rope_base = c->rope_base, .norm_eps = (double)c->norm_eps, .n_params = m->n_params,
+        .n_experts = c->n_experts, .n_experts_used = c->n_experts_used, .rope_base = c->rope_base, .norm_eps = (double)c->norm_eps, .n_params = m->n_params,
         .tied_embeddings = !sr_gguf_find_tensor(m->file, "output.weight"),
         .has_moments = m->attention && sr_attn_has_moments(m->attention),
         .file_bytes = sr_gguf_file_bytes(m->file), .n_parts = sr_gguf_n_parts(m->file),
