@@ -174,6 +174,21 @@ SR_API sr_status sr_session_restore(sr_session *s, const char *path, sr_error *e
 SR_API sr_status sr_session_moments_all(sr_session *s, sr_error *err);
 SR_API sr_status sr_session_moments_save(sr_session *s, const char *path, sr_error *err);
 
+/* ---- batch ------------------------------------------------------------------------------------------------------- */
+
+/* Scratch for decode steps that several sessions share. The model's weights are then read once for all of them, so tokens
+ * per second grow with their number until products, not weights, are the limit. The batch ends before its model. */
+typedef struct sr_batch sr_batch;
+#define SR_BATCH_MAX 256
+SR_API sr_status sr_batch_new(sr_batch **out, sr_model *m, int32_t max_sessions, sr_error *err);
+SR_API void sr_batch_free(sr_batch *b);
+/* Session i takes token ids[i]: n (1..max_sessions) different sessions of the batch's model, of any lengths, each routed by
+ * its own options. All of them step or, on failure, none. Which sessions take part may change from step to step. Logits are
+ * in each session (sr_session_logits); each session's decode_ms counts the whole step. Up to SR_BATCH_SAME sessions give the
+ * bits that each would give alone; with more the weights' products are those of prefill. */
+#define SR_BATCH_SAME 15
+SR_API sr_status sr_batch_decode(sr_batch *b, sr_session *const *sessions, const int32_t *ids, int32_t n, sr_error *err);
+
 /* Milliseconds per op of the forward pass since the last reset, for profiles; i from 0 until NULL is returned. */
 SR_API const char *sr_session_profile(const sr_session *s, int32_t i, double *ms, int64_t *calls);
 

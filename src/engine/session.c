@@ -88,7 +88,7 @@ const float *sr_session_logits(const sr_session *s) { return s->has_logits ? s->
 
 /* ---- steps ---- */
 
-static double now_ms(void)
+double sr_session_clock_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -107,8 +107,7 @@ static int all_finite(const float *x, int64_t n)
     return sum[0] == 0.0f;
 }
 
-/* What must hold after a step, else whose fault it is. */
-static sr_status check_step(const struct sr_session *s, const float *logits, int64_t n_rows, sr_error *err)
+sr_status sr_session_check_step(const struct sr_session *s, const float *logits, int64_t n_rows, sr_error *err)
 {
     const struct sr_model *m = s->model;
     if (sr_mapfile_lost() && !m->weights.copy)
@@ -125,7 +124,7 @@ static sr_status check_step(const struct sr_session *s, const float *logits, int
     return sr_fail(err, SR_ERR_NUMERIC, "logits after token %d hold NaN or infinity, though every weight is finite", s->len);
 }
 
-static sr_status check_ids(const struct sr_session *s, const int32_t *ids, int32_t n, sr_error *err)
+sr_status sr_session_check_ids(const struct sr_session *s, const int32_t *ids, int32_t n, sr_error *err)
 {
     if (n < 1 || !ids) return sr_fail(err, SR_ERR_USAGE, "%d tokens given, want at least 1", n);
     if (n > s->options.n_ctx - s->len)
@@ -138,8 +137,7 @@ static sr_status check_ids(const struct sr_session *s, const int32_t *ids, int32
     return SR_OK;
 }
 
-/* Back to what was there before a step that failed; the first fault stays the one that is told. */
-static void roll_back(struct sr_session *s, int32_t len)
+void sr_session_roll_back(struct sr_session *s, int32_t len)
 {
     const sr_status st = sr_attn_seq_truncate(s->seq, len, NULL);
     assert(st == SR_OK);
@@ -147,7 +145,7 @@ static void roll_back(struct sr_session *s, int32_t len)
     s->len = len;
 }
 
-static void keep_logits(struct sr_session *s)
+void sr_session_keep_logits(struct sr_session *s)
 {
     float *t = s->logits;
     s->logits = s->spare;
@@ -160,7 +158,7 @@ static sr_status run_batch(struct sr_session *s, const int32_t *ids, int32_t n, 
 {
     SR_TRY(sr_attn_seq_reserve(s->seq, s->len + n, err));
     SR_TRY(sr_forward_prefill(s->forward, s->seq, ids, n, want, logits, err));
-    SR_TRY(check_step(s, want ? logits : NULL, want == 2 ? n : 1, err));
+    SR_TRY(sr_session_check_step(s, want ? logits : NULL, want == 2 ? n : 1, err));
     memcpy(s->tokens + s->len, ids, (size_t)n * sizeof(*ids));
     s->len += n;
     return SR_OK;
@@ -169,9 +167,9 @@ static sr_status run_batch(struct sr_session *s, const int32_t *ids, int32_t n, 
 sr_status sr_session_prefill(sr_session *s, const int32_t *ids, int32_t n, sr_progress_fn *progress, void *user,
                              int32_t *done, sr_error *err)
 {
-    SR_TRY(check_ids(s, ids, n, err));
+    SR_TRY(sr_session_check_ids(s, ids, n, err));
     const int32_t start = s->len;
-    const double t0 = now_ms();
+    const double t0 = sr_session_clock_ms();
     sr_status st = SR_OK;
     int32_t at = 0;
     while (at < n) {
@@ -181,13 +179,13 @@ sr_status sr_session_prefill(sr_session *s, const int32_t *ids, int32_t n, sr_pr
         s->has_logits = at == n ? s->has_logits : 0;
         if (progress && progress(user, "prefill", (double)at / n)) break;
     }
-    if (at == n) keep_logits(s);
+    if (at == n) sr_session_keep_logits(s);
     s->stats.prefill_tokens += at;
-    s->stats.prefill_ms += now_ms() - t0;
+    s->stats.prefill_ms += sr_session_clock_ms() - t0;
     if (done) *done = at;
     return SR_OK;
 fail:
-    roll_back(s, start);
+    sr_session_roll_back(s, start);
     s->has_logits = start > 0 && at == 0 ? s->has_logits : 0;
     if (done) *done = 0;
     return st;
@@ -195,10 +193,10 @@ fail:
 
 sr_status sr_session_prefill_logits(sr_session *s, const int32_t *ids, int32_t n, float *out, sr_error *err)
 {
-    SR_TRY(check_ids(s, ids, n, err));
+    SR_TRY(sr_session_check_ids(s, ids, n, err));
     if (!out) return sr_fail(err, SR_ERR_USAGE, "sr_session_prefill_logits: no place for the logits");
     const int32_t start = s->len, n_vocab = s->model->config.n_vocab;
-    const double t0 = now_ms();
+    const double t0 = sr_session_clock_ms();
     sr_status st = SR_OK;
     for (int32_t at = 0; at < n;) {
         const int32_t left = n - at, batch = left < s->options.n_batch ? left : s->options.n_batch;
@@ -206,31 +204,18 @@ sr_status sr_session_prefill_logits(sr_session *s, const int32_t *ids, int32_t n
         at += batch;
     }
     memcpy(s->spare, out + (int64_t)(n - 1) * n_vocab, (size_t)n_vocab * sizeof(float));
-    keep_logits(s);
+    sr_session_keep_logits(s);
     s->stats.prefill_tokens += n;
-    s->stats.prefill_ms += now_ms() - t0;
+    s->stats.prefill_ms += sr_session_clock_ms() - t0;
     return SR_OK;
 fail:
-    roll_back(s, start);
+    sr_session_roll_back(s, start);
     return st;
 }
 
 sr_status sr_session_decode(sr_session *s, int32_t id, sr_error *err)
 {
-    SR_TRY(check_ids(s, &id, 1, err));
-    const double t0 = now_ms();
-    sr_status st = SR_OK;
-    SR_TRY_GOTO(sr_attn_seq_reserve(s->seq, s->len + 1, err));
-    SR_TRY_GOTO(sr_forward_decode(s->forward, s->model->attention, &s->seq, &id, 1, s->spare, err));
-    SR_TRY_GOTO(check_step(s, s->spare, 1, err));
-    s->tokens[s->len++] = id;
-    keep_logits(s);
-    s->stats.decode_tokens++;
-    s->stats.decode_ms += now_ms() - t0;
-    return SR_OK;
-fail:
-    roll_back(s, s->len);
-    return st;
+    return sr_sessions_step(s->forward, &s, &s->seq, &id, 1, s->spare, err);
 }
 
 /* ---- editing the timeline ---- */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The inside of an sr_session, for session.c and session_file.c.
+ * The inside of an sr_session, for session.c, batch.c and session_file.c.
  */
 #ifndef SR_ENGINE_SESSION_H
 #define SR_ENGINE_SESSION_H
@@ -23,5 +23,19 @@ struct sr_session {
 
 /* The configuration of this session's attn_seq: restoring makes another of the same. */
 struct attn_seq_config sr_session_seq_config(const struct sr_session *s);
+
+/* The parts of a step. Whether n more tokens are ids of the vocabulary and fit; what must hold of the rows of logits
+ * after it (NULL: none were wanted), else whose fault it is; the new logits become the session's; back to what was there
+ * before a step that failed, the first fault staying the one that is told. */
+sr_status sr_session_check_ids(const struct sr_session *s, const int32_t *ids, int32_t n, sr_error *err);
+sr_status sr_session_check_step(const struct sr_session *s, const float *logits, int64_t n_rows, sr_error *err);
+void sr_session_keep_logits(struct sr_session *s);
+void sr_session_roll_back(struct sr_session *s, int32_t len);
+double sr_session_clock_ms(void);
+
+/* One decode step of n sessions of one model: all of them step, or none does. seqs[i] is the sequence of s[i]; f has room
+ * for n tokens; logits [n][n_vocab] is scratch, and the session's own `spare` where n is 1. */
+sr_status sr_sessions_step(struct forward *f, sr_session *const *s, struct attn_seq *const *seqs, const int32_t *ids,
+                           int32_t n, float *logits, sr_error *err);
 
 #endif

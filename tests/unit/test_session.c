@@ -157,9 +157,9 @@ static void decode_allocates_nothing(void **state)
     double ms;
     int64_t calls;
     int n = 0;
-    while (sr_session_profile(s, n, &ms, &calls)) {
-        assert_true(ms >= 0 && calls > 0);
-        n++;
+    for (const char *op; (op = sr_session_profile(s, n, &ms, &calls)) != NULL; n++) {
+        const int of_experts = strcmp(op, "router") == 0 || strcmp(op, "experts") == 0;
+        assert_true(ms >= 0 && (calls > 0) == !of_experts); /* this model has none */
     }
     assert_true(n >= 10);
     sr_session_stats_reset(s);
