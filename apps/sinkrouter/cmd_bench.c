@@ -77,7 +77,7 @@ static sr_status compare_mode(struct bench *b, int32_t depth, int32_t n, struct 
     if (!st) st = sr_compare_init(&c, b->info.n_vocab, b->corpus.ids + depth, n, err);
     if (st) return st;
     st = sr_compare_dense(&c, b->session, &b->test.route, err);
-    if (!st) st = sr_compare_mode(&c, b->session, &b->test.route, out, &done, err);
+    if (!st) st = sr_compare_mode(&c, b->session, &b->test.route, NULL, NULL, out, &done, err);
     sr_progress_clear();
     sr_compare_fini(&c);
     return st;

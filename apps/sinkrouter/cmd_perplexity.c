@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "compare.h"
 #include "corpus.h"
+#include "detector.h"
 #include "diag.h"
 #include "interrupt.h"
 #include "progress.h"
@@ -53,6 +54,7 @@ static json_t *settings_row(const struct run *r, const sr_route_options *ro)
     json_object_set_new(j, "mode", json_string(sr_route_mode_name(ro->mode)));
     json_object_set_new(j, "rank", is_mass ? json_integer(rank) : json_null());
     json_object_set_new(j, "eps", is_dense ? json_null() : number(round((double)ro->eps * 1e6) / 1e6));
+    json_object_set_new(j, "delta", is_mass ? number(round((double)ro->delta * 1e6) / 1e6) : json_null());
     json_object_set_new(j, "tau",
                         ro->mode == SR_ROUTE_PAPER && !r->o->tau_file ? number(ro->tau[0]) : json_null());
     json_object_set_new(j, "window",
@@ -73,6 +75,17 @@ static void result_row(json_t *j, const struct comparison *c, int32_t decoded)
     json_object_set_new(j, "above_eps", number(ratio((double)s->above_eps, (double)s->cases)));
     json_object_set_new(j, "contract_broken", number(ratio((double)s->broken, (double)s->cases)));
     json_object_set_new(j, "audited", json_integer((json_int_t)s->cases));
+    json_object_set_new(j, "threshold", number(round(ratio(s->threshold_sum, (double)s->thresholds) * 1e6) / 1e6));
+    json_object_set_new(j, "correction", number(s->far_rows ? ratio((double)s->far_rows, (double)s->far_rows_uncorrected) - 1 : NAN));
+    json_object_set_new(j, "open", number(ratio((double)s->units_open, (double)s->units)));
+}
+
+/* How well the cosine and the estimate find groups that sit on the first row. */
+static void detector_row(json_t *j, const struct detector *d)
+{
+    json_object_set_new(j, "sink_rate", number(sr_detector_rate(d)));
+    json_object_set_new(j, "auprc_cosine", number(sr_detector_auprc(d, SCORE_COSINE)));
+    json_object_set_new(j, "auprc_estimate", number(sr_detector_auprc(d, SCORE_ESTIMATE)));
 }
 
 /* --speed: the same steps again without audits, timed. */
@@ -82,7 +95,7 @@ static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *ro
     sr_route_options timed = *ro;
     sr_session_stats stats;
     int32_t at = sr_session_len(r->session);
-    timed.audit = 0;
+    timed.audit = ro->delta > 0 ? ro->audit : 0; /* a correction lives on audits */
     sr_status st = sr_session_route_set(r->session, &timed, err);
     if (st) return st;
     sr_session_stats_reset(r->session);
@@ -100,10 +113,9 @@ static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *ro
 static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct comparison *c, int32_t *hits,
                              int *done, sr_error *err)
 {
-    sr_route_options audited = *ro;
     sr_session_stats stats;
-    audited.audit = 1;
-    sr_status st = sr_session_route_set(r->session, &audited, err);
+    sr_status st = sr_session_route_set(r->session, ro, err);
+    sr_session_watch(r->session, sr_compare_ignore, NULL);
     sr_session_stats_reset(r->session);
     *hits = 0;
     for (int32_t i = 0; i < r->o->needles && !st && !sr_interrupt_pending(); i++) {
@@ -130,6 +142,7 @@ static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct c
         if (!st) st = sr_session_truncate(r->session, r->n_prefill, err);
         sr_progress_show(NULL, sr_route_mode_name(ro->mode), (double)(i + 1) / (double)r->o->needles);
     }
+    sr_session_watch(r->session, NULL, NULL);
     sr_session_get_stats(r->session, &stats);
     *c = (struct comparison){.kl = NAN, .ppl = NAN, .ppl_ratio = NAN, .top1 = NAN, .route = stats.route};
     *done = !sr_interrupt_pending();
@@ -141,12 +154,18 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
     struct comparison c;
     int done;
     int32_t hits = 0;
+    struct detector found = {0};
     sr_status st = r->is_niah ? ask_needles(r, ro, &c, &hits, &done, err)
-                              : sr_compare_mode(&r->compare, r->session, ro, &c, &done, err);
+                              : sr_compare_mode(&r->compare, r->session, ro, sr_detector_watch, &found, &c, &done, err);
     sr_progress_clear();
-    if (st || !done) return st;
+    if (st || !done) {
+        sr_detector_free(&found);
+        return st;
+    }
     json_t *row = settings_row(r, ro);
     result_row(row, &c, (int32_t)c.route.steps);
+    detector_row(row, &found);
+    sr_detector_free(&found);
     if (r->is_niah) {
         json_object_set_new(row, "hits", json_integer(hits));
         json_object_set_new(row, "asked", json_integer((json_int_t)r->o->needles));
@@ -172,11 +191,12 @@ static sr_status measure_mode(struct run *r, const char *mode, sr_error *err)
     if (st) return st;
     int is_mass = base.mode == SR_ROUTE_MASS, is_paper = base.mode == SR_ROUTE_PAPER;
     int32_t n_rank = is_mass && o->rank.n ? o->rank.n : 1, n_eps = is_mass && o->eps.n ? o->eps.n : 1;
-    int32_t n_tau = is_paper && o->tau.n ? o->tau.n : 1;
-    for (int32_t i = 0; i < n_rank * n_eps * n_tau && !sr_interrupt_pending(); i++) {
+    int32_t n_tau = is_paper && o->tau.n ? o->tau.n : 1, n_delta = is_mass && o->delta.n ? o->delta.n : 1;
+    for (int32_t i = 0; i < n_rank * n_delta * n_eps * n_tau && !sr_interrupt_pending(); i++) {
         sr_route_options ro = base;
         if (is_mass && o->eps.n) ro.eps = (float)o->eps.v[i % n_eps];
-        if (is_mass && o->rank.n) ro.rank = (int32_t)o->rank.v[i / n_eps];
+        if (is_mass && o->delta.n) ro.delta = (float)o->delta.v[i / n_eps % n_delta];
+        if (is_mass && o->rank.n) ro.rank = (int32_t)o->rank.v[i / (n_eps * n_delta)];
         if (is_paper && o->tau.n) ro.tau[0] = o->tau.v[i];
         if ((st = measure(r, &ro, err)) != SR_OK) return st;
     }
@@ -196,7 +216,9 @@ static void cell_setting(char *dst, size_t n, const json_t *row)
     double rank = sr_field(row, "rank"), eps = sr_field(row, "eps"), tau = sr_field(row, "tau"),
            window = sr_field(row, "window");
     *dst = '\0';
-    if (rank == rank)
+    if (rank == rank && sr_field(row, "delta") > 0)
+        snprintf(dst, n, "rank %.0f, eps %g, delta %g", rank, eps, sr_field(row, "delta"));
+    else if (rank == rank)
         snprintf(dst, n, "rank %.0f, eps %g", rank, eps);
     else if (tau == tau)
         snprintf(dst, n, "tau %g", tau);

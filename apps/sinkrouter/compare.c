@@ -83,23 +83,30 @@ static void add_step(const struct compare *c, int32_t i, const float *logits, st
     if (i + 1 < c->n_steps) *loss -= (double)(float)((double)logits[c->ids[i + 1]] - total);
 }
 
-sr_status sr_compare_mode(const struct compare *c, sr_session *s, const sr_route_options *route,
-                          struct comparison *out, int *done, sr_error *err)
+void sr_compare_ignore(void *user, const sr_route_case *c)
 {
-    sr_route_options audited = *route;
+    (void)user;
+    (void)c;
+}
+
+sr_status sr_compare_mode(const struct compare *c, sr_session *s, const sr_route_options *route,
+                          sr_route_watch_fn *watch, void *user, struct comparison *out, int *done, sr_error *err)
+{
     struct comparison sum = {0};
     sr_session_stats stats;
     int32_t at = sr_session_len(s), i = 0;
     double loss = 0;
-    audited.audit = 1;
-    sr_status st = sr_session_route_set(s, &audited, err);
+    sr_status st = sr_session_route_set(s, route, err);
     if (st) return st;
+    sr_session_watch(s, watch ? watch : sr_compare_ignore, user);
     sr_session_stats_reset(s);
     for (; i < c->n_steps && !sr_interrupt_pending(); i++) {
-        if ((st = sr_session_decode(s, c->ids[i], err)) != SR_OK) return st;
+        if ((st = sr_session_decode(s, c->ids[i], err)) != SR_OK) break;
         add_step(c, i, sr_session_logits(s), &sum, &loss);
         sr_progress_show(NULL, sr_route_mode_name(route->mode), (double)(i + 1) / c->n_steps);
     }
+    sr_session_watch(s, NULL, NULL);
+    if (st) return st;
     sr_session_get_stats(s, &stats);
     loss = c->n_steps > 1 ? loss / (c->n_steps - 1) : NAN;
     sum.kl /= c->n_steps;

@@ -59,7 +59,8 @@ struct options {
 
     /* routing */
     struct text_list route; /* --route or --modes */
-    struct real_list eps, tau;
+    struct real_list eps, tau, delta;
+    enum on_off breaker;
     struct int_list rank;
     const char *tau_file;
     int64_t window, sinks, min_len, bits, route_seed; /* -1: the library's default */

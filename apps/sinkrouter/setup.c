@@ -82,6 +82,8 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     sr_status st = mode ? sr_route_mode_find(&r.mode, mode, err) : SR_OK;
     if (st) return st;
     if (o->eps.n) r.eps = (float)o->eps.v[0];
+    if (o->delta.n) r.delta = (float)o->delta.v[0];
+    if (o->breaker) r.breaker = o->breaker == CHOICE_ON;
     if (o->rank.n) r.rank = (int32_t)o->rank.v[0];
     if (o->window >= 0) r.window = (int32_t)o->window;
     if (o->sinks >= 0) r.n_sinks = (int32_t)o->sinks;
@@ -91,6 +93,8 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     if (o->route_seed >= 0) r.seed = (uint64_t)o->route_seed;
     if (r.bits != 4 && r.bits != 8)
         return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);
+    if (o->delta.n && o->audit == 0)
+        return sr_refuse(err, SR_ERR_USAGE, "--route-delta: learns from audits, but --route-audit is 0");
     if (o->tau.n && o->tau_file)
         return sr_refuse(err, SR_ERR_USAGE, "--route-tau: not together with --route-tau-file");
     if (o->tau.n) {

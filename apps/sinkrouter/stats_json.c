@@ -39,6 +39,8 @@ static json_t *route_settings(const sr_route_options *r)
     json_t *j = json_object();
     json_object_set_new(j, "mode", json_string(sr_route_mode_name(r->mode)));
     json_object_set_new(j, "eps", setting(r->eps));
+    json_object_set_new(j, "delta", setting(r->delta));
+    json_object_set_new(j, "breaker", json_boolean(r->breaker));
     put_count(j, "window", r->window);
     put_count(j, "sinks", r->n_sinks);
     put_count(j, "min", r->min_len);
@@ -75,7 +77,14 @@ static json_t *routing(const sr_route_stats *r)
                   {"above_eps", (double)r->above_eps},
                   {"contract_broken", (double)r->broken},
                   {"sketch_clipped", (double)r->clipped},
-                  {"sketch_values", (double)r->encoded}};
+                  {"sketch_values", (double)r->encoded},
+                  {"units_open", (double)r->units_open},
+                  {"breaker_unread", (double)r->breaker_opened[SR_BREAK_UNREAD]},
+                  {"breaker_lost", (double)r->breaker_opened[SR_BREAK_LOST]},
+                  {"breaker_numeric", (double)r->breaker_opened[SR_BREAK_NUMERIC]},
+                  {"breaker_closed", (double)r->breaker_closed},
+                  {"far_rows_audited", (double)r->far_rows},
+                  {"far_rows_uncorrected", (double)r->far_rows_uncorrected}};
     json_t *j = json_object();
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
         put_count(j, counts[i].key, counts[i].value);
@@ -87,6 +96,7 @@ static json_t *routing(const sr_route_stats *r)
     json_object_set_new(j, "estimate_mean", share(r->estimate_sum, (double)r->cases));
     json_object_set_new(j, "output_error_mean", share(r->output_error_sum, (double)r->cases));
     json_object_set_new(j, "output_error_max", r->cases ? number(r->output_error_max) : json_null());
+    json_object_set_new(j, "threshold_mean", share(r->threshold_sum, (double)r->thresholds));
     return j;
 }
 

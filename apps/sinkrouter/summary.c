@@ -38,8 +38,14 @@ void sr_summary_show(const struct answer *a)
                       sr_bytes_text(bytes, sizeof bytes, (double)r->kv_bytes / (double)r->steps),
                       100.0 * (double)r->kv_bytes / (double)r->dense_bytes,
                       100.0 * (double)(r->units_near + r->units_none) / (double)r->units);
-        snprintf(text + n, sizeof text - (size_t)n, " | audits %lld, broken %lld of %lld",
-                 (long long)r->audits, (long long)r->broken, (long long)r->cases);
+        n += snprintf(text + n, sizeof text - (size_t)n, " | audits %lld, broken %lld of %lld",
+                      (long long)r->audits, (long long)r->broken, (long long)r->cases);
+        if (r->far_rows > 0) /* of the far rows that audited decisions listed */
+            n += snprintf(text + n, sizeof text - (size_t)n, ", correction +%.0f %% of far rows",
+                          100.0 * ((double)r->far_rows / (double)(r->far_rows_uncorrected ? r->far_rows_uncorrected : 1) - 1));
+        if (r->units_open > 0)
+            snprintf(text + n, sizeof text - (size_t)n, ", read whole by breakers %.1f %%",
+                     100.0 * (double)r->units_open / (double)r->units);
     }
     sr_note("%s", text);
 }

@@ -34,12 +34,15 @@ typedef enum sr_route_mode {
 typedef struct sr_route_options {
     sr_route_mode mode;
     float eps;       /* mass: bound on the unread share of every head, (0, 1); default 0.1 */
+    float delta;     /* mass: the threshold is corrected from audits until the true unread share is <= eps in
+                        1 - delta of the cases, [0, 1); default 0: the estimate alone decides */
     int32_t window;  /* last tokens always read, 1..65536; default 256 */
     int32_t n_sinks; /* first tokens always read, 0..1024; default 4 */
     int32_t min_len; /* below this many cached tokens every mode is dense; default 2048 */
     int32_t rank;    /* sketch coordinates per key, 1..head_dim; 0 = head_dim / 4 */
     int32_t bits;    /* bits per coordinate, 4 or 8; default 4 */
     float audit;     /* fraction of (layer, KV group, step) checked against dense, 0..1; default 0.01 */
+    int breaker;     /* mass: a (layer, KV group) whose audits fail is read whole for a while; default 1 */
     uint64_t seed;   /* of the choice of audits; default 0 */
     /* paper: threshold c[0] + c[1] x + c[2] x^2 + c[3] x^3 with x = clamp(len, min, max) / scale. A constant
      * tau is c = {tau, 0, 0, 0}. tau_set == 0 makes `paper` a usage error. */
@@ -105,6 +108,14 @@ SR_API sr_status sr_attention_route_set(sr_attention *a, const sr_route_options 
 SR_API sr_status sr_attention_moments_load(sr_attention *a, const char *path, sr_error *err);
 SR_API sr_status sr_attention_moments_save(const sr_attention *a, const char *path, sr_error *err);
 
+/* Why a breaker opened. */
+typedef enum sr_break {
+    SR_BREAK_UNREAD = 0,  /* two of a unit's last four audits found more than 2 eps unread, or its trial did */
+    SR_BREAK_LOST = 1,    /* one found more than half unread */
+    SR_BREAK_NUMERIC = 2, /* one gave no number */
+    SR_BREAK_CAUSES = 3
+} sr_break;
+
 /* Counts since creation or the last reset; decode steps only. Bytes are of rows that kernels touched. */
 typedef struct sr_route_stats {
     int64_t steps; /* decoded tokens */
@@ -124,7 +135,27 @@ typedef struct sr_route_stats {
     double estimate_sum;           /* estimated unread mass over the same cases (mass only) */
     double output_error_sum, output_error_max; /* |o - o_dense| / |o_dense| over cases */
     int64_t clipped, encoded;                  /* sketch values clipped, of how many written */
+    /* delta: far rows listed at the audited units, and those that eps uncorrected would have listed; the
+     * threshold given to the estimate, summed over routed decisions */
+    int64_t far_rows, far_rows_uncorrected;
+    double threshold_sum;
+    int64_t thresholds;
+    int64_t breaker_opened[SR_BREAK_CAUSES], breaker_closed; /* closed: a trial passed */
+    int64_t units_open;                                      /* decisions that a breaker made */
 } sr_route_stats;
+
+/* What one decision looked like, for measurements. Pointers hold during the call. */
+typedef struct sr_route_case {
+    int32_t layer, kv_head, kv_len, n_heads; /* n_heads: of the group */
+    int is_routed;                           /* 0: dense by its mode or length */
+    const float *unread, *estimate;          /* [n_heads] unread share, true and estimated (NaN: no estimate) */
+    const float *sink, *sink_estimate;       /* [n_heads] share of the first row, the same */
+    float cosine;                            /* mean over the heads of cos(q, first row) */
+} sr_route_case;
+typedef void sr_route_watch_fn(void *user, const sr_route_case *c);
+/* From now on every decision is audited, counted and told to fn, which must not call back; NULL ends it. What audits
+ * teach (delta, breaker) is still only the option's share of them, so that a watched run decides as any other. */
+SR_API void sr_attention_watch(sr_attention *a, sr_route_watch_fn *fn, void *user);
 
 SR_API void sr_attention_stats(const sr_attention *a, sr_route_stats *out);
 SR_API void sr_attention_stats_reset(sr_attention *a);

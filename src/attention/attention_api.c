@@ -190,6 +190,11 @@ sr_status sr_attention_moments_save(const sr_attention *a, const char *path, sr_
     return sr_attn_seq_save_moments(a->seq, path, err);
 }
 
+void sr_attention_watch(sr_attention *a, sr_route_watch_fn *fn, void *user)
+{
+    if (a) sr_attn_seq_watch(a->seq, fn, user);
+}
+
 void sr_attention_stats(const sr_attention *a, sr_route_stats *out)
 {
     if (!out) return;

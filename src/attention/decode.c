@@ -23,15 +23,20 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     w->basis = sr_arena_take(a, n, sizeof *w->basis);
     w->touched = sr_arena_take(a, n, sizeof *w->touched);
     w->audit_touched = sr_arena_take(a, n, sizeof *w->audit_touched);
-    uint8_t **bytes[] = {&w->kind, &w->set, &w->bytes, &w->audited};
-    for (int i = 0; i < 4; i++) *bytes[i] = sr_arena_take(a, n, 1);
+    w->probe_touched = sr_arena_take(a, n, sizeof *w->probe_touched);
+    uint8_t **bytes[] = {&w->kind, &w->set, &w->bytes, &w->audited, &w->whole, &w->trial};
+    for (int i = 0; i < 6; i++) *bytes[i] = sr_arena_take(a, n, 1);
     w->list = sr_arena_take(a, n, sizeof *w->list);
     w->n_list = sr_arena_take(a, n, sizeof *w->n_list);
-    w->unread = sr_arena_take(a, heads, sizeof(float));
+    w->n_chosen = sr_arena_take(a, n, sizeof *w->n_chosen);
+    w->found = sr_arena_take(a, n, sizeof *w->found);
+    w->n_found = sr_arena_take(a, n, sizeof *w->n_found);
+    float **per_head[] = {&w->unread, &w->near_m, &w->near_l, &w->far_share};
+    for (int i = 0; i < 4; i++) *per_head[i] = sr_arena_take(a, heads, sizeof(float));
     w->eps = sr_arena_take(a, n, sizeof(float));
     w->score = sr_arena_take(a, n, sizeof(float));
-    struct attn_state *states[] = {&w->state, &w->audit_state};
-    for (int i = 0; i < 2; i++) {
+    struct attn_state *states[] = {&w->state, &w->audit_state, &w->probe_state};
+    for (int i = 0; i < 3; i++) {
         states[i]->o = sr_arena_take(a, heads * (size_t)c->head_dim, sizeof(float));
         states[i]->m = sr_arena_take(a, heads, sizeof(float));
         states[i]->l = sr_arena_take(a, heads, sizeof(float));
@@ -96,13 +101,31 @@ static int same_run(const struct attn_seq *s, const struct attn_seq *t, int32_t 
 
 /* ---- one run ---- */
 
+/* The threshold of a unit, and whether audits of earlier steps say that it must be read whole. */
+static void trust_unit(const struct decoded *d, const struct policy *p, int32_t u)
+{
+    struct decode_scratch *w = &d->a->scratch;
+    int32_t n_kv = d->a->c.n_kv_heads, at = d->layer * n_kv + u % n_kv;
+    struct attn_seq *s = d->seqs[u / n_kv];
+    w->eps[u] = s->route.eps;
+    w->whole[u] = w->trial[u] = 0;
+    if (!p->has_contract) return;
+    w->eps[u] = sr_contract_threshold(s->contract, &s->route);
+    if (!s->route.breaker) return;
+    enum unit_trust trust = sr_contract_trust(s->contract, at, s->len[d->layer]);
+    w->whole[u] = trust == UNIT_WHOLE;
+    w->trial[u] = trust == UNIT_TRIAL;
+}
+
 static sr_status gather_units(struct decoded *d, const struct policy *p, const float *q, sr_error *err)
 {
     struct decode_scratch *w = &d->a->scratch;
     const struct attention_config *c = &d->a->c;
     int32_t per_unit = d->a->group * c->head_dim;
     for (int32_t i = 0; i < d->n_seqs; i++) { /* first: it uses the scratch */
-        if (p->needs_sketch) SR_TRY(sr_sketch_sync(d->seqs[i], d->layer, err));
+        struct attn_seq *s = d->seqs[i];
+        if (p->needs_sketch) SR_TRY(sr_sketch_sync(s, d->layer, err));
+        if (p->has_contract) sr_contract_step(s->contract, s->len[d->layer] - 1, &s->route, &s->stats);
     }
     for (int32_t i = 0; i < d->n_seqs; i++) {
         struct attn_seq *s = d->seqs[i];
@@ -111,9 +134,11 @@ static sr_status gather_units(struct decoded *d, const struct policy *p, const f
         for (int32_t g = 0; g < c->n_kv_heads; g++) {
             int32_t u = first + g;
             w->units[u].q = q + (int64_t)u * per_unit;
-            w->eps[u] = s->route.eps;
+            trust_unit(d, p, u);
             w->list[u] = s->list + (size_t)g * (size_t)s->n_chunks * SR_CHUNK_ROWS;
             w->n_list[u] = 0;
+            w->n_found[u] = sr_sinks_get(s->sinks, d->layer, g, s->route.n_sinks,
+                                         s->len[d->layer] - s->route.window, &w->found[u]);
             if (p->needs_sketch) sr_bases_get(s->bases, d->layer, g, &w->basis[u]);
         }
     }
@@ -154,7 +179,7 @@ static void execute(const struct decoded *d, const struct route_plan *p)
     for (int32_t u = 0; u < d->n_units; u++) {
         w->set[u] = first_set[p->kind[u]];
         has_list |= p->kind[u] == READ_NEAR_LIST;
-        assert(!p->near_done || w->set[u] == ATTN_NEAR);
+        assert(!p->near_done || w->set[u] != ATTN_NONE);
     }
     if (!p->near_done) attend(d, &rows, 0);
     if (!has_list) return;
@@ -169,7 +194,8 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
     const struct policy *p = policy_of(s, d->layer);
     SR_TRY(gather_units(d, p, q, err));
     struct route_plan plan = {
-        .kind = w->kind, .near_done = 0, .list = w->list, .n_list = w->n_list, .unread = w->unread};
+        .kind = w->kind, .near_done = 0, .list = w->list, .n_list = w->n_list,
+        .n_chosen = w->n_chosen, .unread = w->unread};
     p->plan(
         &(struct route_step){
             .backend = d->a->backend,
@@ -183,6 +209,12 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
             .state = w->state,
             .touched = w->touched,
             .eps = w->eps,
+            .whole = w->whole,
+            .found = w->found,
+            .n_found = w->n_found,
+            .near_m = w->near_m,
+            .near_l = w->near_l,
+            .far_share = w->far_share,
             .bytes = w->bytes,
             .score = w->score,
         },
@@ -194,11 +226,12 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
                                                        .out = out,
                                                        .n_units = d->n_units,
                                                    });
+    d->policy = p;
     d->is_routed = p != &sr_policy_dense;
     d->plan = &plan;
     d->out = out;
     sr_stats_count(d);
-    if (d->is_routed) sr_audit(d);
+    sr_audit(d);
     return SR_OK;
 }
 

@@ -31,6 +31,7 @@ sr_route_options sr_route_options_default(void)
         .rank = 0,
         .bits = 4,
         .audit = 0.01f,
+        .breaker = 1,
         .seed = 0,
         .tau_set = 0,
         .tau_scale = 131072,
@@ -72,6 +73,10 @@ sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *
     if (!p) return sr_fail(err, SR_ERR_USAGE, "route mode %d: want 0..%d", (int)o->mode, N_POLICIES - 1);
     if (!(o->eps > 0 && o->eps < 1))
         return sr_fail(err, SR_ERR_USAGE, "route eps %g: want more than 0 and less than 1", (double)o->eps);
+    if (!(o->delta >= 0 && o->delta < 1))
+        return sr_fail(err, SR_ERR_USAGE, "route delta %g: want 0 or more and less than 1", (double)o->delta);
+    if (o->delta > 0 && !(o->audit > 0))
+        return sr_fail(err, SR_ERR_USAGE, "route delta %g: needs audits, but audit is 0", (double)o->delta);
     SR_TRY(check_range("window", o->window, 1, 65536, err));
     SR_TRY(check_range("n_sinks", o->n_sinks, 0, 1024, err));
     SR_TRY(check_range("min_len", o->min_len, 0, INT32_MAX, err));

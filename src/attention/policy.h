@@ -26,7 +26,12 @@ struct route_step {
     struct attn_state
         state; /* [n_units]: a policy that attends the near part while deciding leaves it here */
     struct attn_touched *touched; /* [n_units] of every row that deciding touched */
-    const float *eps;             /* [n_units] */
+    const float *eps;             /* [n_units] threshold for the estimate */
+    const uint8_t *whole;         /* [n_units] read it whole: its breaker is open */
+    const int32_t *const *found;  /* [n_units] far rows found to be sinks, rising */
+    const int32_t *n_found;       /* [n_units] */
+    float *near_m, *near_l;       /* [n_units][group] for audits: the near part alone, as left by the policy */
+    float *far_share;             /* [n_units][group] estimated share of all far rows */
     uint8_t *bytes;               /* [n_units] scratch */
     float *score;                 /* [n_units] scratch */
 };
@@ -36,17 +41,19 @@ enum route_kind { READ_NONE /* output 0 */, READ_NEAR, READ_NEAR_LIST, READ_ALL 
 /* The decision; storage is the step's. */
 struct route_plan {
     uint8_t *kind;  /* [n_units] enum route_kind */
-    int near_done;  /* the state of every unit already holds the near part; kinds are then NEAR and NEAR_LIST
-                       only */
+    int near_done;  /* the state of every unit already holds the near part, or everything where the kind is
+                       ALL; no kind is NONE then */
     int32_t **list; /* [n_units] far rows, rising (READ_NEAR_LIST); room for kv_len */
     int32_t *n_list;
+    int32_t *n_chosen; /* [n_units] rows of the list that an estimate chose */
     float *unread; /* [n_units][group] estimated unread share; NaN, as it comes, where there is no estimate */
 };
 
 struct policy {
     const char *name; /* as --route takes it */
     int needs_sketch,
-        keeps_near; /* keeps_near: sinks and window are always read, so that short contexts are dense */
+        keeps_near,   /* sinks and window are always read, so that short contexts are dense */
+        has_contract; /* audits correct its threshold and open breakers */
     sr_status (*check)(const sr_route_options *o,
                        sr_error *err); /* beyond the ranges of options.c; may be NULL */
     void (*plan)(const struct route_step *step, struct route_plan *plan);

@@ -7,10 +7,28 @@
 
 #include <string.h>
 
+/* Sinks among the far rows are read whatever the estimate says: both rise, the list has room for all rows. */
+static void add_found(const struct route_step *step, const struct route_plan *p, int32_t u)
+{
+    const int32_t *found = step->found[u];
+    int32_t *list = p->list[u], n = p->n_list[u], n_found = step->n_found[u], n_new = 0;
+    for (int32_t i = 0, j = 0; j < n_found; j++) {
+        while (i < n && list[i] < found[j]) i++;
+        n_new += i == n || list[i] != found[j];
+    }
+    p->n_list[u] = n + n_new;
+    for (int32_t i = n - 1, j = n_found - 1, at = n + n_new - 1; j >= 0; at--) {
+        int is_old = i >= 0 && list[i] >= found[j];
+        if (is_old && list[i] == found[j]) j--;
+        list[at] = is_old ? list[i--] : found[j--];
+    }
+}
+
 static void plan(const struct route_step *step, struct route_plan *p)
 {
     const sr_route_options *o = step->options;
-    memset(step->bytes, ATTN_NEAR, (size_t)step->n_units);
+    size_t n_heads = (size_t)step->n_units * (size_t)step->shape->group;
+    for (int32_t u = 0; u < step->n_units; u++) step->bytes[u] = step->whole[u] ? ATTN_ALL : ATTN_NEAR;
     step->backend->ops->attn_rows(step->backend, &(struct attn_rows_args){
                                                      .shape = step->shape,
                                                      .units = step->units,
@@ -21,7 +39,9 @@ static void plan(const struct route_step *step, struct route_plan *p)
                                                      .state = step->state,
                                                      .touched = step->touched,
                                                  });
-    memset(step->bytes, 1, (size_t)step->n_units);
+    memcpy(step->near_m, step->state.m, n_heads * sizeof(float));
+    memcpy(step->near_l, step->state.l, n_heads * sizeof(float));
+    for (int32_t u = 0; u < step->n_units; u++) step->bytes[u] = !step->whole[u];
     step->backend->ops->sketch_choose(step->backend, &(struct sketch_choose_args){
                                                          .shape = step->shape,
                                                          .sketch = step->sketch,
@@ -36,10 +56,15 @@ static void plan(const struct route_step *step, struct route_plan *p)
                                                          .list = p->list,
                                                          .n_list = p->n_list,
                                                          .unread = p->unread,
+                                                         .far_share = step->far_share,
                                                          .touched = step->touched,
                                                      });
     p->near_done = 1;
-    for (int32_t u = 0; u < step->n_units; u++) p->kind[u] = p->n_list[u] > 0 ? READ_NEAR_LIST : READ_NEAR;
+    for (int32_t u = 0; u < step->n_units; u++) {
+        p->n_chosen[u] = p->n_list[u];
+        if (!step->whole[u]) add_found(step, p, u);
+        p->kind[u] = step->whole[u] ? READ_ALL : p->n_list[u] > 0 ? READ_NEAR_LIST : READ_NEAR;
+    }
 }
 
-const struct policy sr_policy_mass = {.name = "mass", .needs_sketch = 1, .keeps_near = 1, .plan = plan};
+const struct policy sr_policy_mass = {.name = "mass", .needs_sketch = 1, .keeps_near = 1, .has_contract = 1, .plan = plan};

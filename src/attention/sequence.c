@@ -181,6 +181,8 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
         struct moments_shape shape = moments_shape_of(a);
         SR_TRY_GOTO(sr_moments_new(&s->own, &shape, &a->rotation, err));
     }
+    SR_TRY_GOTO(sr_sinks_new(&s->sinks, a->c.n_layers, a->c.n_kv_heads, d, err));
+    SR_TRY_GOTO(sr_contract_new(&s->contract, (int32_t)n_units, a->group, err));
     SR_TRY_GOTO(register_seq(a, s, err));
     *out = s;
     return SR_OK;
@@ -196,6 +198,8 @@ void sr_attn_seq_free(struct attn_seq *s)
     sr_bases_unref(s->bases);
     sr_cache_free(s);
     sr_moments_free(s->own);
+    sr_contract_free(s->contract);
+    sr_sinks_free(s->sinks);
     sr_free(s->len);
     sr_free(s->sketch_to);
     sr_free(s->near_only);
@@ -223,6 +227,7 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
         if (s->len[l] > len) s->len[l] = len;
         if (s->sketch_to[l] > len) s->sketch_to[l] = len > s->sketch_first ? len : s->sketch_first;
     }
+    sr_sinks_truncate(s->sinks, len);
     return SR_OK;
 }
 
@@ -232,8 +237,18 @@ void sr_attn_seq_clear(struct attn_seq *s)
 {
     memset(s->len, 0, (size_t)s->a->c.n_layers * sizeof *s->len);
     sr_sketch_drop(s);
+    sr_sinks_truncate(s->sinks, 0);
     sr_cache_free(s);
+    sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     if (s->own) sr_moments_reset(s->own);
+}
+
+/* Whether what audits taught under one set of options holds under another. */
+static int same_contract(const sr_route_options *x, const sr_route_options *y)
+{
+    return x->mode == y->mode && x->eps == y->eps && x->delta == y->delta && x->window == y->window &&
+           x->n_sinks == y->n_sinks && x->rank == y->rank && x->bits == y->bits && x->audit == y->audit &&
+           x->seed == y->seed && x->breaker == y->breaker;
 }
 
 sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, sr_error *err)
@@ -247,8 +262,15 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
             sr_sketch_drop(s);
         }
     }
+    if (!same_contract(&s->route, r)) sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     s->route = *r;
     return SR_OK;
+}
+
+void sr_attn_seq_watch(struct attn_seq *s, sr_route_watch_fn *fn, void *user)
+{
+    s->watch = fn;
+    s->watch_user = user;
 }
 
 const sr_route_options *sr_attn_seq_route(const struct attn_seq *s)
@@ -289,6 +311,7 @@ void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const flo
         };
     }
     a->backend->ops->kv_append(a->backend, w->append, n_kv);
+    sr_sinks_append(s->sinks, layer, k, v, n, pos0);
     s->len[layer] = pos0 + n;
     if (sr_seq_collects(s, layer)) sr_moments_add_k(s->own, a->pool, layer, k, n, pos0);
 }

@@ -51,6 +51,8 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err);
 /* Frees all rows (the /clear of chat). */
 void sr_attn_seq_clear(struct attn_seq *s);
 sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, sr_error *err);
+/* From now on every decision is audited, counted and told to fn; NULL ends it. */
+void sr_attn_seq_watch(struct attn_seq *s, sr_route_watch_fn *fn, void *user);
 const sr_route_options *sr_attn_seq_route(const struct attn_seq *s);
 
 /* k, v [n][n_kv_heads * head_dim] after rotary embedding. Room must have been reserved. */
@@ -75,7 +77,7 @@ void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const
 /* Exact bytes of the sequence for session files, in pieces, always in the same order: fn gets each piece of
  * memory in turn (read it to save; fill it to restore). Restoring: make the sequence with the same config,
  * reserve len, call sr_attn_seq_set_len, then visit and fill. Covers K/V rows, the session's own moments if
- * it uses them, and the sketch rows with the band they belong to. */
+ * it uses them, the sinks found, what audits taught, and the sketch rows with the band they belong to. */
 typedef sr_status attn_piece_fn(void *ctx, const char *what, void *data, size_t bytes, sr_error *err);
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err);
 sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err);

@@ -110,6 +110,28 @@ static sr_status visit_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn
     return SR_OK;
 }
 
+static sr_status visit_sinks(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    size_t bytes;
+    void *p = sr_sinks_piece(s->sinks, &bytes);
+    SR_TRY(fn(ctx, "sinks", p, bytes, err));
+    if (!sr_sinks_check(s->sinks, len)) return SR_OK;
+    sr_sinks_truncate(s->sinks, 0);
+    return sr_fail(err, SR_ERR_FORMAT, "session: rows of its sinks are out of range");
+}
+
+/* What audits taught; a damaged piece leaves a fresh one. */
+static sr_status visit_contract(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    size_t bytes;
+    void *p = sr_contract_piece(s->contract, len, &s->route, &s->stats, &bytes);
+    int32_t n_units = s->a->c.n_layers * s->a->c.n_kv_heads;
+    SR_TRY(fn(ctx, "contract", p, bytes, err));
+    if (!sr_contract_check(s->contract, n_units, s->a->group)) return SR_OK;
+    sr_contract_restart(s->contract, n_units, s->a->group);
+    return sr_fail(err, SR_ERR_FORMAT, "session: what its audits found is out of range");
+}
+
 /* A sequence that went from mass to another mode may have grown past its sketch's memory: that is made up for
  * first. */
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
@@ -127,6 +149,8 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
         sr_moments_reset(s->own);
         return sr_fail(err, SR_ERR_FORMAT, "session: counts of its moments are out of range");
     }
+    SR_TRY(visit_sinks(s, st.len, fn, ctx, err));
+    SR_TRY(visit_contract(s, st.len, fn, ctx, err));
     if (st.band < 0) return SR_OK;
     SR_TRY(sr_cache_sketch_reserve(s, &s->sketch, err));
     return visit_sketch(s, st.len, fn, ctx, err);

@@ -28,10 +28,19 @@ static void count_unit(struct attn_seq *s, int32_t layer, int32_t group, enum ro
     c->dense_bytes += (uint64_t)s->len[layer] * (s->shape.k_row_bytes + s->shape.v_row_bytes);
 }
 
+static void count_threshold(struct attn_seq *s, float threshold, int is_open)
+{
+    s->stats.units_open += is_open;
+    s->stats.thresholds += !is_open;
+    s->stats.threshold_sum += is_open ? 0 : (double)threshold;
+}
+
 void sr_stats_count(const struct decoded *d)
 {
+    const struct decode_scratch *w = &d->a->scratch;
     int32_t n_kv = d->a->c.n_kv_heads;
     for (int32_t u = 0; u < d->n_units; u++) {
+        if (d->policy->has_contract) count_threshold(d->seqs[u / n_kv], w->eps[u], w->whole[u]);
         count_unit(d->seqs[u / n_kv], d->layer, u % n_kv, (enum route_kind)d->plan->kind[u],
                    &d->a->scratch.touched[u]);
     }

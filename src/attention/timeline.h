@@ -8,10 +8,12 @@
 #define SR_ATTENTION_TIMELINE_H
 
 #include "attention/basis.h"
+#include "attention/contract.h"
 #include "attention/moments.h"
 #include "attention/policy.h"
 #include "attention/rotation.h"
 #include "attention/sequence.h"
+#include "attention/sinks.h"
 
 /* What a decode step works in: arrays over the units of all its sequences, one block made by decode.c. */
 struct decode_scratch {
@@ -19,12 +21,14 @@ struct decode_scratch {
     void *block;
     struct attn_unit *units;
     struct sketch_basis *basis;
-    struct attn_touched *touched, *audit_touched;
-    uint8_t *kind, *set, *bytes, *audited;
+    struct attn_touched *touched, *audit_touched, *probe_touched;
+    uint8_t *kind, *set, *bytes, *audited, *whole, *trial;
     int32_t **list;
-    int32_t *n_list;
-    float *unread, *eps, *score;
-    struct attn_state state, audit_state;
+    int32_t *n_list, *n_chosen;
+    const int32_t **found;
+    int32_t *n_found;
+    float *unread, *eps, *score, *near_m, *near_l, *far_share;
+    struct attn_state state, audit_state, probe_state;
     struct kv_append_args *append; /* [n_kv_heads] */
     struct attn_unit *seq_units;   /* [n_kv_heads] */
     struct sketch_basis *seq_basis;
@@ -56,7 +60,8 @@ struct attn_seq {
     int32_t n_chunks, n_sketch_chunks, table_room;
     void **k, **v, **y;             /* [n_layers][n_kv_heads][table_room] runs */
     void **region, **sketch_region; /* [table_room] */
-    int32_t *list; /* [n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand */
+    int32_t *list; /* [2][n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand, and by its
+                      audits */
 
     struct sketch_shape sketch;
     int32_t sketch_first;     /* rows before it are sinks and have no sketch */
@@ -65,6 +70,11 @@ struct attn_seq {
     int32_t *sketch_to;       /* [n_layers] rows [sketch_first, sketch_to) are encoded */
     struct moments *own;      /* collected from this sequence; NULL if there was a file from the start */
     int use_own;              /* the sketch stands on `own` */
+    struct contract *contract;
+    struct sinks *sinks; /* found beyond the first positions */
+
+    sr_route_watch_fn *watch; /* every decision is audited and told; NULL: the option's share is audited */
+    void *watch_user;
 
     sr_route_stats stats;
     int64_t *near_only, *decisions; /* [n_layers][n_kv_heads] */
@@ -98,6 +108,7 @@ struct decoded {
     struct attention *a;
     struct attn_seq *const *seqs;
     int32_t n_seqs, layer, n_units;
+    const struct policy *policy;
     int is_routed; /* the policy was asked; else dense for one of the reasons in policy.h */
     const struct route_plan *plan;
     const float *out; /* [n_units][group][head_dim] */

@@ -258,6 +258,8 @@ sr_status sr_session_route_set(sr_session *s, const sr_route_options *r, sr_erro
     return SR_OK;
 }
 
+void sr_session_watch(sr_session *s, sr_route_watch_fn *fn, void *user) { sr_attn_seq_watch(s->seq, fn, user); }
+
 void sr_session_route_get(const sr_session *s, sr_route_options *out) { *out = *sr_attn_seq_route(s->seq); }
 
 /* ---- what happened ---- */

@@ -111,8 +111,8 @@ def bench_refusals():
     one_line(run("bench", "-m", MODEL, "--route", "paper", rc=2)[1], "--route-tau")
 
 
-FIELDS = ["mode", "rank", "eps", "tau", "window", "prefill", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
-          "contract_broken", "audited"]
+FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "prefill", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
+          "contract_broken", "audited", "threshold", "correction", "open", "sink_rate", "auprc_cosine", "auprc_estimate"]
 
 
 def perplexity(*args, f=TEXT):
@@ -135,6 +135,8 @@ def perplexity_rows():
     equal((dense["read"], dense["kl"], dense["ppl_ratio"], dense["top1"]), (1.0, 0.0, 1.0, 1.0))
     equal([r["audited"] for r in (window, mass)], [30 * 9 * 6] * 2)  # layers, query heads, steps
     equal(window["read"] < mass["read"] < 1, True)
+    equal([r for r in rows[4:] if not 0 < r["auprc_cosine"] < r["auprc_estimate"] <= 1], [])
+    equal((dense["auprc_estimate"], window["auprc_estimate"], window["threshold"], mass["threshold"]), (None, None, None, 0.1))
     equal(rows[5]["read"] < mass["read"], True)  # a larger eps reads less
     equal(all(r["kl"] >= 0 and 0 <= r["contract_broken"] <= r["above_eps"] <= 1 for r in rows[1:]), True)
     equal(all(abs(r["ppl_ratio"] * dense["ppl"] / r["ppl"] - 1) < 1e-4 for r in rows), True)

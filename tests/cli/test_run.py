@@ -196,12 +196,14 @@ def batches():
 def stats_file():
     s = stats_of("run", "-m", MODEL, "--greedy", "-p", QUESTION, "-n", "4", "--route", "mass", "--route-eps", "0.2", "--route-window",
                  "100", "--route-sinks", "2", "--route-min", "16", "--route-rank", "8", "--route-bits", "8", "--route-audit", "1",
-                 "--route-seed", "3", "-s", "5")
-    equal(s["route"], {"mode": "mass", "eps": 0.2, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8, "audit": 1.0,
+                 "--route-seed", "3", "-s", "5", "--route-delta", "0.05", "--route-breaker", "off")
+    equal(s["route"], {"mode": "mass", "eps": 0.2, "delta": 0.05, "breaker": False, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8, "audit": 1.0,
                        "seed": 3, "tau": None})
     a = s["answers"][0]
     equal(a["prompt_tokens"], a["reused"] + a["prefilled"])
     equal(a["routing"]["steps"], a["decoded"])
+    equal(a["routing"]["units_open"], 0)
+    one_line(greedy("-n", "1", "--quiet", "--route-delta", "0.1", "--route-audit", "0", rc=2)[1], "--route-delta", "--route-audit")
     equal((s["seed"], len(s["heat"]), len(s["heat"][0])), (5, 30, 3))
     equal(s["tokens"], a["prompt_tokens"] + a["decoded"])
     r = stats_of("run", "-m", MODEL, "--greedy", "-p", QUESTION, "-n", "4", "--route", "window", "--route-window", "8",

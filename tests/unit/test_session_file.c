@@ -218,10 +218,10 @@ static void cuts(void **state)
     spill(bad, b.data, b.n);
     refused(live, bad, SR_ERR_FORMAT, "not a session file");
     b.data[0] ^= 1;
-    b.data[8] = 2;
+    b.data[8] = 3;
     seal(&b);
     spill(bad, b.data, b.n);
-    refused(live, bad, SR_ERR_FORMAT, "version 2");
+    refused(live, bad, SR_ERR_FORMAT, "version 3");
     free(b.data);
     sr_session_free(s);
     sr_session_free(live);
