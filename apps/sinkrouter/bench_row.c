@@ -76,7 +76,7 @@ static void put_machine(json_t *j, const struct bench_test *t)
 /* Mean and sample standard deviation of samples_ns, and of the rates they give. */
 static void put_times(json_t *j, const struct bench_test *t)
 {
-    double n = (double)t->n_samples, tokens = (double)(t->n_prompt + t->n_gen), ns = 0, ts = 0, ns2 = 0,
+    double n = (double)t->n_samples, tokens = (double)(t->n_prompt + t->n_gen * t->n_parallel), ns = 0, ts = 0, ns2 = 0,
            ts2 = 0;
     json_t *all_ns = json_array(), *all_ts = json_array();
     for (int64_t i = 0; i < t->n_samples; i++) {
@@ -128,6 +128,7 @@ json_t *sr_bench_row(const struct bench_test *t)
     put(j, "n_prompt", json_integer(t->n_prompt));
     put(j, "n_gen", json_integer(t->n_gen));
     put(j, "n_depth", json_integer(t->n_depth));
+    put(j, "n_parallel", json_integer(t->n_parallel));
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     put(j, "test_time", json_string(when));
     put_times(j, t);
@@ -173,8 +174,9 @@ static void cell_types(char *dst, size_t n, const json_t *row)
 static void cell_test(char *dst, size_t n, const json_t *row)
 {
     double p = sr_field(row, "n_prompt"), g = sr_field(row, "n_gen"), d = sr_field(row, "n_depth");
-    char depth[24] = "";
-    if (d > 0) snprintf(depth, sizeof depth, " @ d%.0f", d);
+    char depth[40] = "";
+    if (sr_field(row, "n_parallel") > 1) snprintf(depth, sizeof depth, " x%.0f", sr_field(row, "n_parallel"));
+    if (d > 0) snprintf(depth + strlen(depth), sizeof depth - strlen(depth), " @ d%.0f", d);
     if (p > 0 && g > 0)
         snprintf(dst, n, "pp%.0f+tg%.0f%s", p, g, depth);
     else

@@ -16,6 +16,7 @@ struct bench_test {
     int64_t n_batch, n_ubatch;
     int use_mmap;
     int64_t n_prompt, n_gen, n_depth;
+    int32_t n_parallel; /* sessions that decode together; rates are of all of them */
     sr_route_options route;
     int64_t n_samples;
     const uint64_t *samples_ns;        /* [n_samples] */

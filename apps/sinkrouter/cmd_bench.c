@@ -21,7 +21,10 @@ struct bench {
     const struct options *o; /* with every list filled in */
     sr_model *model;
     sr_model_info info;
-    sr_session *session;
+    sr_session *sessions[SR_BATCH_MAX]; /* [n_sessions], made when first wanted; of one model, options and corpus */
+    sr_session_options session_options;
+    int32_t n_sessions, parallel; /* how many decode together in this test */
+    sr_batch *batch;              /* for `parallel` sessions where that is more than one */
     struct corpus corpus;
     int32_t n_ctx;
     struct bench_test test; /* settings of the loops around it */
@@ -36,25 +39,49 @@ static uint64_t clock_ns(void)
     return 1000000000u * (uint64_t)t.tv_sec + (uint64_t)t.tv_nsec;
 }
 
-/* The session holds exactly the corpus's first `depth` tokens. */
-static sr_status go_to_depth(struct bench *b, int32_t depth, sr_error *err)
+/* A session holds exactly the corpus's first `depth` tokens. */
+static sr_status go_to_depth(const struct bench *b, sr_session *s, int32_t depth, sr_error *err)
 {
-    int32_t len = sr_session_len(b->session), done = 0;
+    int32_t len = sr_session_len(s), done = 0;
     sr_status st = SR_OK;
-    if (len > depth) st = sr_session_truncate(b->session, depth, err);
+    if (len > depth) st = sr_session_truncate(s, depth, err);
     if (st || len >= depth) return st;
-    st = sr_session_prefill(b->session, b->corpus.ids + len, depth - len, sr_progress_show, NULL, &done, err);
+    st = sr_session_prefill(s, b->corpus.ids + len, depth - len, sr_progress_show, NULL, &done, err);
     sr_progress_clear();
     return st;
 }
 
-/* The timed part: p tokens prefilled, then n decoded, from `depth` on. */
+/* As many sessions as the test wants, each at the depth and in the test's mode. One is filled before the next is
+ * made, so that its check for memory sees what those before it took. */
+static sr_status ready(struct bench *b, int32_t depth, sr_error *err)
+{
+    sr_status st = SR_OK;
+    for (int32_t i = 0; i < b->parallel && !st && !sr_interrupt_pending(); i++) {
+        if (i == b->n_sessions) {
+            st = sr_session_new(&b->sessions[i], b->model, &b->session_options, err);
+            if (st) return st;
+            b->n_sessions++;
+        }
+        st = go_to_depth(b, b->sessions[i], depth, err);
+        if (!st) st = sr_session_route_set(b->sessions[i], &b->test.route, err);
+    }
+    return st;
+}
+
+/* The timed part: p tokens prefilled, then n decoded in each session, from `depth` on. */
 static sr_status one_run(struct bench *b, int32_t depth, int32_t p, int32_t n, sr_error *err)
 {
     const int32_t *ids = b->corpus.ids + depth;
-    int32_t done = 0;
-    sr_status st = p ? sr_session_prefill(b->session, ids, p, NULL, NULL, &done, err) : SR_OK;
-    for (int32_t i = 0; i < n && !st; i++) st = sr_session_decode(b->session, ids[p + i], err);
+    int32_t done = 0, same[SR_BATCH_MAX];
+    sr_status st = p ? sr_session_prefill(b->sessions[0], ids, p, NULL, NULL, &done, err) : SR_OK;
+    for (int32_t i = 0; i < n && !st; i++) {
+        if (b->parallel == 1) {
+            st = sr_session_decode(b->sessions[0], ids[p + i], err);
+            continue;
+        }
+        for (int32_t k = 0; k < b->parallel; k++) same[k] = ids[p + i];
+        st = sr_batch_decode(b->batch, b->sessions, same, b->parallel, err);
+    }
     return st;
 }
 
@@ -63,7 +90,7 @@ static void show_profile(const struct bench *b)
     double ms;
     int64_t calls;
     const char *op;
-    for (int32_t i = 0; (op = sr_session_profile(b->session, i, &ms, &calls)) != NULL; i++)
+    for (int32_t i = 0; (op = sr_session_profile(b->sessions[0], i, &ms, &calls)) != NULL; i++)
         if (calls) sr_say("profile %-16s %10.2f ms %10lld calls", op, ms, (long long)calls);
 }
 
@@ -73,11 +100,11 @@ static sr_status compare_mode(struct bench *b, int32_t depth, int32_t n, struct 
 {
     struct compare c;
     int done = 0;
-    sr_status st = go_to_depth(b, depth, err);
+    sr_status st = go_to_depth(b, b->sessions[0], depth, err);
     if (!st) st = sr_compare_init(&c, b->info.n_vocab, b->corpus.ids + depth, n, err);
     if (st) return st;
-    st = sr_compare_dense(&c, b->session, &b->test.route, err);
-    if (!st) st = sr_compare_mode(&c, b->session, &b->test.route, NULL, NULL, out, &done, err);
+    st = sr_compare_dense(&c, b->sessions[0], &b->test.route, err);
+    if (!st) st = sr_compare_mode(&c, b->sessions[0], &b->test.route, NULL, NULL, out, &done, err);
     sr_progress_clear();
     sr_compare_fini(&c);
     return st;
@@ -92,20 +119,20 @@ static sr_status run_test(struct bench *b, int32_t depth, int32_t p, int32_t n, 
     sr_status st = SR_OK;
     if (o->delay) sleep((unsigned)o->delay);
     for (int64_t r = o->no_warmup ? 0 : -1; r < o->repetitions; r++) {
-        st = go_to_depth(b, depth, err);
-        if (!st) st = sr_session_route_set(b->session, &b->test.route, err);
+        st = ready(b, depth, err);
         if (st || sr_interrupt_pending()) return st;
-        if (r <= 0) sr_session_stats_reset(b->session);
+        if (r <= 0) sr_session_stats_reset(b->sessions[0]);
         uint64_t began = clock_ns();
         st = one_run(b, depth, p, r < 0 && !p ? 1 : n, err); /* a single token warms decode up */
         if (st) return st;
         if (r >= 0) b->samples[r] = clock_ns() - began;
     }
-    sr_session_get_stats(b->session, &stats);
+    sr_session_get_stats(b->sessions[0], &stats);
     if (o->profile) show_profile(b);
     b->test.n_prompt = p;
     b->test.n_gen = n;
     b->test.n_depth = depth;
+    b->test.n_parallel = b->parallel;
     b->test.stats = n ? &stats.route : NULL;
     b->test.compared = NULL;
     if (o->file && n && !p) {
@@ -129,6 +156,21 @@ static sr_status run_modes(struct bench *b, int32_t depth, int32_t p, int32_t n,
     return st;
 }
 
+/* A test of decoding alone, for each count of sessions that decode together. */
+static sr_status run_parallel(struct bench *b, int32_t depth, int32_t n, sr_error *err)
+{
+    sr_status st = SR_OK;
+    for (int32_t i = 0; i < b->o->parallel.n && !st && !sr_interrupt_pending(); i++) {
+        b->parallel = (int32_t)b->o->parallel.v[i];
+        if (b->parallel > 1) st = sr_batch_new(&b->batch, b->model, b->parallel, err);
+        if (!st) st = run_modes(b, depth, 0, n, err);
+        sr_batch_free(b->batch);
+        b->batch = NULL;
+    }
+    b->parallel = 1;
+    return st;
+}
+
 static sr_status run_depth(struct bench *b, int32_t depth, sr_error *err)
 {
     const struct options *o = b->o;
@@ -136,28 +178,29 @@ static sr_status run_depth(struct bench *b, int32_t depth, sr_error *err)
     for (int32_t i = 0; i < o->n_prompt.n && !st && !sr_interrupt_pending(); i++)
         if (o->n_prompt.v[i]) st = run_test(b, depth, (int32_t)o->n_prompt.v[i], 0, err);
     for (int32_t i = 0; i < o->n_gen.n && !st && !sr_interrupt_pending(); i++)
-        if (o->n_gen.v[i]) st = run_modes(b, depth, 0, (int32_t)o->n_gen.v[i], err);
+        if (o->n_gen.v[i]) st = run_parallel(b, depth, (int32_t)o->n_gen.v[i], err);
     for (int32_t i = 0; i < o->prompt_gen.n && !st && !sr_interrupt_pending(); i++)
         st = run_modes(b, depth, (int32_t)o->prompt_gen.v[i][0], (int32_t)o->prompt_gen.v[i][1], err);
     return st;
 }
 
-/* One session: all depths with one choice of types and batch. */
+/* All depths with one choice of types and batch. */
 static sr_status run_session(struct bench *b, sr_error *err)
 {
     const struct options *o = b->o;
-    sr_session_options s = sr_session_options_default();
-    sr_status st = sr_setup_dtype(&s.k_type, b->test.type_k, err);
-    if (!st) st = sr_setup_dtype(&s.v_type, b->test.type_v, err);
-    s.n_ctx = b->n_ctx;
-    s.allow_extrapolation = o->allow_extrapolation;
-    s.n_batch = sr_setup_batch(b->test.n_batch, b->test.n_ubatch);
-    if (!st) st = sr_setup_route(&s.route, o, "dense", err);
-    if (!st) st = sr_session_new(&b->session, b->model, &s, err);
+    sr_session_options *s = &b->session_options;
+    *s = sr_session_options_default();
+    sr_status st = sr_setup_dtype(&s->k_type, b->test.type_k, err);
+    if (!st) st = sr_setup_dtype(&s->v_type, b->test.type_v, err);
+    s->n_ctx = b->n_ctx;
+    s->allow_extrapolation = o->allow_extrapolation;
+    s->n_batch = sr_setup_batch(b->test.n_batch, b->test.n_ubatch);
+    if (!st) st = sr_setup_route(&s->route, o, "dense", err);
+    b->parallel = 1;
     for (int32_t i = 0; i < o->depth.n && !st && !sr_interrupt_pending(); i++)
         st = run_depth(b, (int32_t)o->depth.v[i], err);
-    sr_session_free(b->session);
-    b->session = NULL;
+    for (int32_t i = 0; i < b->n_sessions; i++) sr_session_free(b->sessions[i]);
+    b->n_sessions = 0;
     return st;
 }
 
@@ -226,6 +269,7 @@ static void fill_lists(struct options *o)
     default_int(&o->n_prompt, only_pairs ? 0 : 512);
     default_int(&o->n_gen, only_pairs ? 0 : 128);
     default_int(&o->depth, 0);
+    default_int(&o->parallel, 1);
     default_int(&o->threads, 0);
     default_int(&o->batch, 2048);
     default_int(&o->ubatch, 512);

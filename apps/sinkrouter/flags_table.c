@@ -109,6 +109,8 @@ const struct flag sr_flag_table[] = {
     {"-pg", "P,N", FLAG_PAIRS, CMD_BENCH, AT(prompt_gen), 1, INT_TOP, 0, NULL, "both, timed together"},
     {"-d --n-depth", "N,..", FLAG_INTS, CMD_BENCH, AT(depth), 0, INT_TOP, 0, NULL,
      "tokens in the cache before the test (default 0)"},
+    {"-npl", "N,..", FLAG_INTS, CMD_BENCH, AT(parallel), 1, SR_BATCH_MAX, 0, NULL,
+     "sessions that decode together; their tokens per second are added up (default 1)"},
     {"-r --repetitions", "N", FLAG_INT, CMD_BENCH, AT(repetitions), 1, 10000, 0, NULL,
      "runs of each test (default 5)"},
     {"--delay", "SECONDS", FLAG_INT, CMD_BENCH, AT(delay), 0, 3600, 0, NULL, "pause between tests"},

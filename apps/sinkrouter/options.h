@@ -81,7 +81,7 @@ struct options {
 
     /* how much */
     int64_t n_predict; /* run, chat, perplexity's decoded tokens, calibrate's tokens */
-    struct int_list n_prompt, n_gen, depth;
+    struct int_list n_prompt, n_gen, depth, parallel;
     struct pair_list prompt_gen;
     int64_t repetitions, delay;
     int no_warmup, profile, speed;

@@ -72,6 +72,19 @@ def bench_lists_are_multiplied():
 
 
 @test
+def bench_of_sessions_together():
+    rows = bench("-p", "8", "-n", "3", "-pg", "4,2", "-r", "2", "-npl", "1,3", "-d", "16")
+    equal([(r["n_prompt"], r["n_gen"], r["n_parallel"]) for r in rows], [(8, 0, 1), (0, 3, 1), (0, 3, 3), (4, 2, 1)])
+    for r in rows:
+        want = (r["n_prompt"] + r["n_gen"] * r["n_parallel"]) * 1e9 / r["samples_ns"][0]
+        equal(abs(r["samples_ts"][0] / want - 1) < 1e-6, True)
+    equal(rows[1]["kv_bytes_per_token"], rows[2]["kv_bytes_per_token"])  # of one session
+    contains(bench("-p", "0", "-n", "1", "-r", "1", "-npl", "2", "-d", "4", fmt="md"), "tg1 x2 @ d4")
+    one_line(run("bench", "-m", MODEL, "-npl", "0", rc=2)[1], "-npl")
+    one_line(run("bench", "-m", MODEL, "-npl", "257", rc=2)[1], "-npl", "256")
+
+
+@test
 def bench_of_route_modes_on_a_text():
     rows = bench("-p", "0", "-n", "4", "-d", "2500", "-r", "1", "-f", TEXT, "--offset", "100", "--route", "dense,mass,window,paper",
                  "--route-tau", "0.5", "--route-audit", "0")
