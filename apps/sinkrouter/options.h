@@ -48,6 +48,11 @@ struct options {
     struct int_list mmap; /* bench's -mmp */
     struct int_list threads, threads_batch;
 
+    /* rotary embedding; 0 (ext: negative) as the file says */
+    const char *rope_scaling;
+    double rope_scale, rope_freq_scale, rope_base, yarn_ext, yarn_attn, yarn_slow, yarn_fast;
+    int64_t yarn_ctx;
+
     /* session */
     int64_t n_ctx;
     int allow_extrapolation;

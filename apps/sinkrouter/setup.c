@@ -23,6 +23,25 @@ static int loads_by(const struct options *o, const char *word)
     return o->load_mode && strstr(o->load_mode, word) != NULL;
 }
 
+static sr_status set_rope(sr_rope_options *r, const struct options *o, sr_error *err)
+{
+    if (o->rope_scale > 0 && o->rope_freq_scale > 0)
+        return sr_refuse(err, SR_ERR_USAGE, "--rope-freq-scale: --rope-scale says the same in another way; give one");
+    r->scaling = !o->rope_scaling                      ? SR_ROPE_SCALING_FILE
+                 : strcmp(o->rope_scaling, "none") == 0 ? SR_ROPE_SCALING_NONE
+                 : strcmp(o->rope_scaling, "yarn") == 0 ? SR_ROPE_SCALING_YARN
+                                                        : SR_ROPE_SCALING_LINEAR;
+    r->scale = o->rope_freq_scale > 0 ? 1 / o->rope_freq_scale : o->rope_scale;
+    r->freq_base = o->rope_base;
+    r->original_ctx = (int32_t)o->yarn_ctx;
+    r->attn_factor = o->yarn_attn;
+    r->beta_slow = o->yarn_slow;
+    r->beta_fast = o->yarn_fast;
+    r->has_ext_factor = o->yarn_ext >= 0;
+    r->ext_factor = r->has_ext_factor ? o->yarn_ext : 0;
+    return SR_OK;
+}
+
 sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int threads, sr_error *err)
 {
     sr_model_options m = sr_model_options_default();
@@ -33,7 +52,9 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;
     m.progress = sr_progress_show;
     if (o->flash == CHOICE_OFF) sr_note("-fa off has no effect: there is one attention path");
-    sr_status st = sr_model_open(out, o->models.v[i], &m, err);
+    sr_status st = set_rope(&m.rope, o, err);
+    if (st) return st;
+    st = sr_model_open(out, o->models.v[i], &m, err);
     if (st == SR_ERR_UNSUPPORTED &&
         o->command == CMD_INSPECT) { /* what it says about itself can be shown still */
         sr_say("this version cannot run the model: %s", err->text);

@@ -28,6 +28,19 @@ typedef struct sr_sampler sr_sampler;
 /* Called with the share done (0..1) of a stage ("load", "check", "prefill"); return non-zero to cancel. */
 typedef int sr_progress_fn(void *user, const char *stage, double share);
 
+/* Rotary embedding other than the file's; a zero leaves what the file says. A context up to original_ctx * scale then
+ * counts as trained. */
+typedef enum sr_rope_scaling { SR_ROPE_SCALING_FILE = 0, SR_ROPE_SCALING_NONE, SR_ROPE_SCALING_LINEAR, SR_ROPE_SCALING_YARN } sr_rope_scaling;
+typedef struct sr_rope_options {
+    sr_rope_scaling scaling;
+    double scale;                /* times the context is stretched */
+    double freq_base;
+    int32_t original_ctx;        /* context of the unscaled training (default: what the file declares) */
+    double attn_factor, beta_fast, beta_slow; /* YaRN: 1, 32, 1 */
+    double ext_factor;           /* YaRN: 1; used with has_ext_factor */
+    int has_ext_factor;
+} sr_rope_options;
+
 typedef struct sr_model_options {
     int n_threads;               /* 0 = physical cores */
     int check;                   /* scan every tensor's values and scales for NaN and infinity at open */
@@ -35,6 +48,7 @@ typedef struct sr_model_options {
     int no_mmap;                 /* read the file into memory instead of mapping it */
     int mlock;                   /* lock the weights in memory; a refusal by the system is logged, not an error */
     int metadata_only;           /* with vocab_only: not even the tokenizer must be usable (inspect) */
+    sr_rope_options rope;
     const char *moments_path;    /* NULL: "<model path>.moments" if it exists; "" : none */
     sr_progress_fn *progress;
     void *progress_user;

@@ -99,6 +99,18 @@ static sr_status find_chat_template(struct sr_model *m, sr_error *err)
 
 /* ---- open, in stages ---- */
 
+static sr_status override_rope(struct model_config *c, const sr_rope_options *r, sr_error *err)
+{
+    static const enum rope_scaling types[] = {[SR_ROPE_SCALING_NONE] = ROPE_SCALING_NONE, [SR_ROPE_SCALING_LINEAR] = ROPE_SCALING_LINEAR,
+                                              [SR_ROPE_SCALING_YARN] = ROPE_SCALING_YARN};
+    if ((unsigned)r->scaling > SR_ROPE_SCALING_YARN) return sr_fail(err, SR_ERR_USAGE, "rope scaling %d: want 0..3", (int)r->scaling);
+    const struct rope_override o = {.has_scaling = r->scaling != SR_ROPE_SCALING_FILE, .scaling = types[r->scaling], .base = r->freq_base,
+                                    .factor = r->scale, .original_len = r->original_ctx, .beta_fast = r->beta_fast,
+                                    .beta_slow = r->beta_slow, .attn_factor = r->attn_factor, .ext_factor = r->ext_factor,
+                                    .has_ext_factor = r->has_ext_factor};
+    return sr_config_override_rope(c, &o, err);
+}
+
 static sr_status open_text(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
     read_names(m);
@@ -106,6 +118,7 @@ static sr_status open_text(struct sr_model *m, const sr_model_options *o, sr_err
     sr_status st = sr_config_read(&m->config, m->file, o->vocab_only ? NULL : err);
     if (st != SR_OK && !o->vocab_only) return st;
     m->has_config = st == SR_OK;
+    if (m->has_config) SR_TRY(override_rope(&m->config, &o->rope, err));
     const int lenient = o->vocab_only && o->metadata_only;
     st = sr_tokenizer_open(&m->tokenizer, m->file, lenient ? NULL : err);
     if (st == SR_OK) st = find_chat_template(m, lenient ? NULL : err);
@@ -200,7 +213,7 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .n_layers = c->n_layers, .n_embd = c->n_embd, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
         .head_dim = c->head_dim, .n_ff = c->n_ff, .n_ctx_train = c->n_ctx_train,
         .n_vocab = m->tokenizer ? sr_tokenizer_vocab_size(m->tokenizer) : c->n_vocab,
-        .n_experts = c->n_experts, .n_experts_used = c->n_experts_used, .rope_base = c->rope_base, .norm_eps = (double)c->norm_eps, .n_params = m->n_params,
+        .n_experts = c->n_experts, .n_experts_used = c->n_experts_used, .rope_base = c->scaling.base, .norm_eps = (double)c->norm_eps, .n_params = m->n_params,
         .tied_embeddings = !sr_gguf_find_tensor(m->file, "output.weight"),
         .has_moments = m->attention && sr_attn_has_moments(m->attention),
         .file_bytes = sr_gguf_file_bytes(m->file), .n_parts = sr_gguf_n_parts(m->file),

@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MEASURED = 4096 };
+enum { MEASURED = 65536, CHUNK = 4096 };
 
 /* Where the f16 scale lies, and the second f16 (-1: none) that is `ratio` times it, which takes the mean away. */
 struct scales { sr_dtype dtype; int32_t at, second; double ratio; };
@@ -62,11 +62,14 @@ static void set_scales(const struct scales *s, uint8_t *blocks, int64_t n_blocks
 
 static double measure(sr_dtype dtype, const uint8_t *blocks, int64_t n)
 {
-    float x[MEASURED];
+    float x[CHUNK];
     double sum = 0.0;
     n = n < MEASURED ? n : MEASURED;
-    sr_dequantize_row(dtype, blocks, x, n);
-    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    for (int64_t at = 0; at < n; at += CHUNK) {
+        const int64_t part = n - at < CHUNK ? n - at : CHUNK;
+        sr_dequantize_row(dtype, blocks + sr_row_bytes(dtype, at), x, part);
+        for (int64_t i = 0; i < part; i++) sum += (double)x[i] * (double)x[i];
+    }
     return sqrt(sum / (double)n);
 }
 

@@ -5,8 +5,6 @@
  */
 #include "model/config.h"
 
-#include "model/rotary.h"
-
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -231,33 +229,29 @@ static sr_status read_either(struct reader *r, const char *name, const char *oth
     return read_float(r, name, lo, hi, out, &found);
 }
 
+static void stretch(struct model_config *c, double n_ctx)
+{
+    if (n_ctx > c->n_ctx_train) c->n_ctx_train = n_ctx < MAX_CTX ? (int32_t)n_ctx : MAX_CTX;
+}
+
 static sr_status read_yarn(struct reader *r, struct rope_params *p)
 {
     int found;
-    double ext = 1.0, log_mul = 0.0;
-    int32_t original = r->c->n_ctx_train;
-    SR_TRY(read_int(r, "rope.scaling.original_context_length", 1, MAX_CTX, &original, &found));
-    p->original_len = original;
-    p->beta_fast = 32.0;
-    p->beta_slow = 1.0;
-    p->attn_factor = 1.0;
+    double ext = -1.0, log_mul = 0.0;
     SR_TRY(read_either(r, "rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast", 0.0, 1e6, &p->beta_fast));
     SR_TRY(read_either(r, "rope.scaling.yarn_beta_slow", "rope.scaling.beta_slow", 0.0, 1e6, &p->beta_slow));
     SR_TRY(read_either(r, "rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor", 0.0, 1e3, &p->attn_factor));
-    SR_TRY(read_either(r, "rope.scaling.yarn_ext_factor", "rope.scaling.ext_factor", -2.0, 1e3, &ext));
+    SR_TRY(read_either(r, "rope.scaling.yarn_ext_factor", "rope.scaling.ext_factor", -2.0, 10.0, &ext));
     SR_TRY(read_float(r, "rope.scaling.yarn_log_multiplier", -1e3, 1e3, &log_mul, &found));
-    if (ext != 1.0 && ext != -1.0)
-        return sr_fail(r->err, SR_ERR_UNSUPPORTED, "%s: %g, only 1 is supported",
-                       key_of(r, "rope.scaling.yarn_ext_factor"), ext);
+    p->ext_factor = ext < 0 ? 1.0 : ext;
     if (log_mul != 0.0)
         return sr_fail(r->err, SR_ERR_UNSUPPORTED, "%s: %g, only 0 is supported",
                        key_of(r, "rope.scaling.yarn_log_multiplier"), log_mul);
-    const double stretched = p->original_len * p->factor;
-    if (stretched > r->c->n_ctx_train) r->c->n_ctx_train = stretched < MAX_CTX ? (int32_t)stretched : MAX_CTX;
+    stretch(r->c, p->original_len * p->factor);
     return SR_OK;
 }
 
-static sr_status divide_by_tensor(struct reader *r)
+static sr_status read_divisors(struct reader *r)
 {
     const struct gguf_tensor *t = sr_gguf_find_tensor(r->g, "rope_freqs.weight");
     struct rope_spec *spec = &r->c->rope;
@@ -265,22 +259,28 @@ static sr_status divide_by_tensor(struct reader *r)
     if (t->dtype != SR_DTYPE_F32 || t->n_dims != 1 || t->ne[0] != spec->n_dims / 2)
         return sr_gguf_reject(r->g, r->err, "rope_freqs.weight: %lld elements of type %s, want %d of f32",
                               (long long)t->ne[0], sr_dtype_name(t->dtype), spec->n_dims / 2);
-    float divisor[128];
+    float *divisor = r->c->divisor;
     memcpy(divisor, t->data, (size_t)(spec->n_dims / 2) * sizeof(float));
     for (int32_t i = 0; i < spec->n_dims / 2; i++)
         if (!(divisor[i] > 0.0f && divisor[i] <= 1e6f))
             return sr_gguf_reject(r->g, r->err, "rope_freqs.weight: element %d is %g, want a number above 0 and at most 1e6",
                                   i, (double)divisor[i]);
-    sr_rotary_divide(spec, divisor);
+    r->c->has_divisors = 1;
     return SR_OK;
+}
+
+static void make_rope(struct model_config *c)
+{
+    sr_rotary_fill(&c->rope, &c->scaling);
+    if (c->has_divisors) sr_rotary_divide(&c->rope, c->divisor);
 }
 
 static sr_status read_rope(struct reader *r, const struct family *f)
 {
     struct model_config *c = r->c;
-    struct rope_params p = {.base = 10000.0, .factor = 1.0};
+    struct rope_params p = {.base = 10000.0, .factor = 1.0, .beta_fast = 32.0, .beta_slow = 1.0, .attn_factor = 1.0, .ext_factor = 1.0};
     int found;
-    int32_t n_dims = c->head_dim;
+    int32_t n_dims = c->head_dim, original = c->n_ctx_train;
     SR_TRY(read_int(r, "rope.dimension_count", 1, MAX_HEAD_DIM, &n_dims, &found));
     if (n_dims != c->head_dim)
         return sr_gguf_reject(r->g, r->err, "%s: %d, want the head size %d", key_of(r, "rope.dimension_count"), n_dims,
@@ -288,12 +288,54 @@ static sr_status read_rope(struct reader *r, const struct family *f)
     SR_TRY(read_float(r, "rope.freq_base", 1.0, 1e15, &p.base, &found));
     SR_TRY(read_scaling_type(r, &p.scaling));
     SR_TRY(read_either(r, "rope.scaling.factor", "rope.scale_linear", 0.0, 1e6, &p.factor));
+    SR_TRY(read_int(r, "rope.scaling.original_context_length", 1, MAX_CTX, &original, &found));
+    p.original_len = original;
     if (p.scaling == ROPE_SCALING_YARN) SR_TRY(read_yarn(r, &p));
-    c->rope_base = p.base;
+    c->scaling = p;
     c->rope.kind = f->rope;
     c->rope.n_dims = n_dims;
-    sr_rotary_fill(&c->rope, &p);
-    return divide_by_tensor(r);
+    SR_TRY(read_divisors(r));
+    make_rope(c);
+    return SR_OK;
+}
+
+/* ---- other scaling than the file's ---- */
+
+/* lo < v <= hi, or 0: not given. NaN fails. */
+static sr_status check_override(const char *name, double v, double lo, double hi, sr_error *err)
+{
+    if (v == 0.0 || (v > lo && v <= hi)) return SR_OK;
+    return sr_fail(err, SR_ERR_USAGE, "rope %s: %g, want a number above %g and at most %g", name, v, lo, hi);
+}
+
+static sr_status check_overrides(const struct rope_override *o, sr_error *err)
+{
+    SR_TRY(check_override("frequency base", o->base, 1.0, 1e15, err));
+    SR_TRY(check_override("scale", o->factor, 0.0, 1e6, err));
+    SR_TRY(check_override("original context", o->original_len, 0.0, MAX_CTX, err));
+    SR_TRY(check_override("beta fast", o->beta_fast, 0.0, 1e6, err));
+    SR_TRY(check_override("beta slow", o->beta_slow, 0.0, 1e6, err));
+    SR_TRY(check_override("attention factor", o->attn_factor, 0.0, 1e3, err));
+    return o->has_ext_factor ? check_override("extrapolation factor", o->ext_factor, 0.0, 10.0, err) : SR_OK;
+}
+
+sr_status sr_config_override_rope(struct model_config *c, const struct rope_override *o, sr_error *err)
+{
+    struct rope_params *p = &c->scaling;
+    SR_TRY(check_overrides(o, err));
+    if (o->has_scaling && o->scaling != p->scaling) p->factor = 1.0; /* the file's number was for the other one */
+    if (o->has_scaling) p->scaling = o->scaling;
+    if (o->base > 0) p->base = o->base;
+    if (o->factor > 0) p->factor = o->factor;
+    if (o->original_len > 0) p->original_len = o->original_len;
+    if (o->beta_fast > 0) p->beta_fast = o->beta_fast;
+    if (o->beta_slow > 0) p->beta_slow = o->beta_slow;
+    if (o->attn_factor > 0) p->attn_factor = o->attn_factor;
+    if (o->has_ext_factor) p->ext_factor = o->ext_factor;
+    if (o->has_scaling && o->scaling == ROPE_SCALING_NONE && p->original_len < c->n_ctx_train) c->n_ctx_train = (int32_t)p->original_len;
+    if (p->scaling != ROPE_SCALING_NONE && (o->has_scaling || o->factor > 0)) stretch(c, p->original_len * p->factor);
+    make_rope(c);
+    return SR_OK;
 }
 
 sr_status sr_config_read(struct model_config *out, const struct gguf *g, sr_error *err)
@@ -312,6 +354,7 @@ sr_status sr_config_read(struct model_config *out, const struct gguf *g, sr_erro
     SR_TRY(read_experts(&r, f));
     SR_TRY(read_vocab(&r));
     SR_TRY(read_rope(&r, f));
+    SR_TRY(sr_config_check_keys(g, &c, err));
     *out = c;
     return SR_OK;
 }

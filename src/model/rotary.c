@@ -21,10 +21,10 @@ static void yarn(struct rope_spec *spec, const struct rope_params *p)
     const double high = fmin(ceil(yarn_index(p, spec->n_dims, p->beta_slow)), spec->n_dims - 1.0);
     for (int32_t i = 0; i < spec->n_dims / 2; i++) {
         const double ramp = fmin(fmax((i - low) / fmax(0.001, high - low), 0.0), 1.0);
-        const double inv = spec->inv_freq[i];
-        spec->inv_freq[i] = inv / p->factor * ramp + inv * (1.0 - ramp);
+        const double inv = spec->inv_freq[i], keep = (1.0 - ramp) * p->ext_factor;
+        spec->inv_freq[i] = inv / p->factor * (1.0 - keep) + inv * keep;
     }
-    spec->magnitude = p->attn_factor * (0.1 * log(p->factor) + 1.0);
+    spec->magnitude = p->ext_factor == 0.0 ? p->attn_factor : p->attn_factor * (0.1 * log(p->factor) + 1.0);
 }
 
 void sr_rotary_fill(struct rope_spec *spec, const struct rope_params *p)

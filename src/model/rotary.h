@@ -15,7 +15,8 @@ struct rope_params {
     double base, factor;                 /* factor >= 1 stretches the context */
     double original_len;                 /* YaRN: context of the unscaled training */
     double beta_fast, beta_slow;         /* YaRN: rotations within original_len where scaling starts and is full */
-    double attn_factor;                  /* YaRN: multiplies the magnitude 0.1 ln(factor) + 1 */
+    double ext_factor;                   /* YaRN: share of the unscaled frequency that the ramp keeps; 1 */
+    double attn_factor;                  /* YaRN: multiplies the magnitude 0.1 ln(factor) + 1 (1 with ext_factor 0) */
 };
 
 /* Fills inv_freq and magnitude; kind and n_dims are set already. */

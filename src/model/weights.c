@@ -188,18 +188,43 @@ static int is_used(const struct loader *l, const struct gguf_tensor *t)
     return 0;
 }
 
-static void warn_extra(const struct loader *l)
+static int starts_with(struct gguf_str s, const char *text) { return s.bytes >= strlen(text) && memcmp(s.data, text, strlen(text)) == 0; }
+
+static int ends_with(struct gguf_str s, const char *text)
+{
+    const size_t n = strlen(text);
+    return s.bytes >= n && memcmp(s.data + s.bytes - n, text, n) == 0;
+}
+
+/* A tensor whose name says that it is part of a layer or of the output changes the result; old converters' tables of
+ * frequencies do not. */
+static int matters(struct gguf_str name)
+{
+    static const char *const parts[] = {"blk.", "output.", "output_norm.", "token_embd", "position_embd", "token_types", "cls"};
+    if (ends_with(name, "attn_rot_embd.weight") || ends_with(name, "rotary_emb.inv_freq")) return 0;
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
+        if (starts_with(name, parts[i])) return 1;
+    return 0;
+}
+
+/* Tensors that nobody asked for: those that would matter are refused, the rest is one warning. */
+static sr_status report_extra(const struct loader *l)
 {
     const int64_t n = sr_gguf_n_tensors(l->g);
-    if (n == l->n_used) return;
+    const struct gguf_tensor *first = NULL;
+    char name[80];
+    if (n == l->n_used) return SR_OK;
     for (int64_t i = 0; i < n; i++) {
         const struct gguf_tensor *t = sr_gguf_tensor(l->g, i);
-        char name[80];
         if (is_used(l, t)) continue;
-        sr_log(SR_LOG_WARN, "%s: %lld tensors are not used, the first is %s", sr_gguf_path(l->g),
-               (long long)(n - l->n_used), sr_escape(name, sizeof(name), t->name.data, t->name.bytes));
-        return;
+        if (!first) first = t;
+        if (matters(t->name))
+            return sr_fail(l->err, SR_ERR_UNSUPPORTED, "%s: not a tensor of a %s model as it is computed here",
+                           sr_escape(name, sizeof(name), t->name.data, t->name.bytes), l->c->architecture);
     }
+    sr_log(SR_LOG_WARN, "%s: %lld tensors are not used, the first is %s", sr_gguf_path(l->g), (long long)(n - l->n_used),
+           sr_escape(name, sizeof(name), first->name.data, first->name.bytes));
+    return SR_OK;
 }
 
 /* ---- memory ---- */
@@ -267,7 +292,7 @@ sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const
     if (o->copy) SR_TRY_GOTO(reserve_copy(&l));
     SR_TRY_GOTO(take_all(&l));
     SR_TRY_GOTO(report_missing(&l));
-    warn_extra(&l);
+    SR_TRY_GOTO(report_extra(&l));
     if (o->lock) lock_all(&l);
     sr_free(l.used);
     *out = w;

@@ -102,6 +102,26 @@ def sessions(name, file):
 
 
 @test
+def longer_contexts():
+    """What the file declares is the limit; scaling by flag moves it; --allow-extrapolation goes beyond."""
+    file = model("tiny-qwen2")  # declares 32768
+    def tokens(*flags, rc=0):
+        return run("run", "-m", file, "-p", "the river", "-no-cnv", "-n", "6", "--greedy", *flags, rc=rc, text=False)[0 if rc == 0 else 1]
+    plain = tokens()
+    contains(tokens("-c", "40000", rc=2).decode(), "32768")
+    equal(tokens("-c", "40000", "--allow-extrapolation"), plain)
+    yarn = ["--rope-scaling", "yarn", "--rope-scale", "4"]
+    stretched = tokens("-c", "131072", *yarn)
+    contains(tokens("-c", "131073", *yarn, rc=2).decode(), "131072")
+    equal(tokens("-c", "100", *yarn, "--rope-scaling", "none"), plain)
+    equal(tokens("-c", "65536", "--rope-scaling", "yarn", "--rope-freq-scale", "0.25", "--yarn-orig-ctx", "32768"), stretched)
+    contains(tokens("--rope-scale", "4", "--rope-freq-scale", "0.25", rc=2).decode(), "--rope-freq-scale")
+    equal(len({tokens("--rope-freq-base", b, "-n", "20") for b in ("1e4", "1e6", "1e8")}) > 1, True)
+    j = json.loads(run("inspect", "-m", file, "-o", "json", *yarn)[0])
+    equal((j["n_ctx_train"], j["memory"][-1]["context"]), (131072, 131072))
+
+
+@test
 def make_random_refuses():
     names = run("inspect", "--make-random", "list")[0].split()
     equal([n for n in ("llama-3.1-8b", "llama-3.1-70b", "yi-9b-200k", "qwen3-235b-a22b", "llava-1.5-7b") if n not in names], [])

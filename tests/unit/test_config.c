@@ -263,6 +263,54 @@ static void missing_and_extra(void **state)
     assert_non_null(strstr(warning, "100 tensors are not used, the first is extra.0.weight"));
 }
 
+/* A tensor that belongs to a layer and that nobody computes with. */
+static void tensors_that_matter(void **state)
+{
+    (void)state;
+    const char *const names[] = {"blk.0.attn_output.bias", "blk.1.ffn_gate.scale", "output_norm.bias", "blk.0.attn_sinks.weight"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        struct tiny_spec s = tiny_spec_default();
+        s.extra_name = names[i];
+        s.n_extra = 3;
+        refused_at(&s, SR_ERR_UNSUPPORTED, names[i], 0);
+    }
+    struct tiny_spec s = tiny_spec_default();
+    s.extra_name = "blk.0.attn_rot_embd.weight";
+    s.n_extra = 1;
+    tiny_model_write(tiny_path("old.gguf"), &s);
+    assert_int_equal(open_model(tiny_path("old.gguf"), 0), SR_OK);
+}
+
+/* Keys of a known architecture that ask for what the pass does not compute. */
+static void keys_that_matter(void **state)
+{
+    (void)state;
+    const struct { struct tiny_change c; sr_status st; } cases[] = {
+        {{.key = "llama.attention.flux_capacity", .kind = TINY_U32, .u32 = 1}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.attention.sliding_window", .kind = TINY_U32, .u32 = 128}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.attention.sliding_window", .kind = TINY_U32, .u32 = 512}, SR_OK},
+        {{.key = "llama.logit_scale", .kind = TINY_F32, .f32 = 0.5}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.logit_scale", .kind = TINY_F32, .f32 = 1}, SR_OK},
+        {{.key = "llama.final_logit_softcapping", .kind = TINY_F32, .f32 = 30}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.residual_scale", .kind = TINY_F32, .f32 = NAN}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.expert_gating_func", .kind = TINY_U32, .u32 = 2}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.attention.clamp_kqv", .kind = TINY_STR, .str = "0"}, SR_ERR_FORMAT},
+        {{.key = "llama.rope.dimension_sections", .kind = TINY_U32, .u32 = 0}, SR_ERR_UNSUPPORTED},
+        {{.key = "llama.vocab_size", .kind = TINY_U32, .u32 = TINY_VOCAB}, SR_OK},
+        {{.key = "llamas.anything", .kind = TINY_U32, .u32 = 1}, SR_OK}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tiny_spec s = tiny_spec_default();
+        s.changes = &cases[i].c;
+        s.n_changes = 1;
+        if (cases[i].st) {
+            refused_at(&s, cases[i].st, cases[i].c.key, 0);
+            continue;
+        }
+        tiny_model_write(tiny_path("neutral.gguf"), &s);
+        if (open_model(tiny_path("neutral.gguf"), 0)) fail_msg("%s: %s", cases[i].c.key, err.text);
+    }
+}
+
 /* GT13 */
 static void shapes(void **state)
 {
@@ -322,7 +370,7 @@ static void yarn_numbers(void **state)
 {
     (void)state;
     struct rope_spec r = {.kind = ROPE_NEOX, .n_dims = 128};
-    const struct rope_params p = {.scaling = ROPE_SCALING_YARN, .base = 1e6, .factor = 4, .original_len = 32768, .beta_fast = 32,
+    const struct rope_params p = {.scaling = ROPE_SCALING_YARN, .base = 1e6, .factor = 4, .original_len = 32768, .ext_factor = 1, .beta_fast = 32,
                                   .beta_slow = 1, .attn_factor = 1};
     const struct { int i; double inv; } want[] = {{0, 1}, {23, 0.00697830585}, {24, 0.00537532149}, {31, 0.000802959728},
                                                   {39, 6.49039432e-05}, {40, 4.44569853e-05}, {63, 3.1023444e-07}};
@@ -365,6 +413,51 @@ static void scaling_keys(void **state)
     assert_int_equal(c.n_ctx_train, 2048);
 }
 
+static void override(struct model_config *c, const struct rope_override *o)
+{
+    struct tiny_spec s = tiny_spec_default();
+    read_config(&s, c);
+    if (sr_config_override_rope(c, o, &err) != SR_OK) fail_msg("%s", err.text);
+}
+
+/* Scaling by the caller: the frequencies, and the context that counts as trained. */
+static void other_scaling(void **state)
+{
+    (void)state;
+    struct model_config c, from_file;
+    override(&c, &(struct rope_override){0});
+    near(c.rope.inv_freq[3], pow(10000.0, -6.0 / 16), 1e-15);
+    assert_int_equal(c.n_ctx_train, 512);
+    override(&c, &(struct rope_override){.factor = 8});
+    near(c.rope.inv_freq[3], pow(10000.0, -6.0 / 16) / 8, 1e-15);
+    assert_int_equal(c.n_ctx_train, 4096);
+    override(&c, &(struct rope_override){.base = 5e5});
+    near(c.rope.inv_freq[3], pow(5e5, -6.0 / 16), 1e-15);
+    assert_int_equal(c.n_ctx_train, 512);
+    const struct tiny_change keys[] = {{.key = "llama.rope.scaling.type", .kind = TINY_STR, .str = "yarn"},
+                                       {.key = "llama.rope.scaling.factor", .kind = TINY_F32, .f32 = 4},
+                                       {.key = "llama.rope.scaling.original_context_length", .kind = TINY_U32, .u32 = 256}};
+    struct tiny_spec s = tiny_spec_default();
+    s.changes = keys;
+    s.n_changes = 3;
+    read_config(&s, &from_file);
+    override(&c, &(struct rope_override){.has_scaling = 1, .scaling = ROPE_SCALING_YARN, .factor = 4, .original_len = 256});
+    assert_memory_equal(c.rope.inv_freq, from_file.rope.inv_freq, 8 * sizeof(double));
+    assert_true(c.rope.magnitude == from_file.rope.magnitude);
+    assert_int_equal(c.n_ctx_train, 1024);
+    assert_int_equal(sr_config_override_rope(&from_file, &(struct rope_override){.has_scaling = 1, .scaling = ROPE_SCALING_NONE}, &err), SR_OK);
+    near(from_file.rope.inv_freq[7], pow(10000.0, -14.0 / 16), 1e-15);
+    assert_int_equal(from_file.n_ctx_train, 256);
+    /* without the ramp's share YaRN is linear, with the attention factor alone as magnitude */
+    override(&c, &(struct rope_override){.has_scaling = 1, .scaling = ROPE_SCALING_YARN, .factor = 4, .has_ext_factor = 1, .attn_factor = 1.5});
+    for (int i = 0; i < 8; i++) near(c.rope.inv_freq[i], pow(10000.0, -2.0 * i / 16) / 4, 1e-15);
+    near(c.rope.magnitude, 1.5, 1e-15);
+    const struct rope_override bad[] = {{.base = 0.5}, {.factor = -1}, {.factor = NAN}, {.original_len = -5}, {.beta_fast = 1e7},
+                                        {.has_ext_factor = 1, .ext_factor = -1}};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(sr_config_override_rope(&c, &bad[i], &err), SR_ERR_USAGE);
+}
+
 /* Llama 3.1 and 3.2: the file's divisors against the published formula (factor, 1, 4, 8192). */
 static void divisors(void **state)
 {
@@ -402,6 +495,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(good_model_opens), cmocka_unit_test(architecture), cmocka_unit_test(sizes), cmocka_unit_test(heads),
         cmocka_unit_test(rotary_and_norm_values), cmocka_unit_test(experts), cmocka_unit_test(mixtures), cmocka_unit_test(missing_and_extra),
+        cmocka_unit_test(tensors_that_matter), cmocka_unit_test(keys_that_matter), cmocka_unit_test(other_scaling),
         cmocka_unit_test(shapes), cmocka_unit_test(not_finite), cmocka_unit_test(bad_scale_found_in_use),
         cmocka_unit_test(yarn_numbers), cmocka_unit_test(scaling_keys), cmocka_unit_test(divisors),
         cmocka_unit_test(qwen2_needs_biases)};

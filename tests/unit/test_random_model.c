@@ -80,7 +80,7 @@ static void random_blocks(void **state)
             square += (double)x[k] * (double)x[k];
         }
         const double rms = sqrt(square / N);
-        if (fabs(rms - 0.02) > 0.001 || fabs(sum / N) > 0.15 * rms)
+        if (fabs(rms - 0.02) > 0.0002 || fabs(sum / N) > 0.15 * rms)
             fail_msg("%s: root mean square %g, mean %g", sr_dtype_name(types[i]), rms, sum / N);
     }
     free(data);

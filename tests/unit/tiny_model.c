@@ -268,7 +268,8 @@ static void list_all(struct tensor_list *l, const struct tiny_spec *s)
     if (s->rope_freqs) list(l, s, "rope_freqs.weight", FILL_GIVEN, s->head_dim / 2, 0);
     for (int32_t i = 0; i < s->n_layers; i++) list_layer(l, s, i);
     for (int i = 0; i < s->n_extra; i++) {
-        snprintf(name, sizeof(name), "extra.%d.weight", i);
+        if (i == 0 && s->extra_name) snprintf(name, sizeof(name), "%s", s->extra_name);
+        else snprintf(name, sizeof(name), "extra.%d.weight", i);
         list(l, s, name, FILL_NORM, 32, 0);
     }
 }

@@ -42,7 +42,8 @@ struct tiny_spec {
     uint64_t seed;
     double rope_base;
     const float *rope_freqs; /* [head_dim / 2] or NULL */
-    int n_extra;         /* tensors that no model has */
+    int n_extra;         /* tensors that no model has; the first is called extra_name if that is given */
+    const char *extra_name;
     const struct tiny_change *changes;
     int n_changes;
     const struct tiny_tensor_change *tensor_changes;
