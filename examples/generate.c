@@ -49,7 +49,7 @@ int main(int argc, char **argv)
     if (st == SR_OK) st = sr_session_new(&s, m, NULL, &err);
     if (st == SR_OK) sr_model_get_info(m, &info);
     if (st == SR_OK) st = sr_sampler_new(&p, &sampling, info.n_vocab, &err);
-    if (st == SR_OK) st = sr_chat_tokens(m, NULL, &prompt, 1, 1, &ids, &n, &err);
+    if (st == SR_OK) st = sr_chat_tokens(m, NULL, &prompt, 1, &ids, &n, &err);
     if (st == SR_OK) st = sr_session_prefill(s, ids, n, NULL, NULL, NULL, &err);
     if (st == SR_OK) st = answer(m, s, p, argc > 3 ? atoi(argv[3]) : 64, &err);
     if (st == SR_OK) {

@@ -5,8 +5,9 @@
     make-chat-vectors.py > tests/golden/chat_vectors.json
 
 The programs below were written for this purpose and behave as the published templates of their families do for
-messages without tools. An independent engine renders them, so that the renderers in src/text/chat.c are checked
-against something that is not themselves. "rendered": null means that the program raises an error.
+messages without tools. An independent engine renders them, so that the templates of src/text/chat_builtin.c and the
+interpreter that runs them are checked against something that is not themselves. "rendered": null means that the program
+raises an error.
 Needs jinja2; nothing in the build or the tests calls this.
 """
 import json

@@ -46,7 +46,7 @@ static sr_status add_message(struct chat *c, sr_role role, const char *s, size_t
     c->messages = grown;
     sr_status st = sr_text_add(&copy, "", s, bytes, err);
     if (st) return st;
-    c->messages[c->n_messages++] = (sr_message){role, copy.data, copy.bytes};
+    c->messages[c->n_messages++] = (sr_message){.role = role, .text = copy.data, .bytes = copy.bytes};
     return SR_OK;
 }
 
@@ -69,7 +69,7 @@ static sr_status clear(struct chat *c, sr_error *err)
 
 static sr_status render(struct chat *c, const sr_message *m, int32_t n, struct ids *out, sr_error *err)
 {
-    return sr_chat_tokens(c->t.model, c->t.o->chat_template, m, n, 1, &out->v, &out->n, err);
+    return sr_chat_tokens(c->t.model, &c->t.chat, m, n, &out->v, &out->n, err);
 }
 
 static int begins_with(const struct ids *a, const int32_t *b, int32_t n)
@@ -82,7 +82,7 @@ static int begins_with(const struct ids *a, const int32_t *b, int32_t n)
 static sr_status continue_tokens(struct chat *c, struct ids *out, sr_error *err)
 {
     const sr_message *last = &c->messages[c->n_messages - 1];
-    const sr_message m[3] = {{SR_ROLE_USER, "x", 1}, {SR_ROLE_ASSISTANT, "", 0}, *last};
+    const sr_message m[3] = {{.role = SR_ROLE_USER, .text = "x", .bytes = 1}, {.role = SR_ROLE_ASSISTANT}, *last};
     struct ids before = {0}, after = {0};
     int32_t held = sr_session_len(c->t.session);
     *out = (struct ids){0};

@@ -21,10 +21,10 @@ static sr_status tokens_of(const struct talk *t, const struct text *prompt, int3
     struct text system;
     sr_status st = sr_prompt_system(&system, t->o, err);
     if (st) return st;
-    sr_message m[2] = {{SR_ROLE_SYSTEM, system.data, system.bytes},
-                       {SR_ROLE_USER, prompt->data, prompt->bytes}};
+    sr_message m[2] = {{.role = SR_ROLE_SYSTEM, .text = system.data, .bytes = system.bytes},
+                       {.role = SR_ROLE_USER, .text = prompt->data, .bytes = prompt->bytes}};
     int skip = system.bytes == 0;
-    st = sr_chat_tokens(t->model, t->o->chat_template, m + skip, 2 - skip, 1, ids, n, err);
+    st = sr_chat_tokens(t->model, &t->chat, m + skip, 2 - skip, ids, n, err);
     sr_text_free(&system);
     return st;
 }

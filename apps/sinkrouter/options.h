@@ -72,7 +72,8 @@ struct options {
     double audit;                                     /* -1: the library's default */
 
     /* text in */
-    const char *prompt, *file, *system, *system_file, *chat_template;
+    const char *prompt, *file, *system, *system_file, *chat_template, *chat_template_file,
+        *chat_template_kwargs;
     int64_t file_tokens, offset;
     int escape, no_escape, conversation, no_conversation, single_turn;
     enum on_off bos;

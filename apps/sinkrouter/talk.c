@@ -23,17 +23,39 @@ const char *sr_stop_name(enum stop_reason reason)
 /* ---- open
  * ------------------------------------------------------------------------------------------------------- */
 
+/* --chat-template takes a name or, as in llama.cpp, a program. */
+static sr_status read_template(struct talk *t, sr_error *err)
+{
+    const struct options *o = t->o;
+    t->chat.variables = o->chat_template_kwargs;
+    if (o->chat_template && o->chat_template_file)
+        return sr_refuse(err, SR_ERR_USAGE, "--chat-template: not together with --chat-template-file");
+    if (o->chat_template && (strstr(o->chat_template, "{{") || strstr(o->chat_template, "{%"))) {
+        t->chat.template_text = o->chat_template;
+        t->chat.template_bytes = strlen(o->chat_template);
+    } else {
+        t->chat.template_name = o->chat_template;
+    }
+    if (!o->chat_template_file) return SR_OK;
+    sr_status st = sr_text_read(&t->template_text, "--chat-template-file", o->chat_template_file, err);
+    t->chat.template_text = t->template_text.data;
+    t->chat.template_bytes = t->template_text.bytes;
+    return st;
+}
+
 /* Whether the template is used, and the stop texts that come with it. */
 static sr_status pick_template(struct talk *t, const char *const **stop_texts, sr_error *err)
 {
     const struct options *o = t->o;
-    int has_none = strcmp(t->info.chat_template, "none") == 0;
+    int has_none = strcmp(t->info.chat_template, "none") == 0, is_given = o->chat_template || o->chat_template_file;
     *stop_texts = NULL;
-    if (o->no_conversation && (o->conversation || o->chat_template))
+    if (o->no_conversation && (o->conversation || is_given))
         return sr_refuse(err, SR_ERR_USAGE, "-no-cnv: not together with %s",
                          o->conversation ? "-cnv" : "--chat-template");
     if (o->no_conversation) return SR_OK;
-    if (has_none && !o->chat_template) {
+    sr_status st = read_template(t, err);
+    if (st) return st;
+    if (has_none && !is_given) {
         if (o->command == CMD_RUN && !o->conversation) {
             if (o->system || o->system_file)
                 return sr_refuse(err, SR_ERR_USAGE,
@@ -44,7 +66,7 @@ static sr_status pick_template(struct talk *t, const char *const **stop_texts, s
                          "the model has no chat template; give --chat-template NAME, or use run");
     }
     t->use_template = 1;
-    return sr_chat_template_check(t->model, o->chat_template, stop_texts, err);
+    return sr_chat_template_check(t->model, &t->chat, stop_texts, err);
 }
 
 static sr_status list_stops(struct talk *t, sr_error *err)
@@ -119,7 +141,7 @@ static int wants_color(const struct options *o)
 sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
 {
     const char *const *stop_texts;
-    *t = (struct talk){.o = o, .color = wants_color(o)};
+    *t = (struct talk){.o = o, .color = wants_color(o), .chat = sr_chat_options_default()};
     sr_route_options checked; /* before the model is loaded: wrong usage should not wait for it */
     sr_status st = sr_setup_check_model(o, 0, err);
     if (!st) st = sr_setup_route(&checked, o, NULL, err);
@@ -143,6 +165,7 @@ void sr_talk_close(struct talk *t)
     sr_model_close(t->model);
     for (int i = 0; i < LIST_MAX; i++) sr_text_free(&t->stop_texts[i]);
     free(t->stop_list);
+    sr_text_free(&t->template_text);
     free(t->logits);
 }
 

@@ -34,6 +34,8 @@ struct talk {
     sr_route_options route;
     uint64_t seed;
     int use_template; /* apply the chat template */
+    sr_chat_options chat;
+    struct text template_text; /* of --chat-template-file */
     struct stream out;
     const char **stop_list; /* -r, NULL-terminated; texts in stop_texts */
     struct text stop_texts[LIST_MAX];

@@ -63,7 +63,7 @@ SR_API void sr_model_close(sr_model *m);
 typedef struct sr_model_info {
     const char *path, *architecture, *name;    /* name may be "" */
     const char *tokenizer;                     /* "bpe/smollm" */
-    const char *chat_template;                 /* name of the recognised one, "none", or "unknown" */
+    const char *chat_template;                 /* "jinja", "none", or "unknown": the file's cannot be used */
     const char *backend;                       /* "cpu, vnni, 2 threads" */
     const char *type_name;                     /* "Q4_1", or "mixed": the type that holds most weights */
     int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
@@ -128,15 +128,79 @@ typedef struct sr_utf8_hold { uint8_t held[4]; int32_t n_held; } sr_utf8_hold;
 SR_API size_t sr_utf8_push(sr_utf8_hold *u, const void *bytes, size_t n, char *out);
 SR_API size_t sr_utf8_finish(sr_utf8_hold *u, char *out);
 
-typedef enum sr_role { SR_ROLE_SYSTEM = 0, SR_ROLE_USER = 1, SR_ROLE_ASSISTANT = 2 } sr_role;
-typedef struct sr_message { sr_role role; const char *text; size_t bytes; } sr_message;
-/* Renders with the model's template, or the one named (NULL = the model's), with the generation prompt if asked, and
- * tokenizes; control tokens inside messages stay text. BOS as template and file say, once. */
-SR_API sr_status sr_chat_tokens(const sr_model *m, const char *template_name, const sr_message *msgs, int32_t n_msgs,
-                                int generation_prompt, int32_t **ids, int32_t *n, sr_error *err);
-/* NULL-terminated list of texts that end an assistant's turn beyond the end tokens; SR_ERR_UNSUPPORTED when the model's template is not
- * known, SR_ERR_USAGE for an unknown name. */
-SR_API sr_status sr_chat_template_check(const sr_model *m, const char *template_name, const char *const **stop_texts, sr_error *err);
+typedef enum sr_role { SR_ROLE_SYSTEM = 0, SR_ROLE_USER = 1, SR_ROLE_ASSISTANT = 2, SR_ROLE_TOOL = 3 } sr_role;
+typedef struct sr_message {
+    sr_role role;
+    const char *text;                 /* a tool's result where role is SR_ROLE_TOOL */
+    size_t bytes;
+    const char *reasoning;            /* an assistant's thinking without its marks; NULL: none given */
+    size_t reasoning_bytes;
+    const char *tool_calls;           /* an assistant's, JSON array: [{"type": "function", "function": {"name", "arguments"}}] */
+    const char *tool_call_id, *name;  /* of a tool's result; NULL: none */
+} sr_message;
+
+typedef struct sr_chat_options {
+    const char *template_name;        /* one of ours (--chat-template); NULL: the next, or the model's */
+    const char *template_text;        /* a Jinja program; NULL: the model's */
+    size_t template_bytes;
+    int generation_prompt;            /* begin the answer; default 1 */
+    int think;                        /* enable_thinking of the template: -1 not set (default), 0, 1 */
+    const char *tools;                /* JSON array of tool definitions, or NULL */
+    const char *variables;            /* JSON object of more variables of the template, or NULL */
+} sr_chat_options;
+SR_API sr_chat_options sr_chat_options_default(void);
+/* Renders with the template chosen and tokenizes; control tokens inside messages, tools and variables stay text. BOS as template
+ * and file say, once. o NULL: the default. SR_ERR_USAGE when the template refuses the conversation. */
+SR_API sr_status sr_chat_tokens(const sr_model *m, const sr_chat_options *o, const sr_message *msgs, int32_t n_msgs,
+                                int32_t **ids, int32_t *n, sr_error *err);
+/* The same as text, terminated; free it with sr_chat_string_free. */
+SR_API sr_status sr_chat_string(const sr_model *m, const sr_chat_options *o, const sr_message *msgs, int32_t n_msgs,
+                                char **text, size_t *bytes, sr_error *err);
+SR_API void sr_chat_string_free(char *text);
+/* NULL-terminated list of texts that end an assistant's turn beyond the end tokens; SR_ERR_UNSUPPORTED when the model has no template or
+ * one with something that is not known, SR_ERR_FORMAT for one that is no program, SR_ERR_USAGE for an unknown name. */
+SR_API sr_status sr_chat_template_check(const sr_model *m, const sr_chat_options *o, const char *const **stop_texts, sr_error *err);
+
+/* ---- thinking ------------------------------------------------------------------------------------------------- */
+
+/* Whether answers begin with a think block: the vocabulary has <think> and </think>, and the template writes or expects them. */
+typedef enum sr_thinks {
+    SR_THINKS_NEVER = 0,
+    SR_THINKS_ALWAYS = 1,  /* the template has no switch */
+    SR_THINKS_CHOICE = 2   /* enable_thinking switches it */
+} sr_thinks;
+SR_API sr_thinks sr_chat_thinks(const sr_model *m, const sr_chat_options *o);
+/* What a turn asks for: the last of "/think" and "/no_think", as words of user and system messages: 1, 0, or -1 without either. */
+SR_API int sr_chat_soft_switch(const sr_message *msgs, int32_t n_msgs);
+
+/* The part of an answer that a token belongs to. */
+typedef enum sr_part { SR_PART_ANSWER = 0, SR_PART_THOUGHT = 1, SR_PART_MARK = 2 /* of the block itself: never shown */ } sr_part;
+
+/* Follows one answer token by token: what is thinking, when its budget is used up, and the tokens that then end it.
+ *
+ *     sr_thinking_begin, loop { id = sr_thinking_forced(t); if (id < 0) sr_sampler_next(..., &id); part = sr_thinking_push(t, id) }
+ */
+typedef struct sr_thinking sr_thinking;
+typedef struct sr_thinking_options {
+    int32_t budget;       /* tokens inside the block; -1: no limit (default); 0: the block is closed at once */
+    const char *message;  /* what ends it early, before </think>; NULL: Qwen3's sentence */
+} sr_thinking_options;
+SR_API sr_thinking_options sr_thinking_options_default(void);
+/* SR_ERR_UNSUPPORTED when the vocabulary has no think tokens. The model must outlive it. */
+SR_API sr_status sr_thinking_new(sr_thinking **out, const sr_model *m, const sr_thinking_options *o, sr_error *err);
+SR_API void sr_thinking_free(sr_thinking *t);
+/* A new answer after this prompt, which may have opened the block itself, or closed it. */
+SR_API void sr_thinking_begin(sr_thinking *t, const int32_t *prompt, int32_t n);
+/* The token to take instead of sampling, or -1. */
+SR_API int32_t sr_thinking_forced(const sr_thinking *t);
+/* Tells which token was taken, forced or sampled. Does not allocate. */
+SR_API sr_part sr_thinking_push(sr_thinking *t, int32_t id);
+typedef struct sr_thinking_counts {
+    int32_t thinking, answer; /* tokens sampled inside the block and outside; marks are in neither */
+    int32_t forced;           /* tokens put in when the budget was used up */
+    int ended_by_budget, is_open;
+} sr_thinking_counts;
+SR_API void sr_thinking_get_counts(const sr_thinking *t, sr_thinking_counts *out);
 
 /* ---- session --------------------------------------------------------------------------------------------------- */
 
@@ -227,6 +291,9 @@ SR_API void sr_sampler_free(sr_sampler *p);
 /* Next token from logits [n_vocab] given the tokens so far (for penalties). Does not allocate. SR_ERR_NUMERIC if every logit is
  * NaN or -inf or one is NaN. */
 SR_API sr_status sr_sampler_next(sr_sampler *p, const float *logits, const int32_t *tokens, int32_t n_tokens, int32_t *id, sr_error *err);
+/* Sets temperature, top_k, top_p, min_p and their order as the model's authors advise for answers with and without thinking.
+ * Returns 0 and changes nothing where no advice is known. */
+SR_API int sr_sampler_advice(const sr_model *m, int thinking, sr_sampler_options *o);
 /* A seed from the system's random source. */
 SR_API uint64_t sr_seed_random(void);
 

@@ -85,16 +85,15 @@ static void read_names(struct sr_model *m)
         sr_escape(m->name, sizeof(m->name), s.data, s.bytes);
 }
 
-/* An unknown template is no fault until somebody asks for it. */
+/* A template that cannot be used is no fault until somebody asks for it. */
 static sr_status find_chat_template(struct sr_model *m, sr_error *err)
 {
     struct gguf_str s;
-    int found;
-    m->chat = CHAT_NONE;
-    m->chat_known = 1;
-    SR_TRY(sr_gguf_get_str(m->file, "tokenizer.chat_template", &s, &found, err));
-    if (found) m->chat_known = sr_chat_template_detect(&m->chat, s.data, s.bytes, NULL) == SR_OK;
-    return SR_OK;
+    SR_TRY(sr_gguf_get_str(m->file, "tokenizer.chat_template", &s, &m->has_chat, err));
+    if (m->has_chat && s.bytes == 0) m->has_chat = 0;
+    if (!m->has_chat) return SR_OK;
+    const sr_status st = sr_chat_template_open(&m->chat, s.data, s.bytes, NULL);
+    return st == SR_ERR_RESOURCE ? sr_fail_memory(err, s.bytes, "chat template") : SR_OK;
 }
 
 /* ---- open, in stages ---- */
@@ -189,6 +188,7 @@ void sr_model_close(sr_model *m)
     sr_attn_free(m->attention);
     if (m->backend) sr_weights_free(&m->weights, m->backend);
     sr_backend_close(m->backend);
+    sr_chat_template_close(m->chat);
     sr_tokenizer_close(m->tokenizer);
     sr_gguf_close(m->file);
     sr_free(m->path);
@@ -199,8 +199,8 @@ void sr_model_close(sr_model *m)
 
 static const char *chat_name(const struct sr_model *m)
 {
-    if (!m->chat_known) return "unknown";
-    return m->chat == CHAT_NONE ? "none" : sr_chat_template_name(m->chat);
+    if (!m->has_chat) return "none";
+    return m->chat ? sr_chat_template_name(m->chat) : "unknown";
 }
 
 void sr_model_get_info(const sr_model *m, sr_model_info *out)

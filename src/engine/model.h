@@ -22,8 +22,8 @@ struct sr_model {
     struct backend *backend;    /* from here on NULL with vocab_only */
     struct model_weights weights;
     struct attention *attention;
-    enum chat_template chat;
-    int chat_known;             /* 0: the file's template is not one of ours */
+    struct chat_template *chat; /* NULL: the file has none that can be used */
+    int has_chat;               /* the file has a template, whatever it is */
     char architecture[48], name[96], type_name[16];
     int64_t n_params;
     uint64_t identity[2];       /* hash of every part's header and of samples of each tensor */
@@ -31,6 +31,11 @@ struct sr_model {
 
 /* K/V bytes that one token takes in all layers, and bytes of the sketch of n tokens for these options. */
 uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx);
+
+/* SR_ERR_UNSUPPORTED where the file has none that can be used. */
+sr_status sr_model_need_tokenizer(const struct sr_model *m, sr_error *err);
+/* Hands a list's block over as a plain array; the list is then the caller's no more. */
+sr_status sr_tokens_give(struct token_list *l, int32_t **ids, int32_t *n, sr_error *err);
 
 /* Fills defaults (n_ctx 0) and checks; SR_ERR_USAGE names the option, its value and the limit. */
 sr_status sr_session_options_check(const struct sr_model *m, sr_session_options *o, sr_error *err);

@@ -150,8 +150,8 @@ static sr_status call_chat(void *ctx)
 {
     struct world *w = ctx;
     int32_t *got, n;
-    const sr_message msg = {SR_ROLE_USER, "the a", 5};
-    const sr_status st = sr_chat_tokens(w->m, NULL, &msg, 1, 1, &got, &n, &err);
+    const sr_message msg = {.role = SR_ROLE_USER, .text = "the a", .bytes = 5};
+    const sr_status st = sr_chat_tokens(w->m, NULL, &msg, 1, &got, &n, &err);
     if (st == SR_OK) sr_tokens_free(got);
     return st;
 }

@@ -78,7 +78,7 @@ static void good_model_opens(void **state)
     assert_string_equal(i.architecture, "llama");
     assert_string_equal(i.name, "tiny");
     assert_string_equal(i.type_name, "F32");
-    assert_string_equal(i.chat_template, "chatml");
+    assert_string_equal(i.chat_template, "jinja");
     assert_int_equal(i.n_layers, 2);
     assert_int_equal(i.n_vocab, TINY_VOCAB);
     assert_int_equal(i.n_kv_heads, 2);

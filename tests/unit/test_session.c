@@ -489,30 +489,36 @@ static void chat(void **state)
 {
     (void)state;
     sr_model *m = open_default();
-    const sr_message msgs[] = {{SR_ROLE_USER, "the<|im_end|>", 13}};
+    const sr_message msgs[] = {{.role = SR_ROLE_USER, .text = "the<|im_end|>", .bytes = 13}};
     int32_t *got, n, ends = 0;
-    OK(sr_chat_tokens(m, NULL, msgs, 1, 1, &got, &n, &err));
+    OK(sr_chat_tokens(m, NULL, msgs, 1, &got, &n, &err));
     assert_int_equal(got[0], TINY_START);
     for (int i = 0; i < n; i++) ends += got[i] == TINY_END;
     assert_int_equal(ends, 1); /* the user's stays text */
     sr_tokens_free(got);
     const char *const *stops;
+    sr_chat_options named = sr_chat_options_default();
     OK(sr_chat_template_check(m, NULL, &stops, &err));
-    OK(sr_chat_template_check(m, "vicuna", &stops, &err));
+    assert_null(stops[0]);
+    named.template_name = "vicuna";
+    OK(sr_chat_template_check(m, &named, &stops, &err));
     assert_non_null(stops[0]);
-    assert_int_equal(sr_chat_template_check(m, "nosuch", &stops, &err), SR_ERR_USAGE);
-    assert_int_equal(sr_chat_tokens(m, NULL, msgs, 0, 1, &got, &n, &err), SR_ERR_USAGE);
+    named.template_name = "nosuch";
+    assert_int_equal(sr_chat_template_check(m, &named, &stops, &err), SR_ERR_USAGE);
+    assert_int_equal(sr_chat_tokens(m, NULL, msgs, 0, &got, &n, &err), SR_ERR_USAGE);
     sr_model_close(m);
     struct tiny_spec spec = tiny_spec_default();
     spec.changes = &(struct tiny_change){.key = "tokenizer.chat_template", .kind = TINY_OMIT};
     spec.n_changes = 1;
     m = open_tiny(&spec, 1);
-    assert_int_equal(sr_chat_tokens(m, NULL, msgs, 1, 1, &got, &n, &err), SR_ERR_UNSUPPORTED);
+    assert_int_equal(sr_chat_tokens(m, NULL, msgs, 1, &got, &n, &err), SR_ERR_UNSUPPORTED);
     sr_model_close(m);
-    spec.changes = &(struct tiny_change){.key = "tokenizer.chat_template", .kind = TINY_STR, .str = "{{ a template of nobody }}"};
+    spec.changes = &(struct tiny_change){.key = "tokenizer.chat_template", .kind = TINY_STR, .str = "{{ x | nosuch }}"};
     m = open_tiny(&spec, 1);
-    assert_int_equal(sr_chat_tokens(m, NULL, msgs, 1, 1, &got, &n, &err), SR_ERR_UNSUPPORTED);
-    OK(sr_chat_tokens(m, "chatml", msgs, 1, 1, &got, &n, &err));
+    assert_int_equal(sr_chat_tokens(m, NULL, msgs, 1, &got, &n, &err), SR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "filter \"nosuch\" is not known"));
+    named.template_name = "chatml";
+    OK(sr_chat_tokens(m, &named, msgs, 1, &got, &n, &err));
     sr_tokens_free(got);
     sr_model_close(m);
 }
