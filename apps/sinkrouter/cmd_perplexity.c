@@ -45,11 +45,18 @@ static double ratio(double a, double b)
 /* ---- one combination
  * -------------------------------------------------------------------------------------------- */
 
+/* Whether --route-budget means something to the mode. A window is one too: its sinks and last rows. */
+static int has_budget(sr_route_mode mode)
+{
+    return mode >= SR_ROUTE_QUEST && mode <= SR_ROUTE_TOPK;
+}
+
 /* The settings' part of a row: null where the mode has no such setting. */
 static json_t *settings_row(const struct run *r, const sr_route_options *ro)
 {
     json_t *j = json_object();
     int is_mass = ro->mode == SR_ROUTE_MASS, is_dense = ro->mode == SR_ROUTE_DENSE;
+    int is_near = is_mass || ro->mode == SR_ROUTE_WINDOW || ro->mode == SR_ROUTE_PAGES || ro->mode >= SR_ROUTE_TOPK;
     int32_t rank = ro->rank ? ro->rank : r->info.head_dim / 4;
     json_object_set_new(j, "mode", json_string(sr_route_mode_name(ro->mode)));
     json_object_set_new(j, "rank", is_mass ? json_integer(rank) : json_null());
@@ -58,7 +65,8 @@ static json_t *settings_row(const struct run *r, const sr_route_options *ro)
     json_object_set_new(j, "tau",
                         ro->mode == SR_ROUTE_PAPER && !r->o->tau_file ? number(ro->tau[0]) : json_null());
     json_object_set_new(j, "window",
-                        is_mass || ro->mode == SR_ROUTE_WINDOW ? json_integer(ro->window) : json_null());
+                        is_near ? json_integer(ro->window) : json_null());
+    json_object_set_new(j, "budget", has_budget(ro->mode) ? json_integer(ro->budget) : json_null());
     json_object_set_new(j, "prefill", json_integer(r->n_prefill));
     return j;
 }
@@ -190,11 +198,16 @@ static sr_status measure_mode(struct run *r, const char *mode, sr_error *err)
     sr_status st = sr_setup_route(&base, o, mode, err);
     if (st) return st;
     int is_mass = base.mode == SR_ROUTE_MASS, is_paper = base.mode == SR_ROUTE_PAPER;
-    int32_t n_rank = is_mass && o->rank.n ? o->rank.n : 1, n_eps = is_mass && o->eps.n ? o->eps.n : 1;
+    int has_eps = is_mass || base.mode == SR_ROUTE_TOPP;
+    int32_t n_rank = is_mass && o->rank.n ? o->rank.n : 1, n_eps = has_eps && o->eps.n ? o->eps.n : 1;
     int32_t n_tau = is_paper && o->tau.n ? o->tau.n : 1, n_delta = is_mass && o->delta.n ? o->delta.n : 1;
-    for (int32_t i = 0; i < n_rank * n_delta * n_eps * n_tau && !sr_interrupt_pending(); i++) {
+    int is_window = base.mode == SR_ROUTE_WINDOW && o->budget.n > 0;
+    int32_t n_budget = (has_budget(base.mode) && o->budget.n) || is_window ? o->budget.n : 1;
+    for (int32_t i = 0; i < n_rank * n_delta * n_eps * n_tau * n_budget && !sr_interrupt_pending(); i++) {
         sr_route_options ro = base;
-        if (is_mass && o->eps.n) ro.eps = (float)o->eps.v[i % n_eps];
+        if (n_budget > 1 || is_window) ro.budget = (int32_t)o->budget.v[i];
+        if (is_window) ro.window = ro.budget > ro.n_sinks ? ro.budget - ro.n_sinks : 1;
+        if (has_eps && o->eps.n) ro.eps = (float)o->eps.v[i % n_eps];
         if (is_mass && o->delta.n) ro.delta = (float)o->delta.v[i / n_eps % n_delta];
         if (is_mass && o->rank.n) ro.rank = (int32_t)o->rank.v[i / (n_eps * n_delta)];
         if (is_paper && o->tau.n) ro.tau[0] = o->tau.v[i];
@@ -214,7 +227,7 @@ static void cell_mode(char *dst, size_t n, const json_t *row)
 static void cell_setting(char *dst, size_t n, const json_t *row)
 {
     double rank = sr_field(row, "rank"), eps = sr_field(row, "eps"), tau = sr_field(row, "tau"),
-           window = sr_field(row, "window");
+           window = sr_field(row, "window"), budget = sr_field(row, "budget");
     *dst = '\0';
     if (rank == rank && sr_field(row, "delta") > 0)
         snprintf(dst, n, "rank %.0f, eps %g, delta %g", rank, eps, sr_field(row, "delta"));
@@ -222,6 +235,10 @@ static void cell_setting(char *dst, size_t n, const json_t *row)
         snprintf(dst, n, "rank %.0f, eps %g", rank, eps);
     else if (tau == tau)
         snprintf(dst, n, "tau %g", tau);
+    else if (budget == budget)
+        snprintf(dst, n, "%.0f rows", budget);
+    else if (strcmp(json_string_value(json_object_get(row, "mode")), "topp") == 0)
+        snprintf(dst, n, "eps %g", eps);
     else if (window == window)
         snprintf(dst, n, "window %.0f", window);
 }
@@ -310,13 +327,18 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     return st;
 }
 
-static sr_status prefill(struct run *r, sr_error *err)
+static sr_status prefill(struct run *r, const struct text_list *modes, sr_error *err)
 {
     sr_session_options s;
     int32_t done = 0;
     sr_status st = sr_setup_session(&s, r->o, err);
     s.n_ctx = r->n_prefill + r->n_decode + (r->is_niah ? 32 : 0);
     if (!st) st = sr_session_new(&r->session, r->model, &s, err);
+    for (int32_t i = 0; !st && i < modes->n; i++) {
+        sr_route_mode mode;
+        st = sr_route_mode_find(&mode, modes->v[i], err);
+        if (!st && mode >= SR_ROUTE_QUEST) st = sr_session_observe(r->session, err);
+    }
     if (!st)
         st = sr_session_prefill(r->session, r->corpus.ids, r->n_prefill, sr_progress_show, NULL, &done, err);
     sr_progress_clear();
@@ -327,7 +349,7 @@ static sr_status run_all(struct run *r, const struct text_list *modes, sr_error 
 {
     sr_route_options ro;
     sr_status st = read_corpus(r, err);
-    if (!st) st = prefill(r, err);
+    if (!st) st = prefill(r, modes, err);
     if (!st) st = sr_setup_route(&ro, r->o, "dense", err);
     if (!st && !r->is_niah && !sr_interrupt_pending()) {
         st = sr_compare_init(&r->compare, r->info.n_vocab, r->corpus.ids + r->n_prefill, r->n_decode, err);

@@ -33,6 +33,7 @@ enum {
 #define INT_TOP     2147483647.0
 #define CACHE_TYPES "f32 f16 bf16 q8_0"
 #define MODES       "dense mass paper window"
+#define BASELINES   "quest pages h2o snapkv fastgen topk topp"
 
 const struct flag sr_flag_table[] = {
     HEAD("Model"),
@@ -167,8 +168,11 @@ const struct flag sr_flag_table[] = {
      "dense, mass, paper or window (default mass)"},
     {"--route", "MODE,..", FLAG_NAMES, CMD_BENCH, AT(route), 0, 0, 0, MODES,
      "a decode row for each: dense mass paper window (default dense)"},
-    {"--modes", "MODE,..", FLAG_NAMES, CMD_PERPLEXITY, AT(route), 0, 0, 0, MODES,
-     "modes compared: dense mass paper window (default dense,window,mass)"},
+    {"--modes", "MODE,..", FLAG_NAMES, CMD_PERPLEXITY, AT(route), 0, 0, 0, MODES " " BASELINES,
+     "modes compared: dense mass paper window, baselines quest pages h2o snapkv fastgen, bounds topk topp "
+     "(default dense,window,mass)"},
+    {"--route-budget", "N,..", FLAG_INTS, CMD_PERPLEXITY, AT(budget), 1, INT_TOP, 0, NULL,
+     "baselines, topk and window: rows read per step (default 512)"},
     {"--route-eps", "E", FLAG_REALS, TALK | CMD_BENCH, AT(eps), 1e-6, 0.999999, 1, NULL,
      "mass: bound on the unread attention mass of a head (default 0.1)"},
     {"--route-eps", "E,..", FLAG_REALS, CMD_PERPLEXITY, AT(eps), 1e-6, 0.999999, 0, NULL,

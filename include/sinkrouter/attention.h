@@ -28,7 +28,15 @@ typedef enum sr_route_mode {
     SR_ROUTE_DENSE = 0, /* every key */
     SR_ROUTE_MASS = 1,  /* sinks, window, and far keys until the estimated unread attention mass is <= eps */
     SR_ROUTE_PAPER = 2, /* skip a KV group (output 0) when mean cos(q, k_0) > tau; first two layers dense */
-    SR_ROUTE_WINDOW = 3 /* sinks and window only */
+    SR_ROUTE_WINDOW = 3, /* sinks and window only */
+    /* Baselines for measurements, slow, on sequences that were observed from their first token on. */
+    SR_ROUTE_QUEST = 4,   /* arXiv 2406.10774 */
+    SR_ROUTE_PAGES = 5,   /* as mass, with pages scored by mean and deviation of their keys */
+    SR_ROUTE_H2O = 6,     /* arXiv 2306.14048 */
+    SR_ROUTE_SNAPKV = 7,  /* arXiv 2404.14469 */
+    SR_ROUTE_FASTGEN = 8, /* arXiv 2310.01801 */
+    SR_ROUTE_TOPK = 9,    /* bound: the rows of the largest true shares */
+    SR_ROUTE_TOPP = 10    /* bound: mass with true shares */
 } sr_route_mode;
 
 typedef struct sr_route_options {
@@ -38,6 +46,7 @@ typedef struct sr_route_options {
                         1 - delta of the cases, [0, 1); default 0: the estimate alone decides */
     int32_t window;  /* last tokens always read, 1..65536; default 256 */
     int32_t n_sinks; /* first tokens always read, 0..1024; default 4 */
+    int32_t budget;  /* baselines: rows read per step and unit; 0: none given */
     int32_t min_len; /* below this many cached tokens every mode is dense; default 2048 */
     int32_t rank;    /* sketch coordinates per key, 1..head_dim; 0 = head_dim / 4 */
     int32_t bits;    /* bits per coordinate, 4 or 8; default 4 */

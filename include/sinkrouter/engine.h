@@ -224,6 +224,9 @@ SR_API sr_status sr_session_truncate(sr_session *s, int32_t len, sr_error *err);
  * token, so that logits are there). *reused gets the number kept. */
 SR_API sr_status sr_session_sync(sr_session *s, const int32_t *ids, int32_t n, sr_progress_fn *progress, void *user, int32_t *reused, sr_error *err);
 SR_API sr_status sr_session_route_set(sr_session *s, const sr_route_options *r, sr_error *err);
+/* Before the first token: from then on the session can be set to the baselines (SR_ROUTE_QUEST and after), which slows its
+ * prefill. */
+SR_API sr_status sr_session_observe(sr_session *s, sr_error *err);
 /* As sr_attention_watch. */
 SR_API void sr_session_watch(sr_session *s, sr_route_watch_fn *fn, void *user);
 SR_API void sr_session_route_get(const sr_session *s, sr_route_options *out);

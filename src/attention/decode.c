@@ -28,6 +28,7 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     for (int i = 0; i < 6; i++) *bytes[i] = sr_arena_take(a, n, 1);
     w->list = sr_arena_take(a, n, sizeof *w->list);
     w->n_list = sr_arena_take(a, n, sizeof *w->n_list);
+    w->observed = sr_arena_take(a, n, sizeof(struct observed *));
     w->n_chosen = sr_arena_take(a, n, sizeof *w->n_chosen);
     w->found = sr_arena_take(a, n, sizeof *w->found);
     w->n_found = sr_arena_take(a, n, sizeof *w->n_found);
@@ -81,7 +82,7 @@ static const struct policy *policy_of(const struct attn_seq *s, int32_t layer)
 
 static int same_options(const sr_route_options *x, const sr_route_options *y)
 {
-    if (x->n_sinks != y->n_sinks || x->window != y->window) return 0;
+    if (x->n_sinks != y->n_sinks || x->window != y->window || x->budget != y->budget) return 0;
     for (int i = 0; i < 4; i++) {
         if (x->tau[i] != y->tau[i]) return 0;
     }
@@ -139,6 +140,7 @@ static sr_status gather_units(struct decoded *d, const struct policy *p, const f
             w->n_list[u] = 0;
             w->n_found[u] = sr_sinks_get(s->sinks, d->layer, g, s->route.n_sinks,
                                          s->len[d->layer] - s->route.window, &w->found[u]);
+            if (p->needs_observer) w->observed[u] = sr_observed_get(s->observer, d->layer, g);
             if (p->needs_sketch) sr_bases_get(s->bases, d->layer, g, &w->basis[u]);
         }
     }
@@ -160,6 +162,7 @@ static void execute(const struct decoded *d, const struct route_plan *p)
     static const uint8_t first_set[] = {[READ_NONE] = ATTN_NONE,
                                         [READ_NEAR] = ATTN_NEAR,
                                         [READ_NEAR_LIST] = ATTN_NEAR,
+                                        [READ_LIST] = ATTN_LIST,
                                         [READ_ALL] = ATTN_ALL};
     struct decode_scratch *w = &d->a->scratch;
     const struct attn_seq *s = d->seqs[0];
@@ -210,6 +213,7 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
             .touched = w->touched,
             .eps = w->eps,
             .whole = w->whole,
+            .observed = w->observed,
             .found = w->found,
             .n_found = w->n_found,
             .near_m = w->near_m,

@@ -12,6 +12,13 @@ static const struct policy *const policies[] = {
     [SR_ROUTE_MASS] = &sr_policy_mass,
     [SR_ROUTE_PAPER] = &sr_policy_paper,
     [SR_ROUTE_WINDOW] = &sr_policy_window,
+    [SR_ROUTE_QUEST] = &sr_policy_quest,
+    [SR_ROUTE_PAGES] = &sr_policy_pages,
+    [SR_ROUTE_H2O] = &sr_policy_h2o,
+    [SR_ROUTE_SNAPKV] = &sr_policy_snapkv,
+    [SR_ROUTE_FASTGEN] = &sr_policy_fastgen,
+    [SR_ROUTE_TOPK] = &sr_policy_topk,
+    [SR_ROUTE_TOPP] = &sr_policy_topp,
 };
 enum { N_POLICIES = sizeof policies / sizeof policies[0] };
 
@@ -85,5 +92,9 @@ sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *
         return sr_fail(err, SR_ERR_USAGE, "route bits %d: want 4 or 8", o->bits);
     if (!(o->audit >= 0 && o->audit <= 1))
         return sr_fail(err, SR_ERR_USAGE, "route audit %g: want 0..1", (double)o->audit);
+    if (p->has_budget && (o->budget < 1 || (p->keeps_near && o->budget <= o->n_sinks + o->window))) {
+        return sr_fail(err, SR_ERR_USAGE, "route budget %d: want more than %d rows for %s", o->budget,
+                       p->keeps_near ? o->n_sinks + o->window : 0, p->name);
+    }
     return p->check ? p->check(o, err) : SR_OK;
 }

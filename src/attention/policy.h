@@ -13,6 +13,8 @@
 #include "sinkrouter/attention.h"
 #include "backend/backend.h"
 
+struct observed; /* observe.h: what baselines of other papers look at */
+
 /* What one step of one layer offers to a policy. Arrays over the n units that share this policy and its
  * options. */
 struct route_step {
@@ -28,6 +30,7 @@ struct route_step {
     struct attn_touched *touched; /* [n_units] of every row that deciding touched */
     const float *eps;             /* [n_units] threshold for the estimate */
     const uint8_t *whole;         /* [n_units] read it whole: its breaker is open */
+    struct observed *const *observed; /* [n_units] if the policy needs it */
     const int32_t *const *found;  /* [n_units] far rows found to be sinks, rising */
     const int32_t *n_found;       /* [n_units] */
     float *near_m, *near_l;       /* [n_units][group] for audits: the near part alone, as left by the policy */
@@ -36,14 +39,14 @@ struct route_step {
     float *score;                 /* [n_units] scratch */
 };
 
-enum route_kind { READ_NONE /* output 0 */, READ_NEAR, READ_NEAR_LIST, READ_ALL };
+enum route_kind { READ_NONE /* output 0 */, READ_NEAR, READ_NEAR_LIST, READ_LIST /* and nothing else */, READ_ALL };
 
 /* The decision; storage is the step's. */
 struct route_plan {
     uint8_t *kind;  /* [n_units] enum route_kind */
     int near_done;  /* the state of every unit already holds the near part, or everything where the kind is
                        ALL; no kind is NONE then */
-    int32_t **list; /* [n_units] far rows, rising (READ_NEAR_LIST); room for kv_len */
+    int32_t **list; /* [n_units] rows, rising; far ones only if READ_NEAR_LIST; room for kv_len */
     int32_t *n_list;
     int32_t *n_chosen; /* [n_units] rows of the list that an estimate chose */
     float *unread; /* [n_units][group] estimated unread share; NaN, as it comes, where there is no estimate */
@@ -53,7 +56,9 @@ struct policy {
     const char *name; /* as --route takes it */
     int needs_sketch,
         keeps_near,   /* sinks and window are always read, so that short contexts are dense */
-        has_contract; /* audits correct its threshold and open breakers */
+        has_contract,   /* audits correct its threshold and open breakers */
+        needs_observer, /* for measurements: the sequence must have been observed from its first token on */
+        has_budget;     /* reads o->budget rows: must be given */
     sr_status (*check)(const sr_route_options *o,
                        sr_error *err); /* beyond the ranges of options.c; may be NULL */
     void (*plan)(const struct route_step *step, struct route_plan *plan);
@@ -62,7 +67,8 @@ struct policy {
 /* NULL for a value that is not a mode. */
 const struct policy *sr_policy_find(sr_route_mode mode);
 
-extern const struct policy sr_policy_dense, sr_policy_mass, sr_policy_paper, sr_policy_window;
+extern const struct policy sr_policy_dense, sr_policy_mass, sr_policy_paper, sr_policy_window, sr_policy_quest,
+    sr_policy_pages, sr_policy_h2o, sr_policy_snapkv, sr_policy_fastgen, sr_policy_topk, sr_policy_topp;
 
 /* Ranges of every field, then the policy's own check; head_dim bounds the rank. SR_ERR_USAGE names field and
  * value. */

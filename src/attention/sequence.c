@@ -147,6 +147,14 @@ static void unregister_seq(struct attention *a, const struct attn_seq *s)
     }
 }
 
+static sr_status check_observer(const struct observer *o, const sr_route_options *r, sr_error *err)
+{
+    const struct policy *p = sr_policy_find(r->mode);
+    if (o || !p->needs_observer) return SR_OK;
+    return sr_fail(err, SR_ERR_USAGE, "route mode %s: for measurements, of sequences observed from their first token on",
+                   p->name);
+}
+
 sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const struct attn_seq_config *c,
                           sr_error *err)
 {
@@ -157,6 +165,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     if (c->max_len < 1)
         return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
     SR_TRY(sr_route_check(&c->route, d, err));
+    SR_TRY(check_observer(NULL, &c->route, err));
 
     sr_status st;
     struct attn_seq *s = sr_alloc_zero(1, sizeof *s);
@@ -200,6 +209,7 @@ void sr_attn_seq_free(struct attn_seq *s)
     sr_moments_free(s->own);
     sr_contract_free(s->contract);
     sr_sinks_free(s->sinks);
+    sr_observer_free(s->observer);
     sr_free(s->len);
     sr_free(s->sketch_to);
     sr_free(s->near_only);
@@ -228,6 +238,7 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
         if (s->sketch_to[l] > len) s->sketch_to[l] = len > s->sketch_first ? len : s->sketch_first;
     }
     sr_sinks_truncate(s->sinks, len);
+    if (s->observer) sr_observer_truncate(s->observer, len);
     return SR_OK;
 }
 
@@ -238,6 +249,7 @@ void sr_attn_seq_clear(struct attn_seq *s)
     memset(s->len, 0, (size_t)s->a->c.n_layers * sizeof *s->len);
     sr_sketch_drop(s);
     sr_sinks_truncate(s->sinks, 0);
+    if (s->observer) sr_observer_truncate(s->observer, 0);
     sr_cache_free(s);
     sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     if (s->own) sr_moments_reset(s->own);
@@ -254,6 +266,8 @@ static int same_contract(const sr_route_options *x, const sr_route_options *y)
 sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, sr_error *err)
 {
     SR_TRY(sr_route_check(r, s->a->c.head_dim, err));
+    SR_TRY(check_observer(s->observer, r, err));
+    if (s->observer) sr_observer_restart(s->observer);
     struct sketch_shape shape = sr_sketch_shape_of(r, s->a->c.head_dim);
     if (r->mode == SR_ROUTE_MASS) {
         SR_TRY(sr_cache_sketch_reserve(s, &shape, err));
@@ -265,6 +279,19 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
     if (!same_contract(&s->route, r)) sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     s->route = *r;
     return SR_OK;
+}
+
+sr_status sr_attn_seq_observe(struct attn_seq *s, sr_error *err)
+{
+    const struct attention *a = s->a;
+    if (s->observer) return SR_OK;
+    if (s->len[0] > 0) return sr_fail(err, SR_ERR_USAGE, "observe: the sequence has %d tokens, want none", s->len[0]);
+    return sr_observer_new(&s->observer, a->backend, &s->shape, a->c.n_layers, a->c.n_kv_heads, s->max_len, err);
+}
+
+void sr_attn_seq_mark(struct attn_seq *s, int32_t pos, int is_punctuation)
+{
+    if (s->observer && pos < s->max_len) sr_observer_mark(s->observer, pos, is_punctuation);
 }
 
 void sr_attn_seq_watch(struct attn_seq *s, sr_route_watch_fn *fn, void *user)
@@ -312,6 +339,7 @@ void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const flo
     }
     a->backend->ops->kv_append(a->backend, w->append, n_kv);
     sr_sinks_append(s->sinks, layer, k, v, n, pos0);
+    if (s->observer) sr_observer_keys(s->observer, layer, w->seq_units, n, pos0);
     s->len[layer] = pos0 + n;
     if (sr_seq_collects(s, layer)) sr_moments_add_k(s->own, a->pool, layer, k, n, pos0);
 }
@@ -342,4 +370,5 @@ void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos
                                                   .n = n,
                                               });
     if (sr_seq_collects(s, layer)) sr_moments_add_q(s->own, a->pool, layer, q, n, pos0);
+    if (s->observer) sr_observer_queries(s->observer, layer, w->seq_units, q, n, pos0);
 }

@@ -53,6 +53,10 @@ void sr_attn_seq_clear(struct attn_seq *s);
 sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, sr_error *err);
 /* From now on every decision is audited, counted and told to fn; NULL ends it. */
 void sr_attn_seq_watch(struct attn_seq *s, sr_route_watch_fn *fn, void *user);
+/* Before the first token: what the baselines need is collected (observe.h). mark: whether a position's token is
+ * punctuation; only once observed. */
+sr_status sr_attn_seq_observe(struct attn_seq *s, sr_error *err);
+void sr_attn_seq_mark(struct attn_seq *s, int32_t pos, int is_punctuation);
 const sr_route_options *sr_attn_seq_route(const struct attn_seq *s);
 
 /* k, v [n][n_kv_heads * head_dim] after rotary embedding. Room must have been reserved. */

@@ -10,6 +10,7 @@
 #include "attention/basis.h"
 #include "attention/contract.h"
 #include "attention/moments.h"
+#include "attention/observe.h"
 #include "attention/policy.h"
 #include "attention/rotation.h"
 #include "attention/sequence.h"
@@ -25,6 +26,7 @@ struct decode_scratch {
     uint8_t *kind, *set, *bytes, *audited, *whole, *trial;
     int32_t **list;
     int32_t *n_list, *n_chosen;
+    struct observed **observed;
     const int32_t **found;
     int32_t *n_found;
     float *unread, *eps, *score, *near_m, *near_l, *far_share;
@@ -71,6 +73,7 @@ struct attn_seq {
     struct moments *own;      /* collected from this sequence; NULL if there was a file from the start */
     int use_own;              /* the sketch stands on `own` */
     struct contract *contract;
+    struct observer *observer; /* NULL: baselines cannot be used */
     struct sinks *sinks; /* found beyond the first positions */
 
     sr_route_watch_fn *watch; /* every decision is audited and told; NULL: the option's share is audited */

@@ -8,6 +8,7 @@
 #include "base/memory.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <math.h>
 #include <string.h>
 #include <time.h>
@@ -153,6 +154,21 @@ void sr_session_keep_logits(struct sr_session *s)
     s->has_logits = 1;
 }
 
+/* Nothing but marks and space, and a mark or a line end among them. */
+static int is_punctuation(const struct sr_model *m, int32_t id)
+{
+    char text[64];
+    size_t n = sr_token_text(m, id, 0, text, sizeof(text));
+    int has_mark = 0;
+    if (n == 0 || n > sizeof(text)) return 0;
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        if (c >= 0x80 || !(ispunct(c) || isspace(c))) return 0;
+        has_mark |= ispunct(c) || c == '\n';
+    }
+    return has_mark;
+}
+
 /* One batch: rows are appended and tokens noted. */
 static sr_status run_batch(struct sr_session *s, const int32_t *ids, int32_t n, int want, float *logits, sr_error *err)
 {
@@ -160,6 +176,8 @@ static sr_status run_batch(struct sr_session *s, const int32_t *ids, int32_t n, 
     SR_TRY(sr_forward_prefill(s->forward, s->seq, ids, n, want, logits, err));
     SR_TRY(sr_session_check_step(s, want ? logits : NULL, want == 2 ? n : 1, err));
     memcpy(s->tokens + s->len, ids, (size_t)n * sizeof(*ids));
+    for (int32_t i = 0; s->is_observed && i < n; i++)
+        sr_attn_seq_mark(s->seq, s->len + i, is_punctuation(s->model, ids[i]));
     s->len += n;
     return SR_OK;
 }
@@ -255,6 +273,13 @@ sr_status sr_session_route_set(sr_session *s, const sr_route_options *r, sr_erro
     if (!r) return sr_fail(err, SR_ERR_USAGE, "sr_session_route_set: no options");
     SR_TRY(sr_attn_seq_route_set(s->seq, r, err));
     s->options.route = *r;
+    return SR_OK;
+}
+
+sr_status sr_session_observe(sr_session *s, sr_error *err)
+{
+    SR_TRY(sr_attn_seq_observe(s->seq, err));
+    s->is_observed = 1;
     return SR_OK;
 }
 

@@ -18,6 +18,7 @@ struct sr_session {
     int32_t len;
     float *logits, *spare;  /* [n_vocab]: of the last token; where the next step writes. Swapped when a step succeeds. */
     int has_logits;
+    int is_observed;        /* for baselines: punctuation is marked */
     sr_session_stats stats; /* route is filled on request */
 };
 

@@ -13,7 +13,7 @@ TEXT = write("text.txt", "some text\n")
 TAU = write("tau.json", '{"tau":[0.5,0,0,0],"scale":131072,"min_len":2048,"max_len":131072}')
 BASE = {"run": ["-p", "x"], "chat": [], "bench": [], "perplexity": ["-f", TEXT], "calibrate": ["-f", TEXT], "inspect": []}
 SAMPLES = {"N": "2", "N,..": "1,2", "MODE": "window", "MODE,..": "dense,window", "TYPE": "q8_0", "TYPE,..": "f16,q8_0",
-           "TEXT": "x", "WHEN": "on", "on|off": "off", "E": "0.2", "E,..": "0.1,0.2", "T": "0.5", "T,..": "0.4,0.5",
+           "TEXT": "x", "WHEN": "on", "on|off": "off", "E": "0.2", "E,..": "0.1,0.2", "D": "0.1", "D,..": "0,0.1", "T": "0.5", "T,..": "0.4,0.5",
            "R": "8", "R,..": "8,16", "P": "0.5", "X": "1.5", "SHARE": "0.5", "NAME": "chatml", "P,N": "16,8",
            "FORMAT": "md", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn"}
 BY_FLAG = {"--samplers": "top_k;temperature", "-fa": "on,off", "-lm": "mmap", "--load-mode": "mmap",

@@ -124,7 +124,7 @@ def bench_refusals():
     one_line(run("bench", "-m", MODEL, "--route", "paper", rc=2)[1], "--route-tau")
 
 
-FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "prefill", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
+FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "budget", "prefill", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
           "contract_broken", "audited", "threshold", "correction", "open", "sink_rate", "auprc_cosine", "auprc_estimate"]
 
 
