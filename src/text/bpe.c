@@ -13,6 +13,7 @@
 
 #define KEY_MERGES "tokenizer.ggml.merges"
 #define KEY_PRE    "tokenizer.ggml.pre"
+#define KEY_IGNORE "tokenizer.hf.ignore_merges"
 
 /* ---- the byte alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 upwards ---- */
 
@@ -148,7 +149,10 @@ static sr_status find_rule(struct bpe *b, const struct gguf *g, sr_error *err)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: " KEY_PRE ": missing, and no rule is guessed; known: %s",
                        sr_gguf_path(g), sr_pretokenizer_names());
     b->pre = sr_pretokenizer_find(name.data, name.bytes);
-    if (b->pre) return SR_OK;
+    if (b->pre) {
+        b->whole_words = b->pre->whole_words;
+        return sr_gguf_get_bool(g, KEY_IGNORE, &b->whole_words, &found, err);
+    }
     sr_escape(text, sizeof text, name.data, name.bytes);
     return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: " KEY_PRE ": \"%s\" is not supported; known: %s",
                    sr_gguf_path(g), text, sr_pretokenizer_names());
@@ -186,6 +190,14 @@ fail:
     return st;
 }
 
+sr_status sr_bpe_open_merges(struct bpe *b, const struct vocab *v, const struct gguf *g, sr_error *err)
+{
+    b->vocab = v;
+    const sr_status st = load_merges(b, g, err);
+    if (st != SR_OK) sr_bpe_fini(b);
+    return st;
+}
+
 void sr_bpe_fini(struct bpe *b)
 {
     sr_free(b->merge);
@@ -194,7 +206,7 @@ void sr_bpe_fini(struct bpe *b)
 
 /* ---- encoding ---- */
 
-static int rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank,
+int sr_bpe_rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank,
                         int32_t *id)
 {
     const struct bpe_merge *m = slot_of(ctx, (uint64_t)(uint32_t)l->id << 32 | (uint32_t)r->id);
@@ -223,7 +235,7 @@ static sr_status encode_word(const struct bpe *b, const uint8_t *word, size_t by
 {
     int32_t n = 0;
 
-    if (b->pre->whole_words) {
+    if (b->whole_words) {
         int32_t id = whole_word(b, word, bytes);
         if (id >= 0) return sr_token_list_push(out, id, err);
     }
@@ -232,7 +244,7 @@ static sr_status encode_word(const struct bpe *b, const uint8_t *word, size_t by
         if (b->byte_id[word[i]] >= 0)
             scratch->sym[n++] = (struct symbol){.id = b->byte_id[word[i]], .bytes = 1};
     if (n == 0) return SR_OK;
-    sr_pair_merge_run(scratch, n, rank_of_pair, b);
+    sr_pair_merge_run(scratch, n, sr_bpe_rank_of_pair, b);
     for (int32_t i = 0; i >= 0; i = scratch->sym[i].next)
         SR_TRY(sr_token_list_push(out, scratch->sym[i].id, err));
     return SR_OK;

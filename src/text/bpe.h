@@ -22,6 +22,7 @@ struct bpe {
     const struct pretokenizer *pre;
     struct bpe_merge *merge; /* [mask + 1] by pair */
     uint32_t mask;
+    int whole_words; /* a word that is a token is taken without merging */
     int32_t byte_id[256]; /* -1: left out */
 };
 
@@ -29,6 +30,12 @@ struct bpe {
 sr_status sr_bpe_open(struct bpe *b, const struct vocab *v, const struct gguf *g, int32_t unknown,
                       sr_error *err);
 void sr_bpe_fini(struct bpe *b);
+
+/* The list of merges alone, for a vocabulary of another kind; b must be zeroed and is not owned on failure. */
+sr_status sr_bpe_open_merges(struct bpe *b, const struct vocab *v, const struct gguf *g, sr_error *err);
+/* Rank of joining two tokens, and the token they give; 0 if the list has no such pair. ctx is a struct bpe. */
+int sr_bpe_rank_of_pair(const void *ctx, const struct symbol *l, const struct symbol *r, uint32_t *rank,
+                        int32_t *id);
 
 /* Appends the ids of a text without special tokens. */
 sr_status sr_bpe_encode(const struct bpe *b, const char *text, size_t bytes, struct pair_merge *scratch,

@@ -59,10 +59,14 @@ static sr_status map_bytes(struct spm *s, const struct gguf *g, int32_t unknown,
 sr_status sr_spm_open(struct spm *s, const struct vocab *v, const struct gguf *g, int32_t unknown,
                       sr_error *err)
 {
+    struct gguf_str scheme = {NULL, 0};
+
     s->vocab = v;
     s->space_prefix = 1;
     SR_TRY(check_charsmap(g, err));
     SR_TRY(sr_gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", &s->space_prefix, &(int){0}, err));
+    SR_TRY(sr_gguf_get_str(g, "tokenizer.hf.metaspace", &scheme, &s->metaspace, err));
+    s->first_only = s->metaspace && scheme.bytes == 5 && memcmp(scheme.data, "first", 5) == 0;
     return map_bytes(s, g, unknown, err);
 }
 
@@ -149,7 +153,14 @@ static sr_status emit(const struct spm *s, const char *text, const struct pair_m
     return SR_OK;
 }
 
-sr_status sr_spm_encode(const struct spm *s, const char *text, size_t bytes, int first,
+static int wants_prefix(const struct spm *s, const char *text, size_t bytes, enum spm_place place)
+{
+    if (!s->space_prefix || place == SPM_WITHIN || (s->first_only && place != SPM_BEGIN)) return 0;
+    return !s->metaspace ||
+           (text[0] != ' ' && !(bytes >= MARK_BYTES && memcmp(text, MARK, MARK_BYTES) == 0));
+}
+
+sr_status sr_spm_encode(const struct spm *s, const char *text, size_t bytes, enum spm_place place,
                         struct pair_merge *scratch, struct token_list *out, sr_error *err)
 {
     size_t n_spaces = 0, cap;
@@ -164,8 +175,12 @@ sr_status sr_spm_encode(const struct spm *s, const char *text, size_t bytes, int
     st = sr_pair_merge_reserve(scratch, bytes + 1, err);
     if (st == SR_OK) {
         struct spm_text t = {s->vocab, marked};
-        size_t n = mark_spaces(text, bytes, first && s->space_prefix, marked);
-        sr_pair_merge_run(scratch, cut_characters(s->vocab, marked, n, scratch->sym), rank_of_pair, &t);
+        size_t n = mark_spaces(text, bytes, wants_prefix(s, text, bytes, place), marked);
+        int32_t n_sym = cut_characters(s->vocab, marked, n, scratch->sym);
+        if (s->merges)
+            sr_pair_merge_run(scratch, n_sym, sr_bpe_rank_of_pair, s->merges);
+        else
+            sr_pair_merge_run(scratch, n_sym, rank_of_pair, &t);
         st = emit(s, marked, scratch, out, err);
     }
     sr_free(marked);

@@ -10,6 +10,7 @@
 
 #include "base/memory.h"
 #include "text/bpe.h"
+#include "text/nfc.h"
 #include "text/spm.h"
 #include "text/special.h"
 #include "text/tokenizer_parts.h"
@@ -18,6 +19,10 @@
 #define MAX_TEXT_BYTES                                                                                       \
     ((size_t)1 << 29) /* symbols are counted in int32, and a space takes three bytes in spm.c */
 
+#define KEY_ENDS       "tokenizer.hf.end_token_ids"
+#define KEY_NORMALIZER "tokenizer.hf.normalizer"
+
+enum { MAX_ENDS = 64 };
 enum model { MODEL_BPE, MODEL_SPM };
 
 struct tokenizer {
@@ -27,7 +32,10 @@ struct tokenizer {
     struct bpe bpe;
     struct spm spm;
     int32_t bos, eos, eot, eom, unknown; /* -1: not declared */
+    int32_t end[MAX_ENDS]; /* further ids that end a generation */
+    int32_t n_ends;
     int add_bos, add_eos;
+    int nfc; /* text is brought to Unicode's form NFC first */
     char name[32];
 };
 
@@ -62,6 +70,35 @@ static sr_status get_id(const struct tokenizer *t, const struct gguf *g, const c
     return SR_OK;
 }
 
+/* Of model folders, whose config may list several ids that end a generation. */
+static sr_status load_ends(struct tokenizer *t, const struct gguf *g, sr_error *err)
+{
+    const struct gguf_value *a = sr_gguf_find(g, KEY_ENDS);
+
+    if (!a) return SR_OK;
+    if (a->type != GGUF_ARRAY || a->elem_type != GGUF_I32 || a->count > MAX_ENDS)
+        return sr_gguf_reject(g, err, KEY_ENDS ": not an array of at most %d i32", MAX_ENDS);
+    for (; (uint64_t)t->n_ends < a->count; t->n_ends++) {
+        int64_t id = sr_gguf_integer(a, (uint64_t)t->n_ends);
+        if (id < 0 || id >= t->vocab.n)
+            return sr_gguf_reject(g, err, KEY_ENDS ": id %lld, want 0..%d", (long long)id, t->vocab.n - 1);
+        t->end[t->n_ends] = (int32_t)id;
+    }
+    return SR_OK;
+}
+
+static sr_status load_normalizer(struct tokenizer *t, const struct gguf *g, sr_error *err)
+{
+    struct gguf_str s = {NULL, 0};
+    int found;
+
+    SR_TRY(sr_gguf_get_str(g, KEY_NORMALIZER, &s, &found, err));
+    if (!found) return SR_OK;
+    t->nfc = s.bytes == 3 && memcmp(s.data, "NFC", 3) == 0;
+    if (t->nfc) return SR_OK;
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: " KEY_NORMALIZER ": only NFC is supported", sr_gguf_path(g));
+}
+
 static sr_status load_ids(struct tokenizer *t, const struct gguf *g, sr_error *err)
 {
     SR_TRY(get_id(t, g, "tokenizer.ggml.bos_token_id", &t->bos, err));
@@ -71,7 +108,7 @@ static sr_status load_ids(struct tokenizer *t, const struct gguf *g, sr_error *e
     SR_TRY(get_id(t, g, "tokenizer.ggml.unknown_token_id", &t->unknown, err));
     for (int32_t id = 0; t->unknown < 0 && id < t->vocab.n; id++)
         if (t->vocab.kind[id] == TOKEN_UNKNOWN) t->unknown = id;
-    return SR_OK;
+    return load_ends(t, g, err);
 }
 
 static sr_status load_flags(struct tokenizer *t, const struct gguf *g, sr_error *err)
@@ -91,9 +128,12 @@ static sr_status load_flags(struct tokenizer *t, const struct gguf *g, sr_error 
 static sr_status load(struct tokenizer *t, const struct gguf *g, sr_error *err)
 {
     int32_t fallback;
+    int by_merges;
 
     SR_TRY(find_model(t, g, err));
-    SR_TRY(sr_vocab_load(&t->vocab, g, t->model == MODEL_SPM, err));
+    by_merges = t->model == MODEL_SPM && !sr_gguf_find(g, "tokenizer.ggml.scores") &&
+                sr_gguf_find(g, "tokenizer.ggml.merges");
+    SR_TRY(sr_vocab_load(&t->vocab, g, t->model == MODEL_SPM && !by_merges, err));
     if (t->vocab.n < 2) return sr_gguf_reject(g, err, "tokenizer.ggml.tokens: 1 token, at least 2");
     SR_TRY(load_ids(t, g, err));
     /* a control token must not come from text, so it cannot stand for what has no token */
@@ -102,10 +142,13 @@ static sr_status load(struct tokenizer *t, const struct gguf *g, sr_error *err)
         SR_TRY(sr_bpe_open(&t->bpe, &t->vocab, g, fallback, err));
         snprintf(t->name, sizeof t->name, "bpe/%s", t->bpe.pre->name);
     } else {
+        if (by_merges) SR_TRY(sr_bpe_open_merges(&t->bpe, &t->vocab, g, err));
+        if (by_merges) t->spm.merges = &t->bpe;
         SR_TRY(sr_spm_open(&t->spm, &t->vocab, g, fallback, err));
-        snprintf(t->name, sizeof t->name, "spm");
+        snprintf(t->name, sizeof t->name, by_merges ? "spm/merges" : "spm");
     }
     SR_TRY(load_flags(t, g, err));
+    SR_TRY(load_normalizer(t, g, err));
     return sr_specials_load(&t->specials, &t->vocab, err);
 }
 
@@ -181,6 +224,8 @@ int sr_tokenizer_is_end(const struct tokenizer *t, int32_t id)
 
     if (id < 0 || id >= t->vocab.n) return 0;
     if (id == t->eos || id == t->eot || id == t->eom) return 1;
+    for (int32_t i = 0; i < t->n_ends; i++)
+        if (id == t->end[i]) return 1;
     if (t->vocab.kind[id] != TOKEN_CONTROL) return 0;
     for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
         if (strlen(marks[i]) == sr_vocab_bytes(&t->vocab, id) &&
@@ -222,18 +267,27 @@ struct encoding {
     int after_special; /* nothing or a special token comes before it */
 };
 
+static sr_status encode_run(struct encoding *e, const char *s, size_t bytes, sr_error *err)
+{
+    enum spm_place place = e->run == 0 ? SPM_BEGIN : e->after_special ? SPM_AFTER_SPECIAL : SPM_WITHIN;
+
+    if (e->t->model == MODEL_BPE) return sr_bpe_encode(&e->t->bpe, s, bytes, &e->scratch, e->out, err);
+    return sr_spm_encode(&e->t->spm, s, bytes, place, &e->scratch, e->out, err);
+}
+
 static sr_status close_run(struct encoding *e, size_t end, sr_error *err)
 {
     const char *s = e->text + e->run;
     size_t bytes = end - e->run;
+    char *normal = NULL;
+    sr_status st;
 
     if (bytes == 0) return SR_OK;
-    if (e->t->model == MODEL_BPE)
-        SR_TRY(sr_bpe_encode(&e->t->bpe, s, bytes, &e->scratch, e->out, err));
-    else
-        SR_TRY(sr_spm_encode(&e->t->spm, s, bytes, e->after_special, &e->scratch, e->out, err));
+    if (e->t->nfc) SR_TRY(sr_nfc(s, bytes, &normal, &bytes, err));
+    st = encode_run(e, normal ? normal : s, bytes, err);
+    sr_free(normal);
     e->after_special = 0;
-    return SR_OK;
+    return st;
 }
 
 static sr_status encode_part(struct encoding *e, size_t begin, size_t end, enum token_special mode,
