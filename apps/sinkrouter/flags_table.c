@@ -32,13 +32,14 @@ enum {
 
 #define INT_TOP     2147483647.0
 #define CACHE_TYPES "f32 f16 bf16 q8_0"
+#define QUANT_TYPES "q8_0 q5_1 q5_0 q4_1 q4_0"
 #define MODES       "dense mass paper window"
 #define BASELINES   "quest pages h2o snapkv fastgen topk topp"
 
 const struct flag sr_flag_table[] = {
     HEAD("Model"),
     {"-m --model", "FILE", FLAG_TEXTS, ALL, AT(models), 0, 0, 0, NULL,
-     "GGUF file (the first part of a split one); bench: give it again for more models"},
+     "GGUF file (the first part of a split one) or folder with safetensors; bench: give it again for more models"},
     {"-t --threads", "N", FLAG_INTS, TALK | CMD_PERPLEXITY | CMD_CALIBRATE, AT(threads), 1, 512, 1, NULL,
      "threads (default: physical cores); results do not depend on it"},
     {"-t --threads", "N,..", FLAG_INTS, CMD_BENCH, AT(threads), 1, 512, 0, NULL,
@@ -49,6 +50,8 @@ const struct flag sr_flag_table[] = {
      "read the file into memory instead of mapping it"},
     {"--mmap", NULL, FLAG_SET, ENGINE & ~CMD_BENCH, AT(no_mmap), 0, 0, 0, NULL, "map the file (the default)"},
     {"-mmp --mmap", "0|1", FLAG_INTS, CMD_BENCH, AT(mmap), 0, 1, 1, NULL, "map the file (default 1)"},
+    {"--quantize", "TYPE", FLAG_NAME, ALL, AT(quantize), 0, 0, 0, QUANT_TYPES,
+     "make float matrices q8_0, q5_1, q5_0, q4_1 or q4_0 at load"},
     {"--mlock", NULL, FLAG_SET, ENGINE, AT(mlock), 1, 0, 0, NULL, "keep the weights in memory"},
     {"-lm --load-mode", "MODE", FLAG_NAME, ENGINE, AT(load_mode), 0, 0, 0, "auto none mmap mlock mmap+mlock",
      "auto, none, mmap, mlock or mmap+mlock"},

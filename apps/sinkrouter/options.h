@@ -43,7 +43,7 @@ struct options {
 
     /* model */
     struct text_list models;
-    const char *moments, *load_mode;
+    const char *moments, *load_mode, *quantize;
     int no_mmap, mlock, check;
     struct int_list mmap; /* bench's -mmp */
     struct int_list threads, threads_batch;

@@ -12,7 +12,7 @@
 
 sr_status sr_setup_check_model(const struct options *o, int many, sr_error *err)
 {
-    if (o->models.n == 0) return sr_refuse(err, SR_ERR_USAGE, "-m: missing; give a GGUF file");
+    if (o->models.n == 0) return sr_refuse(err, SR_ERR_USAGE, "-m: missing; give a GGUF file or a model folder");
     if (o->models.n > 1 && !many)
         return sr_refuse(err, SR_ERR_USAGE, "-m: given %d times, takes one file", o->models.n);
     return SR_OK;
@@ -48,6 +48,7 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     m.n_threads = threads ? threads : o->threads.n ? (int)o->threads.v[0] : 0;
     m.check = o->check;
     m.no_mmap = o->no_mmap || (o->mmap.n && !o->mmap.v[0]) || (o->load_mode && !strcmp(o->load_mode, "none"));
+    m.quantize = o->quantize;
     m.mlock = o->mlock || loads_by(o, "mlock");
     if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;
     m.progress = sr_progress_show;

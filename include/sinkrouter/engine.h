@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Models, tokenizers, sessions and sampling. Three objects, lifetimes nested: sr_model (weights mapped from a GGUF file,
- * tokenizer, thread pool; immutable after open) > sr_session (one timeline of tokens with its K/V cache and router) and
- * sr_sampler (chooses the next token from logits).
+ * Models, tokenizers, sessions and sampling. Three objects, lifetimes nested: sr_model (weights mapped from a GGUF file
+ * or from safetensors in a folder, tokenizer, thread pool; immutable after open) > sr_session (one timeline of tokens
+ * with its K/V cache and router) and sr_sampler (chooses the next token from logits).
  *
  *     sr_model_open -> sr_session_new -> sr_tokenize -> sr_session_prefill -> loop { sr_sampler_next, sr_session_decode }
  *
@@ -46,6 +46,7 @@ typedef struct sr_model_options {
     int check;                   /* scan every tensor's values and scales for NaN and infinity at open */
     int vocab_only;              /* tokenizer and metadata only */
     int no_mmap;                 /* read the file into memory instead of mapping it */
+    const char *quantize;        /* NULL: weights as they are; "q8_0", "q4_0", ...: float matrices become that at open */
     int mlock;                   /* lock the weights in memory; a refusal by the system is logged, not an error */
     int metadata_only;           /* with vocab_only: not even the tokenizer must be usable (inspect) */
     sr_rope_options rope;

@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
+#include "formats/settle.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@ static void find_type_name(struct sr_model *m)
 {
     int64_t count[64] = {0};
     int best = 0;
+    m->n_params = 0;
     for (int64_t i = 0; i < sr_gguf_n_tensors(m->file); i++) {
         const struct gguf_tensor *t = sr_gguf_tensor(m->file, i);
         const int64_t n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
@@ -45,11 +47,30 @@ static size_t header_of(const struct gguf *g, int32_t part, const uint8_t **base
     *base = NULL;
     for (int64_t i = 0; i < sr_gguf_n_tensors(g); i++) {
         const struct gguf_tensor *t = sr_gguf_tensor(g, i);
-        if (t->part != part || (*base && t->file_offset >= first)) continue;
+        if (t->owned || t->part != part || (*base && t->file_offset >= first)) continue;
         first = t->file_offset;
         *base = (const uint8_t *)t->data - t->file_offset;
     }
     return first;
+}
+
+/* A folder's values and names come from several files, so they are hashed as read. */
+static void hash_values(const struct gguf *g, XXH3_state_t *h)
+{
+    for (int64_t i = 0; i < sr_gguf_n_values(g); i++) {
+        const struct gguf_value *v = sr_gguf_value(g, i);
+        const uint8_t *at = NULL;
+        uint64_t k = 0;
+        struct gguf_str s;
+        XXH3_128bits_update(h, v->key.data, v->key.bytes);
+        if (v->elem_type != GGUF_STRING)
+            for (; k < v->count; k++) {
+                const double x = sr_gguf_number(v, k);
+                XXH3_128bits_update(h, &x, sizeof(x));
+            }
+        else
+            while (sr_gguf_next_str(v, &at, &k, &s)) XXH3_128bits_update(h, s.data, s.bytes);
+    }
 }
 
 /* Cheap but sound: a model with the same metadata, shapes and sampled weights is the same model. */
@@ -59,6 +80,7 @@ static void hash_identity(struct sr_model *m)
     XXH3_state_t h;
     XXH3_INITSTATE(&h);
     XXH3_128bits_reset(&h);
+    if (sr_gguf_is_folder(m->file)) hash_values(m->file, &h);
     for (int32_t part = 0; part < sr_gguf_n_parts(m->file); part++) {
         const uint8_t *base;
         const size_t bytes = header_of(m->file, part, &base);
@@ -67,6 +89,7 @@ static void hash_identity(struct sr_model *m)
     for (int64_t i = 0; i < sr_gguf_n_tensors(m->file); i++) {
         const struct gguf_tensor *t = sr_gguf_tensor(m->file, i);
         const size_t n = t->bytes < SAMPLE ? t->bytes : SAMPLE;
+        if (t->owned) XXH3_128bits_update(&h, &t->dtype, sizeof(t->dtype)); /* not what the header says */
         XXH3_128bits_update(&h, t->data, n);
         XXH3_128bits_update(&h, (const uint8_t *)t->data + t->bytes - n, n);
     }
@@ -131,11 +154,23 @@ static sr_status load_moments(struct sr_model *m, const sr_model_options *o, sr_
     const char *path = o->moments_path;
     if (path && !*path) return SR_OK;
     if (!path) {
-        const int n = snprintf(beside, sizeof(beside), "%s.moments", m->path);
+        size_t bytes = strlen(m->path);
+        while (bytes > 1 && m->path[bytes - 1] == '/') bytes--; /* of a folder */
+        const int n = snprintf(beside, sizeof(beside), "%.*s.moments", (int)bytes, m->path);
         if (n < 0 || (size_t)n >= sizeof(beside) || access(beside, F_OK) != 0) return SR_OK;
         path = beside;
     }
     return sr_attn_load_moments(m->attention, path, err);
+}
+
+/* Tensors that must be made before they can be used; their types may be others than the file's. */
+static sr_status settle(struct sr_model *m, const sr_model_options *o, sr_error *err)
+{
+    struct settle_options s = {.quantize = o->quantize != NULL, .progress = o->progress, .user = o->progress_user};
+    if (s.quantize) SR_TRY(sr_settle_dtype_find(&s.dtype, o->quantize, err));
+    SR_TRY(sr_gguf_settle(m->file, &s, sr_backend_pool(m->backend), err));
+    find_type_name(m);
+    return SR_OK;
 }
 
 static sr_status open_compute(struct sr_model *m, const sr_model_options *o, sr_error *err)
@@ -144,6 +179,7 @@ static sr_status open_compute(struct sr_model *m, const sr_model_options *o, sr_
     const struct weights_options w = {.check = o->check, .copy = o->no_mmap, .lock = o->mlock, .progress = o->progress,
                                       .user = o->progress_user};
     SR_TRY(sr_backend_cpu_open(&m->backend, o->n_threads, err));
+    SR_TRY(settle(m, o, err));
     SR_TRY(sr_weights_load(&m->weights, m->file, c, m->backend, &w, err));
     hash_identity(m);
     const struct attention_config a = {.n_layers = c->n_layers, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,

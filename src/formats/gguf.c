@@ -6,7 +6,8 @@
 #include "formats/gguf.h"
 
 #include "base/memory.h"
-#include "formats/gguf_part.h"
+#include "formats/gguf_model.h"
+#include "formats/hf_folder.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,21 +16,13 @@
 
 #define MAX_PARTS 65535
 
-struct gguf {
-    struct gguf_part **parts; /* heap each: a mapped file may not move */
-    int32_t n_parts;
-    struct gguf_tensor *tensors; /* of all parts; parts[i]->tensors is NULL */
-    int64_t n_tensors, tensors_room;
-    struct name_table names;
-};
-
 /* The tables of one file: records, name slots of 8 bytes at half load, and the order of the tensors. */
 _Static_assert(GGUF_MAX_VALUES * (sizeof(struct gguf_value) + 16) + GGUF_MAX_TENSORS * (sizeof(struct gguf_tensor) + 20) <= 64u << 20,
                "a hostile header may cost 64 MiB");
 
 /* ---- parts -------------------------------------------------------------------------------------------------- */
 
-static sr_status add_part(struct gguf *g, const char *path, struct gguf_part **out, sr_error *err)
+sr_status sr_gguf_new_part(struct gguf *g, struct gguf_part **out, sr_error *err)
 {
     const size_t n = (size_t)g->n_parts;
     if ((n & (n - 1)) == 0) { /* the list doubles */
@@ -38,15 +31,16 @@ static sr_status add_part(struct gguf *g, const char *path, struct gguf_part **o
         g->parts = parts;
     }
     struct gguf_part *p = sr_alloc_zero(1, sizeof(*p));
-    if (!p) return sr_fail_memory(err, sizeof(*p), "a GGUF file");
-    const sr_status st = sr_gguf_part_open(p, path, err);
-    if (st != SR_OK) {
-        sr_free(p);
-        return st;
-    }
+    if (!p) return sr_fail_memory(err, sizeof(*p), "a model file");
     g->parts[g->n_parts++] = p;
     *out = p;
     return SR_OK;
+}
+
+static sr_status add_part(struct gguf *g, const char *path, struct gguf_part **out, sr_error *err)
+{
+    SR_TRY(sr_gguf_new_part(g, out, err));
+    return sr_gguf_part_open(*out, path, err); /* closed with the others if it fails */
 }
 
 /* Moves the part's tensors to the model's list. */
@@ -78,7 +72,7 @@ static sr_status take_tensors(struct gguf *g, struct gguf_part *p, sr_error *err
     return SR_OK;
 }
 
-static sr_status index_tensors(struct gguf *g, sr_error *err)
+sr_status sr_gguf_index_tensors(struct gguf *g, sr_error *err)
 {
     SR_TRY(sr_name_table_init(&g->names, g->tensors, sizeof(*g->tensors), g->n_tensors, err));
     for (int64_t i = 0; i < g->n_tensors; i++) {
@@ -229,6 +223,7 @@ static sr_status open_shards(struct gguf *g, const struct split *first, sr_error
 
 sr_status sr_gguf_open(struct gguf **out, const char *path, sr_error *err)
 {
+    if (sr_is_folder(path)) return sr_hf_open(out, path, HF_MODEL, err);
     sr_status st;
     struct gguf_part *p;
     struct split split;
@@ -243,7 +238,7 @@ sr_status sr_gguf_open(struct gguf **out, const char *path, sr_error *err)
         st = sr_gguf_part_reject(p, 0, err, "split.no is %lld of 1 shard, must be 0", (long long)split.no);
         goto fail;
     }
-    SR_TRY_GOTO(index_tensors(g, err));
+    SR_TRY_GOTO(sr_gguf_index_tensors(g, err));
     *out = g;
     return SR_OK;
 fail:
@@ -258,9 +253,13 @@ void sr_gguf_close(struct gguf *g)
         sr_gguf_part_close(g->parts[i]);
         sr_free(g->parts[i]);
     }
+    for (int64_t i = 0; i < g->n_blocks; i++) sr_free(g->blocks[i]);
+    sr_free(g->blocks);
+    sr_free(g->gathers);
     sr_free(g->parts);
     sr_free(g->tensors);
     sr_name_table_fini(&g->names);
+    sr_region_unmap(g->settled, g->settled_bytes);
     sr_free(g);
 }
 
@@ -268,7 +267,8 @@ void sr_gguf_close(struct gguf *g)
 
 const char *sr_gguf_path(const struct gguf *g) { return g->parts[0]->file.path; }
 int32_t sr_gguf_version(const struct gguf *g) { return (int32_t)g->parts[0]->version; }
-int32_t sr_gguf_n_parts(const struct gguf *g) { return g->n_parts; }
+int32_t sr_gguf_n_parts(const struct gguf *g) { return g->n_parts - g->is_folder; }
+int sr_gguf_is_folder(const struct gguf *g) { return g->is_folder; }
 int64_t sr_gguf_n_values(const struct gguf *g) { return g->parts[0]->n_values; }
 const struct gguf_value *sr_gguf_value(const struct gguf *g, int64_t i) { return &g->parts[0]->values[i]; }
 int64_t sr_gguf_n_tensors(const struct gguf *g) { return g->n_tensors; }
@@ -288,7 +288,17 @@ const struct gguf_tensor *sr_gguf_find_tensor(const struct gguf *g, const char *
     return i < 0 ? NULL : &g->tensors[i];
 }
 
-static const char *tensor_path(const struct gguf *g, const struct gguf_tensor *t) { return g->parts[t->part]->file.path; }
+size_t sr_gguf_weight_bytes(const struct gguf *g)
+{
+    size_t bytes = 0;
+    if (!g->is_folder && !g->settled) return sr_gguf_file_bytes(g);
+    for (int64_t i = 0; i < g->n_tensors; i++) bytes += g->tensors[i].bytes;
+    return bytes;
+}
+
+const struct mapfile *sr_gguf_file_of(const struct gguf *g, int32_t part) { return &g->parts[part + g->is_folder]->file; }
+
+static const char *tensor_path(const struct gguf *g, const struct gguf_tensor *t) { return sr_gguf_file_of(g, t->part)->path; }
 
 sr_status sr_gguf_reject(const struct gguf *g, sr_error *err, const char *fmt, ...)
 {

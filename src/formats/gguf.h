@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
+ * A model on disk as values and tensors: the one interface that the config, the weights, the tokenizer and inspect read.
+ *
  * GGUF v2/v3 reader over mapped files, split files included. Open checks everything that the header says (sizes,
  * offsets, overlaps, duplicates) before anything is believed; afterwards tensors and values are borrowed from the
  * mapping and live as long as the gguf. No tensor data is touched at open.
@@ -36,10 +38,13 @@ struct gguf_tensor {
     size_t bytes;
     int32_t part;             /* which file of a split model */
     size_t file_offset;
+    int owned;                /* the data was made at load (formats/settle.h) and lies in the gguf's memory, not in a file */
 };
 
 struct gguf;
 
+/* path may be a folder with config.json and safetensors (formats/hf_folder.h): its values then stand under the same keys,
+ * its tensors under the same names, and only what the functions below say differs. */
 sr_status sr_gguf_open(struct gguf **out, const char *path, sr_error *err);
 void sr_gguf_close(struct gguf *g);
 
@@ -47,6 +52,10 @@ const char *sr_gguf_path(const struct gguf *g);
 int32_t sr_gguf_version(const struct gguf *g);
 int32_t sr_gguf_n_parts(const struct gguf *g);
 size_t sr_gguf_file_bytes(const struct gguf *g);  /* all parts */
+size_t sr_gguf_weight_bytes(const struct gguf *g); /* what the weights take in memory once they are read */
+const struct mapfile *sr_gguf_file_of(const struct gguf *g, int32_t part); /* as in gguf_tensor.part */
+/* A folder: version 0. */
+int sr_gguf_is_folder(const struct gguf *g);
 int64_t sr_gguf_n_values(const struct gguf *g);
 const struct gguf_value *sr_gguf_value(const struct gguf *g, int64_t i);
 int64_t sr_gguf_n_tensors(const struct gguf *g);

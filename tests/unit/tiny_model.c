@@ -53,19 +53,21 @@ struct tiny_spec tiny_spec_default(void)
 
 static char folder[64];
 
-static void remove_folder(void)
+/* `name` with what is in it, at most two folders deep. */
+static void remove_all(const char *name, int depth)
 {
-    DIR *d = opendir(folder);
-    char path[400];
-    if (!d) return;
-    for (struct dirent *e; (e = readdir(d));) {
+    DIR *d = opendir(name);
+    char path[1024];
+    for (struct dirent *e; d && (e = readdir(d));) {
         if (e->d_name[0] == '.' && (!e->d_name[1] || e->d_name[1] == '.')) continue;
-        snprintf(path, sizeof(path), "%s/%s", folder, e->d_name);
-        if (unlink(path)) rmdir(path);
+        snprintf(path, sizeof(path), "%s/%s", name, e->d_name);
+        if (unlink(path) && depth < 2) remove_all(path, depth + 1);
     }
-    closedir(d);
-    rmdir(folder);
+    if (d) closedir(d);
+    rmdir(name);
 }
+
+static void remove_folder(void) { remove_all(folder, 0); }
 
 const char *tiny_path(const char *name)
 {
