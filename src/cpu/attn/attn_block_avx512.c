@@ -45,7 +45,28 @@ SR_INLINE void qk_step(const int heads, __m512 acc[][TILE_ROWS], const float *q,
 }
 
 /* Four rows: their addresses, and for Q8_0 the place of each in the table of scales. */
-struct qk_rows { const uint8_t *row[TILE_ROWS]; const float *scale[TILE_ROWS]; };
+struct qk_rows {
+    const uint8_t *row[TILE_ROWS];
+    const float *scale[TILE_ROWS];
+    const uint8_t *const *ahead; /* rows to fetch meanwhile, or NULL; a part of each with every 32 elements */
+    size_t ahead_step;
+};
+
+/* Fetching whole rows fills the core's 16 line buffers where four rows are more than 8 lines, and products wait behind
+ * them; such rows are fetched a part at a time, between the products. */
+SR_INLINE int is_spread(size_t row_bytes)
+{
+    return row_bytes > 2 * LINE && row_bytes % LINE == 0;
+}
+
+/* What belongs to elements [i, i + 32) of the rows to come. */
+SR_INLINE void fetch_ahead(const struct qk_rows *t, int32_t i)
+{
+    const size_t at = (size_t)(i / 32) * t->ahead_step;
+    SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) _mm_prefetch((const char *)t->ahead[r] + at, _MM_HINT_T0);
+    if (t->ahead_step > LINE)
+        SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) _mm_prefetch((const char *)t->ahead[r] + at + LINE, _MM_HINT_T0);
+}
 
 SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const struct qk_rows *t, float *out)
 {
@@ -54,6 +75,7 @@ SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) acc[g][r] = _mm512_setzero_ps();
     for (; i + 16 <= d; i += 16) {
+        if (t->ahead && i % 32 == 0) fetch_ahead(t, i);
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
             k[r] = sr_load16_avx512(type, t->row[r], i);
             if (type == SR_DTYPE_Q8_0) k[r] = _mm512_mul_ps(k[r], _mm512_set1_ps(t->scale[r][i / 32 * SR_ATTN_BLOCK]));
@@ -97,15 +119,17 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_
     if (type == SR_DTYPE_Q8_0) load_scales(a->k, a->n, s->head_dim, scales);
     for (int32_t i = 0; i < a->n; i += TILE_ROWS) {
         const int32_t left = a->n - i, n = left < TILE_ROWS ? left : TILE_ROWS;
-        struct qk_rows t;
+        struct qk_rows t = {.ahead_step = s->v_row_bytes * 32 / (size_t)s->head_dim};
         for (int32_t r = 0; r < TILE_ROWS; r++) {
             const int32_t at = i + (r < n ? r : n - 1); /* a short tile repeats its last row */
             t.row[r] = a->k[at];
             t.scale[r] = &scales[0][at];
         }
-        for (int32_t r = 0; r < n; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
+        const int spread = n == TILE_ROWS && is_spread(s->v_row_bytes);
+        for (int32_t r = 0; r < n && !spread; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
+            t.ahead = g == 0 && spread ? a->v + i : NULL;
             qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, &t, &p[g][i]);
         }
         *a->k_rows += n;
@@ -136,7 +160,7 @@ static float weights_of(float *p, int32_t n, float *m, float *l)
 
 /* p holds the weights of the tile's heads, SR_ATTN_BLOCK apart; p2 those of the second half of 64 elements, the same
  * except for Q8_0, where weights already hold the scale of their 32 elements. */
-struct pv_tile { const struct attn_block *a; const float *p, *p2; float *o; const float *shrink; int32_t at, n_rows; };
+struct pv_tile { const struct attn_block *a; const float *p, *p2; float *o; const float *shrink; int32_t at, n_rows; int first; };
 
 /* Elements [at, at + 16 n_vec) of the outputs of `heads` heads; with `part`, 8 elements. */
 SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, const int part, struct pv_tile *t)
@@ -148,9 +172,18 @@ SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, co
         SR_UNROLL for (int j = 0; j < n_vec; j++)
             acc[g][j] = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, t->o + g * d + t->at + 16 * j), _mm512_set1_ps(t->shrink[g]));
     int32_t i = 0;
+    const size_t k_bytes = t->a->shape->k_row_bytes, part_at = k_bytes * (size_t)t->at / (size_t)d;
+    const size_t part_bytes = k_bytes * (size_t)(n_vec * 16) / (size_t)d;
+    const int spread = is_spread(k_bytes), fetches = t->first && (spread || t->at == 0);
     for (; i < t->a->n; i++) {
         const uint8_t *row = t->a->v[i];
-        if (t->at == 0 && i < t->a->n_next) prefetch_row(t->a->next_k[i], t->a->shape->k_row_bytes);
+        if (fetches && i < t->a->n_next) {
+            if (spread) {
+                for (size_t b = 0; b < part_bytes; b += LINE) _mm_prefetch((const char *)t->a->next_k[i] + part_at + b, _MM_HINT_T0);
+            } else {
+                prefetch_row(t->a->next_k[i], k_bytes);
+            }
+        }
         SR_UNROLL for (int j = 0; j < n_vec; j++)
             v[j] = part ? sr_load_part_avx512(type, row, t->at, mask) : sr_load16_avx512(type, row, t->at + 16 * j);
         SR_UNROLL for (int g = 0; g < heads; g++) {
@@ -194,7 +227,7 @@ SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block
     const int32_t d = a->shape->head_dim, group = a->shape->group;
     for (int32_t g = 0, heads; g < group; g += heads) {
         heads = tile_heads(group, g);
-        struct pv_tile t = {a, p[g], p[g], a->o + g * d, shrink + g, 0, 0};
+        struct pv_tile t = {a, p[g], p[g], a->o + g * d, shrink + g, 0, 0, g == 0};
         for (; t.at + 64 <= d; t.at += 64) pv_heads(type, heads, 4, 0, &t);
         for (; t.at + 16 <= d; t.at += 16) pv_heads(type, heads, 1, 0, &t);
         if (t.at < d) pv_heads(type, heads, 1, 1, &t);
@@ -210,7 +243,7 @@ static void outputs_of_q8(const struct attn_block *a, block_weights p, const flo
     load_scales(a->v, a->n, d, scale);
     for (int32_t g = 0, heads; g < group; g += heads) {
         heads = tile_heads(group, g);
-        struct pv_tile t = {a, scaled[0], scaled[1], a->o + g * d, shrink + g, 0, 0};
+        struct pv_tile t = {a, scaled[0], scaled[1], a->o + g * d, shrink + g, 0, 0, g == 0};
         for (int32_t step; t.at < d; t.at += step) {
             step = d - t.at >= 64 ? 64 : 16;
             if (t.at % 32 == 0) scale_weights(a, p[g], heads, scale, t.at / 32, scaled);
