@@ -212,29 +212,41 @@ def tokenizer_of(r):
 
 
 def real_model(r):
+    """The model of a GGUF file, dense, weights dequantized by the package gguf, in float32."""
     from gguf.quants import dequantize
-    key = lambda k: r.fields["llama." + k].contents()
+    family = r.fields["general.architecture"].contents()
+
+    def key(name, default=None):
+        field = r.fields.get(f"{family}.{name}")
+        return default if field is None else field.contents()
     w = {t.name: np.array(dequantize(t.data, t.tensor_type), dtype=np.float32).reshape([int(n) for n in t.shape][::-1])
          for t in r.tensors}
-    heads, n_kv, n_layers = key("attention.head_count"), key("attention.head_count_kv"), key("block_count")
-    n_embd = key("embedding_length")
-    config = LlamaConfig(vocab_size=w["token_embd.weight"].shape[0], hidden_size=n_embd, intermediate_size=key("feed_forward_length"),
-                         num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=n_kv,
-                         max_position_embeddings=key("context_length"), rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
-                         rope_parameters={"rope_type": "default", "rope_theta": key("rope.freq_base")},
-                         tie_word_embeddings="output.weight" not in w, attn_implementation="eager")
+    heads, n_layers, n_embd = key("attention.head_count"), key("block_count"), key("embedding_length")
+    n_kv = key("attention.head_count_kv", heads)
+    rope = rope_of(key("rope.freq_base", 10000.0))
+    assert "rope_freqs.weight" not in w and key("rope.scaling.type") is None, "scaling of the frequencies is not made here"
+    kind, model = CLASSES[family]
+    config = kind(vocab_size=w["token_embd.weight"].shape[0], hidden_size=n_embd, intermediate_size=key("feed_forward_length"),
+                  num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=n_kv,
+                  head_dim=key("attention.key_length", n_embd // heads), max_position_embeddings=key("context_length"),
+                  rms_norm_eps=key("attention.layer_norm_rms_epsilon"), rope_parameters=rope,
+                  tie_word_embeddings="output.weight" not in w, attn_implementation="eager")
     names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
              "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
              "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
     state = {"model.embed_tokens.weight": w["token_embd.weight"], "model.norm.weight": w["output_norm.weight"],
              "lm_head.weight": w.get("output.weight", w["token_embd.weight"])}
     for i in range(n_layers):
         for g, h in names.items():
-            x = w[f"blk.{i}.{g}.weight"]
-            if g in ("attn_q", "attn_k"):
-                x = unpermute(x, heads if g == "attn_q" else n_kv)
-            state[f"model.layers.{i}.{h}.weight"] = x
-    m = LlamaForCausalLM(config)
+            for part in ("weight", "bias"):
+                x = w.get(f"blk.{i}.{g}.{part}")
+                if x is None:
+                    continue
+                if family == "llama" and g in ("attn_q", "attn_k"):
+                    x = unpermute(x, heads if g == "attn_q" else n_kv)
+                state[f"model.layers.{i}.{h}.{part}"] = x
+    m = model(config)
     load(m, state)
     return m.float().eval()
 
