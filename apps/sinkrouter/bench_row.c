@@ -69,7 +69,7 @@ static void put_machine(json_t *j, const struct bench_test *t)
     put(j, "devices", json_string("none"));
     put(j, "tensor_split", json_string("0.00"));
     put(j, "tensor_buft_overrides", json_string("none"));
-    put(j, "use_mmap", json_boolean(t->use_mmap));
+    put(j, "use_mmap", json_boolean(t->model->is_mapped));
     put(j, "embeddings", json_false());
 }
 

@@ -14,7 +14,6 @@ struct bench_test {
     const sr_model_info *model;
     const char *type_k, *type_v, *flash;
     int64_t n_batch, n_ubatch;
-    int use_mmap;
     int64_t n_prompt, n_gen, n_depth;
     int32_t n_parallel; /* sessions that decode together; rates are of all of them */
     sr_route_options route;

@@ -229,7 +229,6 @@ static sr_status run_model(struct bench *b, int32_t model, int threads, sr_error
     if (st) return st;
     sr_model_get_info(b->model, &b->info);
     b->test.model = &b->info;
-    b->test.use_mmap = !o->mmap.n || o->mmap.v[0];
     if (b->n_ctx > b->info.n_ctx_train && !o->allow_extrapolation)
         st = sr_refuse(err, SR_ERR_USAGE,
                        "-d: %d tokens with the test, the model was trained for %d (--allow-extrapolation)",

@@ -44,7 +44,8 @@ struct options {
     /* model */
     struct text_list models;
     const char *moments, *load_mode, *quantize;
-    int no_mmap, mlock, check;
+    int no_mmap; /* -1: neither --mmap nor --no-mmap */
+    int mlock, check;
     struct int_list mmap; /* bench's -mmp */
     struct int_list threads, threads_batch;
 

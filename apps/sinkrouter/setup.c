@@ -23,6 +23,15 @@ static int loads_by(const struct options *o, const char *word)
     return o->load_mode && strstr(o->load_mode, word) != NULL;
 }
 
+/* The flags of llama.cpp for one choice, the plainest first. */
+static sr_load load_of(const struct options *o)
+{
+    if (o->no_mmap >= 0) return o->no_mmap ? SR_LOAD_COPY : SR_LOAD_MAP;
+    if (o->mmap.n) return o->mmap.v[0] ? SR_LOAD_MAP : SR_LOAD_COPY;
+    if (!o->load_mode || strcmp(o->load_mode, "auto") == 0) return SR_LOAD_AUTO;
+    return loads_by(o, "mmap") ? SR_LOAD_MAP : strcmp(o->load_mode, "none") == 0 ? SR_LOAD_COPY : SR_LOAD_AUTO;
+}
+
 static sr_status set_rope(sr_rope_options *r, const struct options *o, sr_error *err)
 {
     if (o->rope_scale > 0 && o->rope_freq_scale > 0)
@@ -47,7 +56,7 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     sr_model_options m = sr_model_options_default();
     m.n_threads = threads ? threads : o->threads.n ? (int)o->threads.v[0] : 0;
     m.check = o->check;
-    m.no_mmap = o->no_mmap || (o->mmap.n && !o->mmap.v[0]) || (o->load_mode && !strcmp(o->load_mode, "none"));
+    m.load = load_of(o);
     m.quantize = o->quantize;
     m.mlock = o->mlock || loads_by(o, "mlock");
     if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;

@@ -173,10 +173,16 @@ static sr_status settle(struct sr_model *m, const sr_model_options *o, sr_error 
     return SR_OK;
 }
 
+static int wants_copy(const struct sr_model *m, const sr_model_options *o)
+{
+    if (o->load != SR_LOAD_AUTO) return o->load == SR_LOAD_COPY;
+    return !o->quantize && sr_gguf_file_bytes(m->file) <= sr_memory_available() / 4; /* what is quantized is in memory */
+}
+
 static sr_status open_compute(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
     const struct model_config *c = &m->config;
-    const struct weights_options w = {.check = o->check, .copy = o->no_mmap, .lock = o->mlock, .progress = o->progress,
+    const struct weights_options w = {.check = o->check, .copy = wants_copy(m, o), .lock = o->mlock, .progress = o->progress,
                                       .user = o->progress_user};
     SR_TRY(sr_backend_cpu_open(&m->backend, o->n_threads, err));
     SR_TRY(settle(m, o, err));
@@ -254,7 +260,8 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .has_moments = m->attention && sr_attn_has_moments(m->attention),
         .file_bytes = sr_gguf_file_bytes(m->file), .n_parts = sr_gguf_n_parts(m->file),
         .n_tensors = (int32_t)sr_gguf_n_tensors(m->file),
-        .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0};
+        .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0,
+        .is_mapped = m->backend && !m->weights.copy};
 }
 
 sr_status sr_model_limit_threads(sr_model *m, int n_threads, sr_error *err)

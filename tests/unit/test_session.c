@@ -397,7 +397,7 @@ static void file_cut_while_decoding(void **state)
         sr_model *m;
         sr_session *s;
         sr_session_options o = sr_session_options_default();
-        sr_model_options mo = {.n_threads = 1};
+        sr_model_options mo = {.n_threads = 1, .load = SR_LOAD_MAP};
         int bad = sr_model_open(&m, path, &mo, &err) != SR_OK || sr_session_new(&s, m, &o, &err) != SR_OK;
         bad = bad || sr_session_prefill(s, ids, 40, NULL, NULL, NULL, &err) != SR_OK;
         const float *before = bad ? NULL : sr_session_logits(s);
@@ -429,7 +429,7 @@ static void file_cut_while_decoding(void **state)
     sr_model_close(m);
 }
 
-/* With no_mmap the file may go away. */
+/* From a copy as from the mapping. */
 static void weights_in_memory(void **state)
 {
     (void)state;
@@ -440,7 +440,7 @@ static void weights_in_memory(void **state)
     tiny_model_write(path, &spec);
     tiny_tokens(5, ids, 512);
     for (int copy = 0; copy < 2; copy++) {
-        sr_model_options o = {.n_threads = 1, .no_mmap = copy, .mlock = copy, .check = copy};
+        sr_model_options o = {.n_threads = 1, .load = copy ? SR_LOAD_COPY : SR_LOAD_MAP, .mlock = copy, .check = copy};
         OK(sr_model_open(&m[copy], path, &o, &err));
         sr_session *s = new_session(m[copy], 0);
         prefill(s, ids, 30);
