@@ -198,11 +198,12 @@ static sr_status push_ends(const struct hf_text *t, const json_t *doc, const cha
 {
     const struct json_at a = {path, "$", doc};
     const json_t *v = json_object_get(doc, "eos_token_id");
+    const int32_t n_ids = t->h->n_vocab > t->v.n ? t->h->n_vocab : t->v.n;
     const size_t count = json_is_array(v) ? json_array_size(v) : v && !json_is_null(v);
     for (size_t i = 0; i < count; i++) {
         const json_t *e = json_is_array(v) ? json_array_get(v, i) : v;
-        if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) >= t->v.n)
-            return sr_json_reject(&a, t->h->err, "eos_token_id", "not a token id below %d", t->v.n);
+        if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) >= n_ids)
+            return sr_json_reject(&a, t->h->err, "eos_token_id", "not a token id below %d", n_ids);
         if (*n == MAX_END_IDS) return sr_json_reject(&a, t->h->err, "eos_token_id", "more than %d ids", MAX_END_IDS);
         ids[(*n)++] = (int32_t)json_integer_value(e);
     }

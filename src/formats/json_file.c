@@ -42,6 +42,7 @@ sr_status sr_json_load(json_t **out, const char *path, size_t max_bytes, enum js
 
 /* ---- refusals ---- */
 
+__attribute__((format(printf, 5, 0)))
 static sr_status refuse(const struct json_at *a, sr_status status, sr_error *err, const char *key, const char *fmt, va_list args)
 {
     char shown[GGUF_SHOWN_PATH_BYTES], text[SR_ERROR_TEXT_BYTES], name[48];

@@ -11,12 +11,14 @@
 
 #include "sinkrouter/engine.h"
 
+#include "../unit/hf_write.h"
 #include "../unit/tiny_model.h"
 #include "base/memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { LIMIT = 5000, N = 2060, END = 3080 }; /* over ends of chunks, so that prefill and decode allocate; `mass` makes bases after 2,048 */
@@ -230,9 +232,33 @@ static void files(void **state)
     end(&w);
 }
 
+static sr_status call_open_folder(void *ctx)
+{
+    struct world *w = ctx;
+    const sr_model_options o = {.n_threads = 2, .quantize = "q8_0"};
+    return sr_model_open(&w->m, w->model_path, &o, &err);
+}
+
+/* A folder with shards and experts, whose tensors are put together and quantized at load. */
+static void folders(void **state)
+{
+    struct tiny_spec spec = tiny_spec_default();
+    struct world w = {.model_path = tiny_path("folder")};
+    const char *gguf = tiny_path("moe.gguf");
+    (void)state;
+    spec.architecture = "qwen3moe";
+    spec.n_experts = 4;
+    spec.n_used = 2;
+    tiny_model_write(gguf, &spec);
+    assert_int_equal(mkdir(w.model_path, 0700), 0);
+    hf_write_folder(gguf, w.model_path, &(struct hf_write){.n_shards = 2});
+    assert_true(exhaust(call_open_folder, no_model, &w) > 50);
+    sr_model_close(w.m);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(opening), cmocka_unit_test(steps), cmocka_unit_test(files)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(opening), cmocka_unit_test(folders), cmocka_unit_test(steps), cmocka_unit_test(files)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
