@@ -166,8 +166,7 @@ static sr_status load_moments(struct sr_model *m, const sr_model_options *o, sr_
 /* Tensors that must be made before they can be used; their types may be others than the file's. */
 static sr_status settle(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
-    struct settle_options s = {.quantize = o->quantize != NULL, .progress = o->progress, .user = o->progress_user};
-    if (s.quantize) SR_TRY(sr_settle_dtype_find(&s.dtype, o->quantize, err));
+    const struct settle_options s = {.quantize = o->quantize, .progress = o->progress, .user = o->progress_user};
     SR_TRY(sr_gguf_settle(m->file, &s, sr_backend_pool(m->backend), err));
     find_type_name(m);
     return SR_OK;

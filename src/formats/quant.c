@@ -7,6 +7,7 @@
 #include "formats/quant.h"
 
 #include "base/half.h"
+#include "formats/quant_k.h"
 
 #include <assert.h>
 #include <math.h>
@@ -361,6 +362,9 @@ static void quantize_block(sr_dtype dtype, const float *x, uint8_t *b)
     case SR_DTYPE_Q5_0: d = quantize_symmetric(x, 16, codes); store_codes(codes, b + 6, b + 2); break;
     case SR_DTYPE_Q4_1: d = quantize_affine(x, 15, codes, &min); store_codes(codes, b + 4, NULL); break;
     case SR_DTYPE_Q5_1: d = quantize_affine(x, 31, codes, &min); store_codes(codes, b + 8, b + 4); break;
+    case SR_DTYPE_Q4_K: sr_quantize_block_q4_k(x, b); return;
+    case SR_DTYPE_Q5_K: sr_quantize_block_q5_k(x, b); return;
+    case SR_DTYPE_Q6_K: sr_quantize_block_q6_k(x, b); return;
     default: d = quantize_q8_0(x, b + 2); break;
     }
     store_u16(b, sr_f16_of_f32(d));
@@ -395,11 +399,13 @@ sr_status sr_quantize_row(sr_dtype dtype, const float *src, void *dst, int64_t n
         store_floats(dtype, src, dst, n);
         return SR_OK;
     case SR_DTYPE_Q4_0: case SR_DTYPE_Q4_1: case SR_DTYPE_Q5_0: case SR_DTYPE_Q5_1: case SR_DTYPE_Q8_0:
+    case SR_DTYPE_Q4_K: case SR_DTYPE_Q5_K: case SR_DTYPE_Q6_K:
         break;
     default:
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "quantize to %s: only f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0", row->traits.name);
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "quantize to %s: only f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_K q5_K q6_K",
+                       row->traits.name);
     }
-    for (int64_t i = 0; i < n; i += 32, b += row->traits.block_bytes) {
+    for (int64_t i = 0; i < n; i += row->traits.block_elems, b += row->traits.block_bytes) {
         SR_TRY(check_block_input(row, src + i, i, err));
         quantize_block(dtype, src + i, b);
     }

@@ -30,7 +30,8 @@ size_t sr_row_bytes(sr_dtype dtype, int64_t n);
 /* dst[n] = the values of the row at src. n a multiple of block_elems. This is the specification of each type. */
 void sr_dequantize_row(sr_dtype dtype, const void *src, float *dst, int64_t n);
 
-/* Simple round-to-nearest quantisers: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0. Others: SR_ERR_UNSUPPORTED. */
+/* Round-to-nearest quantisers: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0; with a search for scales: Q4_K Q5_K Q6_K. Others:
+ * SR_ERR_UNSUPPORTED. */
 sr_status sr_quantize_row(sr_dtype dtype, const float *src, void *dst, int64_t n, sr_error *err);
 
 /* Index of the first element that is NaN or infinite in the row (float types), or whose block scale is

@@ -15,19 +15,32 @@
 
 enum { TASK_ELEMS = 1 << 16, ALIGNMENT = 64 };
 
-static const char *const dtype_names = "q4_0, q4_1, q5_0, q5_1, q8_0";
+/* Types of blocks that can be made, by the names that users type. `table` is for the tables at both ends, which are read
+ * a row at a time or once a token and whose errors reach every token; `more` for the matrices that gain most by a better
+ * type (values, and what returns from the feed-forward part), in the layers where it counts. `less` stands in where a
+ * row is no multiple of the block. */
+static const struct recipe {
+    const char *name;
+    sr_dtype dtype, table, more, less;
+} recipes[] = {
+    {"q4_0", SR_DTYPE_Q4_0, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F16}, {"q4_1", SR_DTYPE_Q4_1, SR_DTYPE_Q8_0, SR_DTYPE_Q4_1, SR_DTYPE_F16},
+    {"q4_k", SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_0}, {"q5_0", SR_DTYPE_Q5_0, SR_DTYPE_Q8_0, SR_DTYPE_Q5_0, SR_DTYPE_F16},
+    {"q5_1", SR_DTYPE_Q5_1, SR_DTYPE_Q8_0, SR_DTYPE_Q5_1, SR_DTYPE_F16}, {"q5_k", SR_DTYPE_Q5_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_1},
+    {"q6_k", SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q8_0}, {"q8_0", SR_DTYPE_Q8_0, SR_DTYPE_Q8_0, SR_DTYPE_Q8_0, SR_DTYPE_F16}};
 
-sr_status sr_settle_dtype_find(sr_dtype *out, const char *name, sr_error *err)
+enum { N_RECIPES = sizeof(recipes) / sizeof(recipes[0]) };
+
+static const struct recipe *find_recipe(const char *name)
 {
-    static const sr_dtype known[] = {SR_DTYPE_Q4_0, SR_DTYPE_Q4_1, SR_DTYPE_Q5_0, SR_DTYPE_Q5_1, SR_DTYPE_Q8_0};
-    char text[32];
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        if (strcmp(sr_dtype_name(known[i]), name) != 0) continue;
-        *out = known[i];
-        return SR_OK;
-    }
-    return sr_fail(err, SR_ERR_USAGE, "quantize: \"%s\" is not one of %s", sr_escape(text, sizeof(text), name, strlen(name)), dtype_names);
+    for (int i = 0; i < N_RECIPES; i++)
+        if (strcmp(recipes[i].name, name) == 0) return &recipes[i];
+    return NULL;
 }
+
+struct plan {
+    const struct recipe *recipe; /* NULL: nothing is quantized */
+    int32_t n_layers;
+};
 
 /* ---- the plan ---- */
 
@@ -41,14 +54,42 @@ static int ends_with(struct gguf_str name, const char *end)
 
 static int is_named(struct gguf_str name, const char *text) { return name.bytes == strlen(text) && ends_with(name, text); }
 
-/* Vectors and routers stay float. The tables at both ends keep 8 bits: they are read a row at a time or once a token,
- * and errors there reach every token. Rows that blocks do not divide become f16. */
-static sr_dtype target_of(const struct gguf_tensor *t, const struct settle_options *o)
+/* "blk.<i>.": i, or -1. */
+static int32_t layer_of(struct gguf_str name)
 {
+    int32_t i = 0;
+    size_t at = 4;
+    if (name.bytes < 6 || memcmp(name.data, "blk.", 4) != 0) return -1;
+    while (at < name.bytes && name.data[at] >= '0' && name.data[at] <= '9' && i < 100000) i = 10 * i + (name.data[at++] - '0');
+    return at > 4 ? i : -1;
+}
+
+/* The first and the last eighth of the layers, and each third one between. */
+static int counts_more(const struct plan *p, const struct gguf_tensor *t)
+{
+    const int32_t i = layer_of(t->name), n = p->n_layers;
+    if (!ends_with(t->name, "attn_v.weight") && !ends_with(t->name, "ffn_down.weight") && !ends_with(t->name, "ffn_down_exps.weight")) return 0;
+    return i >= 0 && (i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2);
+}
+
+static int has_blocks(sr_dtype dtype, const struct gguf_tensor *t) { return t->ne[0] % sr_dtype_find((int64_t)dtype)->block_elems == 0; }
+
+/* Of a type whose blocks do not divide the row: the smaller type in its place, in the end f16. */
+static sr_dtype dividing(sr_dtype dtype, const struct gguf_tensor *t)
+{
+    for (int i = 0; i < N_RECIPES && !has_blocks(dtype, t); i++)
+        if (recipes[i].dtype == dtype) dtype = recipes[i].less;
+    return has_blocks(dtype, t) ? dtype : SR_DTYPE_F16;
+}
+
+/* Vectors and routers stay float. */
+static sr_dtype target_of(const struct gguf_tensor *t, const struct plan *p)
+{
+    const struct recipe *r = p->recipe;
     if (ends_with(t->name, "ffn_gate_inp.weight") && is_float(t->dtype)) return SR_DTYPE_F32;
-    if (!o->quantize || !is_float(t->dtype) || t->n_dims < 2 || ends_with(t->name, "_norm.weight")) return t->dtype;
-    if (t->ne[0] % sr_dtype_find((int64_t)o->dtype)->block_elems) return SR_DTYPE_F16;
-    return is_named(t->name, "token_embd.weight") || is_named(t->name, "output.weight") ? SR_DTYPE_Q8_0 : o->dtype;
+    if (!r || !is_float(t->dtype) || t->n_dims < 2 || ends_with(t->name, "_norm.weight")) return t->dtype;
+    if (is_named(t->name, "token_embd.weight") || is_named(t->name, "output.weight")) return dividing(r->table, t);
+    return dividing(counts_more(p, t) ? r->more : r->dtype, t);
 }
 
 static const struct gguf_gather *gather_of(const struct gguf *g, int64_t tensor)
@@ -69,22 +110,22 @@ static int is_misaligned(const struct gguf_tensor *t)
     return (uintptr_t)t->data % unit != 0;
 }
 
-static int is_made(const struct gguf *g, int64_t i, const struct settle_options *o)
+static int is_made(const struct gguf *g, int64_t i, const struct plan *p)
 {
     const struct gguf_tensor *t = &g->tensors[i];
-    return target_of(t, o) != t->dtype || !t->data || is_misaligned(t);
+    return target_of(t, p) != t->dtype || !t->data || is_misaligned(t);
 }
 
 static int64_t rows_of(const struct gguf_tensor *t) { return t->ne[1] * t->ne[2] * t->ne[3]; }
 
-static sr_status measure(const struct gguf *g, const struct settle_options *o, size_t *need, sr_error *err)
+static sr_status measure(const struct gguf *g, const struct plan *p, size_t *need, sr_error *err)
 {
     *need = 0;
     for (int64_t i = 0; i < g->n_tensors; i++) {
         const struct gguf_tensor *t = &g->tensors[i];
         size_t bytes;
-        if (!is_made(g, i, o)) continue;
-        if (sr_mul_size(sr_row_bytes(target_of(t, o), t->ne[0]), (size_t)rows_of(t), &bytes) || sr_add_size(bytes, ALIGNMENT, &bytes) ||
+        if (!is_made(g, i, p)) continue;
+        if (sr_mul_size(sr_row_bytes(target_of(t, p), t->ne[0]), (size_t)rows_of(t), &bytes) || sr_add_size(bytes, ALIGNMENT, &bytes) ||
             sr_add_size(*need, bytes, need))
             return sr_gguf_reject(g, err, "tensors of more than 2^64 bytes");
     }
@@ -188,46 +229,63 @@ static sr_status make_tensor(struct gguf *g, int64_t i, struct making *m, struct
 
 /* ---- all ---- */
 
-static sr_status make_all(struct gguf *g, const struct settle_options *o, struct making *m, struct pool *pool, sr_error *err)
+static sr_status make_all(struct gguf *g, const struct plan *p, const struct settle_options *o, struct making *m, struct pool *pool,
+                          sr_error *err)
 {
     size_t used = 0;
     for (int64_t i = 0; i < g->n_tensors; i++) {
-        if (is_made(g, i, o)) {
-            m->dtype = target_of(&g->tensors[i], o);
+        if (is_made(g, i, p)) {
+            m->dtype = target_of(&g->tensors[i], p);
             m->dst = (uint8_t *)g->settled + used;
             SR_TRY(make_tensor(g, i, m, pool, err));
             used += (g->tensors[i].bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
         }
-        if (o->progress && o->progress(o->user, o->quantize ? "quantize" : "load", (double)(i + 1) / (double)g->n_tensors))
+        if (o->progress && o->progress(o->user, p->recipe ? "quantize" : "load", (double)(i + 1) / (double)g->n_tensors))
             return sr_fail(err, SR_ERR_USAGE, "loading was cancelled");
     }
     return SR_OK;
 }
 
-static int64_t widest_row(const struct gguf *g, const struct settle_options *o)
+static int64_t widest_row(const struct gguf *g, const struct plan *p)
 {
     int64_t widest = 1;
     for (int64_t i = 0; i < g->n_tensors; i++)
-        if (is_made(g, i, o) && g->tensors[i].ne[0] > widest) widest = g->tensors[i].ne[0];
+        if (is_made(g, i, p) && g->tensors[i].ne[0] > widest) widest = g->tensors[i].ne[0];
     return widest;
+}
+
+static sr_status make_plan(struct plan *p, const struct gguf *g, const struct settle_options *o, sr_error *err)
+{
+    char text[32];
+    *p = (struct plan){.recipe = o->quantize ? find_recipe(o->quantize) : NULL};
+    if (o->quantize && !p->recipe)
+        return sr_fail(err, SR_ERR_USAGE, "quantize: \"%s\" is not one of q4_0 q4_1 q4_k q5_0 q5_1 q5_k q6_k q8_0",
+                       sr_escape(text, sizeof(text), o->quantize, strlen(o->quantize)));
+    for (int64_t i = 0; i < g->n_tensors; i++) {
+        const int32_t layer = layer_of(g->tensors[i].name);
+        if (layer >= p->n_layers) p->n_layers = layer + 1;
+    }
+    return SR_OK;
 }
 
 sr_status sr_gguf_settle(struct gguf *g, const struct settle_options *o, struct pool *pool, sr_error *err)
 {
     struct making m = {0};
+    struct plan p;
     size_t need, scratch;
-    SR_TRY(measure(g, o, &need, err));
+    SR_TRY(make_plan(&p, g, o, err));
+    SR_TRY(measure(g, &p, &need, err));
     if (need == 0) return SR_OK;
     const uint64_t have = sr_memory_available();
     if (need > have)
         return sr_fail(err, SR_ERR_RESOURCE, "%s: tensors made at load need %zu bytes, %llu available", sr_gguf_path(g), need,
                        (unsigned long long)have);
-    if (sr_mul_size((size_t)widest_row(g, o), (size_t)(pool ? sr_pool_threads(pool) : 1) * sizeof(float), &scratch))
+    if (sr_mul_size((size_t)widest_row(g, &p), (size_t)(pool ? sr_pool_threads(pool) : 1) * sizeof(float), &scratch))
         return sr_gguf_reject(g, err, "a row is too long");
     m.scratch = sr_alloc(scratch);
     g->settled = sr_region_map(need);
     g->settled_bytes = g->settled ? need : 0;
-    const sr_status st = m.scratch && g->settled ? make_all(g, o, &m, pool, err) : sr_fail_memory(err, need, "tensors made at load");
+    const sr_status st = m.scratch && g->settled ? make_all(g, &p, o, &m, pool, err) : sr_fail_memory(err, need, "tensors made at load");
     sr_free(m.scratch);
     return st;
 }

@@ -12,17 +12,13 @@
 #include "formats/gguf.h"
 
 struct settle_options {
-    int quantize;       /* float matrices become of `dtype` */
-    sr_dtype dtype;
+    const char *quantize; /* float matrices become of this type, by the name a user types ("q4_k"); NULL: they stay */
     int (*progress)(void *user, const char *stage, double share); /* NULL, or non-zero cancels (SR_ERR_USAGE) */
     void *user;
 };
 
-/* By the name a user types ("q4_0"): SR_ERR_USAGE lists those that can be made. */
-sr_status sr_settle_dtype_find(sr_dtype *out, const char *name, sr_error *err);
-
 /* Once per gguf, before tensor data is used. pool may be NULL. Infinite and NaN weights that a type cannot hold are
- * SR_ERR_FORMAT and named. */
+ * SR_ERR_FORMAT and named; a type that cannot be made is SR_ERR_USAGE. */
 sr_status sr_gguf_settle(struct gguf *g, const struct settle_options *o, struct pool *pool, sr_error *err);
 
 #endif

@@ -92,7 +92,7 @@ def answers_the_same_however_it_lies():
 
 @test
 def quantized_at_load():
-    for kind in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0"):
+    for kind in ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"):
         out = run("run", "-m", ONE, "--quantize", kind, *GREEDY)[0]
         equal(run("run", "-m", ONE, "--quantize", kind, "-t", "1", *GREEDY)[0], out, kind)
     one_line(run("run", "-m", ONE, "--quantize", "q2_x", *GREEDY, rc=2)[1], "--quantize", "q8_0")

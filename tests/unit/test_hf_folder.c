@@ -403,7 +403,7 @@ static void made_blocks(void **state)
     snprintf(folder, sizeof(folder), "%s", good_folder("qwen3moe", NULL));
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         struct gguf *floats, *blocks;
-        const struct settle_options keep = {0}, make = {.quantize = 1, .dtype = types[i]};
+        const struct settle_options keep = {0}, make = {.quantize = sr_dtype_name(types[i])};
         assert_int_equal(sr_gguf_open(&floats, folder, &err), SR_OK);
         assert_int_equal(sr_gguf_open(&blocks, folder, &err), SR_OK);
         assert_int_equal(sr_gguf_settle(floats, &keep, NULL, &err), SR_OK);
@@ -439,8 +439,43 @@ static void kept_in_place(void **state)
     assert_int_equal(sr_gguf_settle(g, &(struct settle_options){0}, NULL, &err), SR_OK);
     assert_ptr_equal(tensor(g, "blk.0.ffn_up.weight")->data, before);
     assert_false(tensor(g, "blk.0.ffn_up.weight")->owned);
-    assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = 1, .dtype = SR_DTYPE_Q4_0}, NULL, &err), SR_OK);
+    assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = "q4_0"}, NULL, &err), SR_OK);
     assert_int_equal(tensor(g, "blk.0.ffn_up.weight")->dtype, SR_DTYPE_F16); /* 112 columns */
+    sr_gguf_close(g);
+}
+
+/* Which matrix gets which type, of 8 layers: the first, the last, and each third one between get more. */
+static void mixed_types(void **state)
+{
+    static const sr_dtype more[8] = {SR_DTYPE_Q6_K, SR_DTYPE_Q4_K, SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q4_K, SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K};
+    struct tiny_spec spec = tiny_spec_default();
+    struct gguf *g;
+    char name[64];
+    (void)state;
+    spec.n_layers = 8;
+    spec.n_embd = 256;
+    spec.n_heads = 4;
+    spec.n_kv_heads = 1;
+    spec.head_dim = 64;
+    spec.n_ff = 256;
+    const char *gguf = tiny_path("mixed.gguf");
+    tiny_model_write(gguf, &spec);
+    assert_int_equal(sr_gguf_open(&g, gguf, &err), SR_OK);
+    assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = "q4_k"}, NULL, &err), SR_OK);
+    for (int i = 0; i < 8; i++) {
+        snprintf(name, sizeof(name), "blk.%d.attn_v.weight", i);
+        assert_int_equal(tensor(g, name)->dtype, more[i]);
+        snprintf(name, sizeof(name), "blk.%d.ffn_down.weight", i);
+        assert_int_equal(tensor(g, name)->dtype, more[i]);
+        snprintf(name, sizeof(name), "blk.%d.attn_q.weight", i);
+        assert_int_equal(tensor(g, name)->dtype, SR_DTYPE_Q4_K);
+    }
+    assert_int_equal(tensor(g, "token_embd.weight")->dtype, SR_DTYPE_Q6_K);
+    sr_gguf_close(g);
+    assert_int_equal(sr_gguf_open(&g, good_folder("qwen3", NULL), &err), SR_OK); /* rows of 64 */
+    assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = "q4_k"}, NULL, &err), SR_OK);
+    assert_int_equal(tensor(g, "blk.0.attn_q.weight")->dtype, SR_DTYPE_Q5_0);
+    assert_int_equal(tensor(g, "token_embd.weight")->dtype, SR_DTYPE_Q8_0);
     sr_gguf_close(g);
 }
 
@@ -526,7 +561,7 @@ int main(void)
         cmocka_unit_test(dtypes), cmocka_unit_test(legal_oddities), cmocka_unit_test(index_names), cmocka_unit_test(links_within),
         cmocka_unit_test(tensor_twice), cmocka_unit_test(no_weights), cmocka_unit_test(broken_config), cmocka_unit_test(wrong_fields),
         cmocka_unit_test(other_models), cmocka_unit_test(other_spellings), cmocka_unit_test(bad_norm), cmocka_unit_test(bad_matrix),
-        cmocka_unit_test(made_blocks), cmocka_unit_test(kept_in_place), cmocka_unit_test(cancelled),
+        cmocka_unit_test(made_blocks), cmocka_unit_test(kept_in_place), cmocka_unit_test(mixed_types), cmocka_unit_test(cancelled),
         cmocka_unit_test(sessions_know_their_folder), cmocka_unit_test(information),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -237,6 +237,62 @@ static void quantize_extremes(void **state)
     }
 }
 
+/* Sum of squared errors over that of the values, 64 blocks of normal-like numbers with some that stand out. */
+static double relative_error(sr_dtype dtype, double offset)
+{
+    enum { N = 64 * 256 };
+    static float x[N], y[N];
+    static uint8_t raw[4 * N];
+    uint32_t seed = 11;
+    double lost = 0, all = 0;
+    for (int i = 0; i < N; i++) {
+        float sum = (float)offset;
+        for (int k = 0; k < 12; k++) sum += pseudo(&seed);
+        x[i] = i % 97 == 0 ? 4 * sum : sum;
+    }
+    assert_int_equal(sr_quantize_row(dtype, x, raw, N, NULL), SR_OK);
+    assert_int_equal(sr_row_find_nonfinite(dtype, raw, N), -1);
+    sr_dequantize_row(dtype, raw, y, N);
+    for (int i = 0; i < N; i++) {
+        lost += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
+        all += (double)x[i] * (double)x[i];
+    }
+    return lost / all;
+}
+
+/* What the search is for: less error than the plain types of at least as many bits (q4_0 and q4_1 have 4.5 and 5, q5_0 and
+ * q5_1 5.5 and 6, these 4.5, 5.5 and 6.56), with and without an offset; each further bit takes at least half of it. */
+static void searched_types(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        const double offset = i * 3.0, q4 = relative_error(SR_DTYPE_Q4_K, offset), q5 = relative_error(SR_DTYPE_Q5_K, offset);
+        const double q6 = relative_error(SR_DTYPE_Q6_K, offset);
+        assert_true(q4 < relative_error(SR_DTYPE_Q4_0, offset) && q4 < relative_error(SR_DTYPE_Q4_1, offset));
+        assert_true(q5 < relative_error(SR_DTYPE_Q5_0, offset) && q5 < relative_error(SR_DTYPE_Q5_1, offset));
+        assert_true(q5 < 0.5 * q4 && q6 < q5);
+    }
+}
+
+static void searched_extremes(void **state)
+{
+    static const sr_dtype types[] = {SR_DTYPE_Q4_K, SR_DTYPE_Q5_K, SR_DTYPE_Q6_K};
+    static const float scales[] = {0.0f, 1e-45f, 1e-40f, 1e-30f, 1e-8f, 1.0f, 65504.0f};
+    (void)state;
+    for (int t = 0; t < 3; t++)
+        for (size_t s = 0; s < sizeof(scales) / sizeof(scales[0]); s++)
+            for (int sign = -1; sign <= 2; sign++) { /* all below zero, all zero, all above, mixed */
+                float x[256], y[256];
+                uint8_t raw[256];
+                for (int i = 0; i < 256; i++) x[i] = scales[s] * (sign == 2 ? (i % 2 ? -1.0f : 1.0f) : (float)sign) * (float)(i % 32 + 1) / 32.0f;
+                assert_int_equal(sr_quantize_row(types[t], x, raw, 256, NULL), SR_OK);
+                assert_int_equal(sr_row_find_nonfinite(types[t], raw, 256), -1);
+                sr_dequantize_row(types[t], raw, y, 256);
+                /* half a step of 15 over the range of two, and as much for the rounding of scales to six bits */
+                for (int i = 0; i < 256; i++) assert_true(fabsf(x[i] - y[i]) <= scales[s] * 2.0f / 15.0f + 1e-6f);
+            }
+}
+
 static void quantize_refuses(void **state)
 {
     (void)state;
@@ -251,8 +307,14 @@ static void quantize_refuses(void **state)
             assert_non_null(strstr(err.text, "element 37"));
         }
     }
+    static const sr_dtype searched[] = {SR_DTYPE_Q4_K, SR_DTYPE_Q5_K, SR_DTYPE_Q6_K};
+    for (int t = 0; t < 3; t++) {
+        assert_int_equal(sr_quantize_row(searched[t], x, raw, 256, &err), SR_ERR_NUMERIC);
+        assert_non_null(strstr(err.text, "element 37"));
+    }
     x[37] = 0;
     for (int t = 8; t < n_types; t++) {
+        if (all_types[t] == SR_DTYPE_Q4_K || all_types[t] == SR_DTYPE_Q5_K || all_types[t] == SR_DTYPE_Q6_K) continue;
         assert_int_equal(sr_quantize_row(all_types[t], x, raw, 256, &err), SR_ERR_UNSUPPORTED);
         assert_non_null(strstr(err.text, sr_dtype_name(all_types[t])));
     }
@@ -299,7 +361,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_and_sizes),      cmocka_unit_test(names_of_unsupported_types), cmocka_unit_test(blocks_by_hand),
         cmocka_unit_test(float_rows),           cmocka_unit_test(dequantize_vectors),         cmocka_unit_test(quantize_vectors),
-        cmocka_unit_test(quantize_error_bounds), cmocka_unit_test(quantize_extremes),         cmocka_unit_test(quantize_refuses),
+        cmocka_unit_test(quantize_error_bounds), cmocka_unit_test(quantize_extremes),         cmocka_unit_test(quantize_refuses), cmocka_unit_test(searched_types), cmocka_unit_test(searched_extremes),
         cmocka_unit_test(nonfinite_values),     cmocka_unit_test(nonfinite_scales),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
