@@ -4,6 +4,8 @@
 # make bench      speed of the default model         make fuzz   each parser under libFuzzer for FUZZ_SECONDS
 # make install    program, libraries, headers        DESTDIR=, PREFIX=/usr/local
 #
+# make CUDA=1     with the CUDA backend: nvcc from PATH, or CUDA_HOME; CUDA_CODE names other targets
+#
 # Sources are found by place: src/*/ and src/cpu/*/ make the library, apps/sinkrouter/ the program,
 # tests/unit, tests/kernels and tests/golden one program per test_*.c. Flags of an ISA go by a file's suffix.
 
@@ -40,7 +42,7 @@ OTHER_SUFFIX   := $(if $(filter x86_64,$(ARCH)),$(arm_SUFFIX),$(if $(filter aarc
 isa_flags       = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
 LIB_SRC  := $(sort $(wildcard src/*/*.c src/cpu/*/*.c))
-LIB_SRC  := $(filter-out $(foreach s,$(OTHER_SUFFIX),%_$(s).c) src/cuda/%,$(LIB_SRC))
+LIB_SRC  := $(filter-out $(foreach s,$(OTHER_SUFFIX),%_$(s).c) $(if $(CUDA),src/cuda/no_cuda.c),$(LIB_SRC))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
 APP_SRC  := $(sort $(wildcard apps/sinkrouter/*.c))
 APP_OBJ  := $(APP_SRC:%.c=$(BUILD)/%.o)
@@ -48,6 +50,18 @@ TEST_SRC := $(sort $(wildcard tests/unit/test_*.c tests/kernels/test_*.c tests/g
 TEST_BIN := $(TEST_SRC:%.c=$(BUILD)/%)
 TEST_AUX := $(filter-out $(TEST_SRC),$(sort $(wildcard tests/*/*.c)))
 TEST_AUX := $(filter-out tests/fuzz/%,$(TEST_AUX))
+
+# CUDA=1: machine code for Hopper, and PTX of 8.0 that the driver compiles for what lies between.
+CUDA      ?=
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(firstword $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
+CUDA_CODE ?= -gencode arch=compute_80,code=compute_80 -gencode arch=compute_90a,code=sm_90a
+NVCCFLAGS  = -std=c++20 -O3 -MMD -MP $(CUDA_CODE) -DSR_BUILD -D_GNU_SOURCE -Iinclude -Isrc \
+             -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden$(if $(WERROR),$(,)-Werror) $(EXTRA_NVCCFLAGS)
+, := ,
+ifneq ($(CUDA),)
+LIB_OBJ   += $(patsubst %.cu,$(BUILD)/%.o,$(sort $(wildcard src/cuda/*.cu)))
+LDLIBS    += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -lstdc++ -lrt -ldl
+endif
 
 # Kernels and what they stand on need no library beyond libc, so they are cross-built and run under an emulator.
 ALONE_SRC := $(sort $(wildcard tests/kernels/*.c src/base/*.c src/formats/quant*.c src/cpu/*.c src/cpu/*/*.c))
@@ -77,6 +91,10 @@ deps:
 $(BUILD)/%.o: %.c | deps
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(call isa_flags,$<) -c $< -o $@
+
+$(BUILD)/%.o: %.cu | deps
+	@mkdir -p $(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCCFLAGS) -c $< -o $@
 
 $(BUILD)/libsinkrouter.a: $(LIB_OBJ)
 	@rm -f $@

@@ -5,7 +5,7 @@
 # headers it may see stand beside it (all may see base.h).
 cd "$(dirname "$0")/.." || exit 1
 
-grep -rn --include='*.[ch]' --include='*.def' -E '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' include src apps examples |
+grep -rn --include='*.[ch]' --include='*.cu' --include='*.cuh' --include='*.def' -E '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' include src apps examples |
     sed -E 's/^([^:]*):([0-9]+):[^"]*"([^"]*)".*/\1 \2 \3/' |
     awk '
     BEGIN {

@@ -4,7 +4,7 @@
 # check-sizes.sh: files of at most 600 lines, functions of at most 100. A file whose name ends in _table is data.
 # A function's body is what stands between a brace in the first column and its closing one.
 cd "$(dirname "$0")/.." || exit 1
-find include src apps tests examples -name '*.[ch]' ! -name '*_table.[ch]' | sort | xargs awk '
+find include src apps tests examples -name '*.[ch]' ! -name '*_table.[ch]' -o -name '*.cu' -o -name '*.cuh' | sort | xargs awk '
     FNR == 1 { report_file(); file = FILENAME; start = 0 }
     { lines = FNR }
     /^[A-Za-z_].*\(/ { name = $0 }

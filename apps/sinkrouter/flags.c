@@ -314,14 +314,10 @@ static sr_status accept_idle(const struct use *u)
     return SR_OK;
 }
 
-static sr_status accept_layers(const struct use *u)
+static sr_status set_layers(const struct use *u, int64_t *out)
 {
-    if (strcmp(u->value, "all") && strcmp(u->value, "auto")) {
-        int64_t ignored;
-        sr_status st = set_int(u, &ignored);
-        if (st) return st;
-    }
-    return accept_idle(u);
+    *out = -1;
+    return strcmp(u->value, "all") && strcmp(u->value, "auto") ? set_int(u, out) : SR_OK;
 }
 
 static sr_status add_text(const struct use *u, struct text_list *l)
@@ -353,7 +349,7 @@ static sr_status apply(const struct use *u)
         return SR_OK;
     case FLAG_IDLE:
     case FLAG_IDLE_1: return accept_idle(u);
-    case FLAG_LAYERS: return accept_layers(u);
+    case FLAG_LAYERS: return set_layers(u, field);
     case FLAG_NO: return sr_refuse(u->err, SR_ERR_USAGE, "%s is not supported: %s", u->name, u->f->help);
     }
     return SR_OK;
@@ -451,13 +447,15 @@ void sr_options_default(struct options *o, enum command command)
     o->window = o->sinks = o->min_len = o->bits = o->route_seed = -1;
     o->audit = o->yarn_ext = -1;
     o->no_mmap = -1;
-    o->temp = o->top_p = o->min_p = -1;
-    o->top_k = o->think_budget = -1;
+    o->temp = (double)s.temperature;
+    o->top_p = (double)s.top_p;
+    o->min_p = (double)s.min_p;
+    o->top_k = s.top_k;
     o->repeat_penalty = (double)s.repeat_penalty;
     o->presence_penalty = (double)s.presence_penalty;
     o->frequency_penalty = (double)s.frequency_penalty;
     o->repeat_last_n = s.repeat_last_n;
-    o->seed = -1;
+    o->seed = o->gpu_layers = -1;
     o->n_predict = -1;
     o->repetitions = 5;
     o->needles = 8;

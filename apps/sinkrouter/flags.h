@@ -22,9 +22,9 @@ enum flag_kind {
     FLAG_CHOICE, /* enum on_off: on, off */
     FLAG_SWITCH, /* enum on_off: on, off, auto, or bare */
     FLAG_NAME,   /* const char *: one of the names in `names_of` */
+    FLAG_LAYERS, /* int64_t: a number of layers; all and auto are -1 */
     FLAG_IDLE,   /* accepted without effect, said once; takes no value */
     FLAG_IDLE_1, /* the same with a value */
-    FLAG_LAYERS, /* the same with a value that must be a number, all or auto */
     FLAG_NO      /* refused by name; help says why */
 };
 

@@ -60,6 +60,19 @@ static int pick_command(enum command *command, int argc, char **argv, int *skip)
     return wrong_usage(text, "");
 }
 
+static int list_devices(void)
+{
+    char line[160];
+    int n = 0;
+    printf("Available devices:\n");
+    while (sr_device_get(n, line, sizeof line)) {
+        printf("  %s\n", line);
+        n++;
+    }
+    if (n == 0) printf("  (none)\n");
+    return 0;
+}
+
 static int execute(struct options *o, sr_error *err)
 {
     int rc =
@@ -108,7 +121,7 @@ int main(int argc, char **argv)
         sr_flags_help(command);
         return flush_stdout(0);
     }
-    rc = flush_stdout(execute(&o, &err));
+    rc = flush_stdout(o.list_devices ? list_devices() : execute(&o, &err));
     sr_diag_close();
     return rc;
 }

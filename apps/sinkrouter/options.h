@@ -48,6 +48,9 @@ struct options {
     int mlock, check;
     struct int_list mmap; /* bench's -mmp */
     struct int_list threads, threads_batch;
+    const char *device;
+    int64_t gpu_layers; /* -1: all */
+    int list_devices;
 
     /* rotary embedding; 0 (ext: negative) as the file says */
     const char *rope_scaling;
@@ -71,23 +74,19 @@ struct options {
     const char *tau_file;
     int64_t window, sinks, min_len, bits, route_seed; /* -1: the library's default */
     double audit;                                     /* -1: the library's default */
+    double keep;                                      /* 0: off */
 
     /* text in */
     const char *prompt, *file, *system, *system_file, *chat_template, *chat_template_file,
         *chat_template_kwargs;
-    enum on_off think, show_thinking;
-    int64_t think_budget; /* -1: no limit */
-    const char *think_message, *reasoning_format;
     int64_t file_tokens, offset;
     int escape, no_escape, conversation, no_conversation, single_turn;
     enum on_off bos;
     struct text_list stops;
 
     /* sampling */
-    double temp, top_p, min_p; /* -1: not given */
-    double repeat_penalty, presence_penalty, frequency_penalty;
-    int64_t top_k; /* -1: not given */
-    int64_t repeat_last_n, seed;
+    double temp, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
+    int64_t top_k, repeat_last_n, seed;
     int greedy, ignore_eos;
     const char *samplers;
 

@@ -59,6 +59,8 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     m.load = load_of(o);
     m.quantize = o->quantize;
     m.mlock = o->mlock || loads_by(o, "mlock");
+    m.device = o->device;
+    m.n_gpu_layers = o->gpu_layers > INT32_MAX ? INT32_MAX : (int)o->gpu_layers;
     if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;
     m.progress = sr_progress_show;
     if (o->flash == CHOICE_OFF) sr_note("-fa off has no effect: there is one attention path");
@@ -122,6 +124,7 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     if (o->min_len >= 0) r.min_len = (int32_t)o->min_len;
     if (o->bits >= 0) r.bits = (int32_t)o->bits;
     if (o->audit >= 0) r.audit = (float)o->audit;
+    r.keep = (float)o->keep;
     if (o->route_seed >= 0) r.seed = (uint64_t)o->route_seed;
     if (r.bits != 4 && r.bits != 8)
         return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);
@@ -190,38 +193,29 @@ static sr_status sampler_order(char *out, size_t out_bytes, const char *given, s
     return SR_OK;
 }
 
-uint64_t sr_setup_seed(const struct options *o)
-{
-    /* 32 bits of a random seed: short enough to be typed again. */
-    uint64_t seed = o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
-    if (o->seed < 0 && !o->greedy && o->temp != 0) sr_note("seed %llu", (unsigned long long)seed);
-    return seed;
-}
-
-sr_status sr_setup_sampler(sr_sampler **out, uint64_t seed, const struct options *o, const sr_model *m, int thinking,
+sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab,
                            sr_error *err)
 {
     sr_sampler_options s = sr_sampler_options_default();
-    sr_model_info info;
     char order[256];
-    sr_model_get_info(m, &info);
-    sr_sampler_advice(m, thinking, &s);
-    if (o->temp >= 0) s.temperature = (float)o->temp;
-    if (o->greedy) s.temperature = 0;
-    if (o->top_p >= 0) s.top_p = (float)o->top_p;
-    if (o->min_p >= 0) s.min_p = (float)o->min_p;
-    if (o->top_k >= 0) s.top_k = (int32_t)o->top_k;
+    s.temperature = o->greedy ? 0.0f : (float)o->temp;
+    s.top_p = (float)o->top_p;
+    s.min_p = (float)o->min_p;
+    s.top_k = (int32_t)o->top_k;
     s.repeat_penalty = (float)o->repeat_penalty;
     s.presence_penalty = (float)o->presence_penalty;
     s.frequency_penalty = (float)o->frequency_penalty;
     s.repeat_last_n = (int32_t)o->repeat_last_n;
-    s.seed = seed;
+    /* 32 bits of a random seed: short enough to be typed again. */
+    s.seed = o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
     if (o->samplers) {
         sr_status st = sampler_order(order, sizeof order, o->samplers, err);
         if (st) return st;
         s.order = order;
     }
-    return sr_sampler_new(out, &s, info.n_vocab, err);
+    *seed = s.seed;
+    if (o->seed < 0 && s.temperature > 0) sr_note("seed %llu", (unsigned long long)s.seed);
+    return sr_sampler_new(out, &s, n_vocab, err);
 }
 
 sr_bos sr_setup_bos(const struct options *o)

@@ -53,6 +53,8 @@ typedef struct sr_route_options {
     float audit;     /* fraction of (layer, KV group, step) checked against dense, 0..1; default 0.01 */
     int breaker;     /* mass: a (layer, KV group) whose audits fail is read whole for a while; default 1 */
     uint64_t seed;   /* of the choice of audits; default 0 */
+    float keep;      /* mass, to measure with random weights: this share of the far keys, drawn at random, instead of a
+                        choice, [0, 1]; default 0, off */
     /* paper: threshold c[0] + c[1] x + c[2] x^2 + c[3] x^3 with x = clamp(len, min, max) / scale. A constant
      * tau is c = {tau, 0, 0, 0}. tau_set == 0 makes `paper` a usage error. */
     int tau_set;

@@ -54,12 +54,16 @@ typedef struct sr_model_options {
     int mlock;                   /* lock the weights in memory; a refusal by the system is logged, not an error */
     int metadata_only;           /* with vocab_only: not even the tokenizer must be usable (inspect) */
     sr_rope_options rope;
+    const char *device;          /* NULL: the first GPU of a build with CUDA, else the CPU; "none" or "cpu"; "cuda", "CUDA0", .. */
+    int n_gpu_layers;            /* -1: all; 0: the CPU; at least the number of layers: all on the GPU */
     const char *moments_path;    /* NULL: "<model path>.moments" if it exists; "" : none */
     sr_progress_fn *progress;
     void *progress_user;
 } sr_model_options;
 
 SR_API sr_model_options sr_model_options_default(void);
+/* Device `index` of this build ("CUDA0: NAME (MiB, MiB free)"); 0 past the last one. The CPU is not counted. */
+SR_API int sr_device_get(int index, char *line, size_t line_bytes);
 /* Also installs a handler for SIGBUS that turns a model file cut short while in use into SR_ERR_IO of the step; faults that are
  * not of a model file go to the handler installed before. */
 SR_API sr_status sr_model_open(sr_model **out, const char *path, const sr_model_options *o, sr_error *err);

@@ -287,3 +287,13 @@ size_t sr_bases_bytes(const struct band_bases *b)
 {
     return b->bytes;
 }
+
+const float *sr_bases_data(const struct band_bases *b)
+{
+    return b->data;
+}
+
+size_t sr_bases_unit(const struct band_bases *b)
+{
+    return b->unit;
+}

@@ -39,6 +39,9 @@ int sr_bases_refs(const struct band_bases *b);
 /* Whether it is the one of this band, rank and bits. */
 int sr_bases_match(const struct band_bases *b, int32_t band, int32_t rank, int32_t bits);
 void sr_bases_get(const struct band_bases *b, int32_t layer, int32_t kv_head, struct sketch_basis *out);
+/* All of it as one block of floats, [n_layers][n_kv_heads][unit]: for copies. */
+const float *sr_bases_data(const struct band_bases *b);
+size_t sr_bases_unit(const struct band_bases *b);
 size_t sr_bases_bytes(const struct band_bases *b);
 
 #endif

@@ -59,11 +59,28 @@ static sr_status grow_tables(struct attn_seq *s, int32_t n_chunks, sr_error *err
 
 /* ---- chunks ---- */
 
+static sr_status chunk_new(const struct attn_seq *s, void **out, size_t bytes, const char *what, sr_error *err)
+{
+    struct backend *b = s->a->backend;
+    if (b->has_own_memory) return b->ops->mem_new(b, out, bytes, what, err);
+    *out = sr_region_map(bytes);
+    return *out ? SR_OK : sr_fail_memory(err, bytes, what);
+}
+
+static void chunk_free(const struct attn_seq *s, void *chunk, size_t bytes)
+{
+    struct backend *b = s->a->backend;
+    if (b->has_own_memory) b->ops->mem_free(b, chunk);
+    else sr_region_unmap(chunk, bytes);
+}
+
 static sr_status add_chunk(struct attn_seq *s, sr_error *err)
 {
     size_t k_run = SR_CHUNK_ROWS * s->shape.k_row_bytes, v_run = SR_CHUNK_ROWS * s->shape.v_row_bytes;
-    uint8_t *p = sr_region_map(sr_cache_chunk_bytes(s));
-    if (!p) return sr_fail_memory(err, sr_cache_chunk_bytes(s), "KV cache");
+    void *chunk;
+    SR_TRY(chunk_new(s, &chunk, sr_cache_chunk_bytes(s), "KV cache", err));
+    uint8_t *p = chunk;
+    if (s->device) sr_device_place_chunk(s, p, s->n_chunks);
     s->region[s->n_chunks] = p;
     for (size_t u = 0; u < n_units(s); u++, p += k_run + v_run) {
         s->k[u * (size_t)s->table_room + (size_t)s->n_chunks] = p;
@@ -75,6 +92,7 @@ static sr_status add_chunk(struct attn_seq *s, sr_error *err)
 
 static void place_sketch_chunk(struct attn_seq *s, uint8_t *p)
 {
+    if (s->device) sr_device_place_sketch(s, p, s->n_sketch_chunks);
     s->sketch_region[s->n_sketch_chunks] = p;
     for (size_t u = 0; u < n_units(s); u++, p += SR_CHUNK_ROWS * s->sketch.row_bytes) {
         s->y[u * (size_t)s->table_room + (size_t)s->n_sketch_chunks] = p;
@@ -85,8 +103,8 @@ static void place_sketch_chunk(struct attn_seq *s, uint8_t *p)
 static sr_status add_sketch_chunk(struct attn_seq *s, sr_error *err)
 {
     size_t bytes = sr_cache_sketch_chunk_bytes(s, &s->sketch);
-    uint8_t *p = sr_region_map(bytes);
-    if (!p) return sr_fail_memory(err, bytes, "sketch");
+    void *p;
+    SR_TRY(chunk_new(s, &p, bytes, "sketch", err));
     place_sketch_chunk(s, p);
     return SR_OK;
 }
@@ -94,7 +112,7 @@ static sr_status add_sketch_chunk(struct attn_seq *s, sr_error *err)
 static void free_sketch_chunks(struct attn_seq *s)
 {
     for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
-        sr_region_unmap(s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &s->sketch));
+        chunk_free(s, s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &s->sketch));
     }
     s->n_sketch_chunks = 0;
 }
@@ -105,7 +123,7 @@ static sr_status check_memory(const struct attn_seq *s, int32_t n_new, int32_t n
 {
     uint64_t need = (uint64_t)n_new * sr_cache_chunk_bytes(s) +
                     (uint64_t)n_new_sketch * sr_cache_sketch_chunk_bytes(s, &s->sketch);
-    uint64_t left = need ? sr_memory_available() : UINT64_MAX;
+    uint64_t left = need ? s->a->backend->ops->mem_available(s->a->backend) : UINT64_MAX;
     if (need <= left) return SR_OK;
     return sr_fail(err, SR_ERR_RESOURCE, "KV cache: %d more tokens need %llu bytes, %llu can be had",
                    n_new * SR_CHUNK_ROWS, (unsigned long long)need, (unsigned long long)left);
@@ -130,7 +148,7 @@ sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err)
     if (n_new == 0 && n_new_sketch == 0) return SR_OK;
     SR_TRY(check_memory(s, n_new, n_new_sketch, err));
     SR_TRY(grow_tables(s, want, err));
-    if (n_new) {
+    if (n_new && !s->device) {
         struct backend *b = s->a->backend;
         SR_TRY(b->ops->attn_reserve(b, &s->shape, s->a->scratch.room, want * SR_CHUNK_ROWS, err));
         SR_TRY(grow_list(s, want, err));
@@ -149,16 +167,14 @@ static sr_status replace_sketch(struct attn_seq *s, const struct sketch_shape *s
     void **fresh = sr_alloc_zero((size_t)s->n_chunks, sizeof *fresh);
     if (!fresh) return sr_fail_memory(err, (size_t)s->n_chunks * sizeof *fresh, "sketch table");
     for (; i < s->n_chunks; i++) {
-        fresh[i] = sr_region_map(bytes);
-        if (!fresh[i]) break;
+        if (chunk_new(s, &fresh[i], bytes, "sketch", err) != SR_OK) break;
     }
     if (i < s->n_chunks) {
-        while (i-- > 0) sr_region_unmap(fresh[i], bytes);
+        while (i-- > 0) chunk_free(s, fresh[i], bytes);
         sr_free(fresh);
-        return sr_fail_memory(err, bytes, "sketch");
+        return SR_ERR_RESOURCE;
     }
-    for (i = 0; i < n_old; i++)
-        sr_region_unmap(s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &old_shape));
+    for (i = 0; i < n_old; i++) chunk_free(s, s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &old_shape));
     s->sketch = *shape;
     s->n_sketch_chunks = 0;
     for (i = 0; i < s->n_chunks; i++) place_sketch_chunk(s, fresh[i]);
@@ -180,7 +196,7 @@ sr_status sr_cache_sketch_reserve(struct attn_seq *s, const struct sketch_shape 
 void sr_cache_free(struct attn_seq *s)
 {
     free_sketch_chunks(s);
-    for (int32_t i = 0; i < s->n_chunks; i++) sr_region_unmap(s->region[i], sr_cache_chunk_bytes(s));
+    for (int32_t i = 0; i < s->n_chunks; i++) chunk_free(s, s->region[i], sr_cache_chunk_bytes(s));
     s->n_chunks = s->table_room = 0;
     void ***tables[5] = {&s->k, &s->v, &s->y, &s->region, &s->sketch_region};
     for (int i = 0; i < 5; i++) {

@@ -68,7 +68,7 @@ sr_status sr_decode_reserve(struct attention *a, int32_t n_units, sr_error *err)
 
 /* ---- which policy ---- */
 
-static const struct policy *policy_of(const struct attn_seq *s, int32_t layer)
+const struct policy *sr_decode_policy(const struct attn_seq *s, int32_t layer)
 {
     const struct policy *p = sr_policy_find(s->route.mode);
     int32_t len = s->len[layer];
@@ -93,8 +93,8 @@ static int same_options(const sr_route_options *x, const sr_route_options *y)
 /* Whether one op call can serve both: eps, audits and lengths may differ. */
 static int same_run(const struct attn_seq *s, const struct attn_seq *t, int32_t layer)
 {
-    const struct policy *p = policy_of(s, layer);
-    if (policy_of(t, layer) != p || s->shape.k_type != t->shape.k_type || s->shape.v_type != t->shape.v_type)
+    const struct policy *p = sr_decode_policy(s, layer);
+    if (sr_decode_policy(t, layer) != p || s->shape.k_type != t->shape.k_type || s->shape.v_type != t->shape.v_type)
         return 0;
     if (p->needs_sketch && (s->sketch.rank != t->sketch.rank || s->sketch.bits != t->sketch.bits)) return 0;
     return p == &sr_policy_dense || same_options(&s->route, &t->route);
@@ -194,7 +194,7 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
 {
     struct decode_scratch *w = &d->a->scratch;
     const struct attn_seq *s = d->seqs[0];
-    const struct policy *p = policy_of(s, d->layer);
+    const struct policy *p = sr_decode_policy(s, d->layer);
     SR_TRY(gather_units(d, p, q, err));
     struct route_plan plan = {
         .kind = w->kind, .near_done = 0, .list = w->list, .n_list = w->n_list,
@@ -243,7 +243,7 @@ sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int3
                          float *q, float *out, sr_error *err)
 {
     int64_t stride = (int64_t)a->c.n_heads * a->c.head_dim;
-    float scale = 1.0f / sqrtf((float)a->c.head_dim);
+    float scale = sr_attn_scale(a);
     assert(n_seqs >= 1 && n_seqs <= a->n_seqs && layer >= 0 && layer < a->c.n_layers);
     for (int64_t i = 0; i < n_seqs * stride; i++) q[i] *= scale;
     for (int32_t i = 0; i < n_seqs; i++) {

@@ -133,17 +133,34 @@ static int64_t held_after(int64_t n, int64_t from, int64_t to)
     return n;
 }
 
+void sr_moments_note(struct moments *m, int32_t layer, int is_key, int64_t pos0, int32_t n, int64_t *from, int64_t *to)
+{
+    int64_t *c = m->counts + layer * N_COUNTS, *next = c + (is_key ? K_NEXT : Q_NEXT);
+    *from = *next > SR_MOMENTS_FIRST ? *next : SR_MOMENTS_FIRST;
+    *to = pos0 + n;
+    if (*from < pos0) *from = pos0;
+    if (*to > *next) *next = *to;
+    if (*to > SR_MOMENTS_LAST) *to = SR_MOMENTS_LAST;
+    if (*from < *to) c[is_key ? K_COUNT : Q_COUNT] += *to - *from;
+}
+
+double *sr_moments_sums(struct moments *m)
+{
+    return m->sums;
+}
+
+size_t sr_moments_sums_bytes(const struct moments *m)
+{
+    return sr_moments_units(&m->shape) * sr_moments_unit(&m->shape) * sizeof *m->sums;
+}
+
 /* Cuts the rows to positions that count and deals the groups. A gap (rows never attended) may leave a block
  * short; such moments never become complete. */
 static void add_rows(struct adding *a, struct pool *pool, int32_t n, int64_t pos0)
 {
     struct moments *m = a->m;
-    int64_t *c = m->counts + a->layer * N_COUNTS, *next = c + (a->is_key ? K_NEXT : Q_NEXT);
-    a->from = *next > SR_MOMENTS_FIRST ? *next : SR_MOMENTS_FIRST;
-    a->to = pos0 + n;
-    if (a->from < pos0) a->from = pos0;
-    if (a->to > *next) *next = a->to;
-    if (a->to > SR_MOMENTS_LAST) a->to = SR_MOMENTS_LAST;
+    int64_t *c = m->counts + a->layer * N_COUNTS;
+    sr_moments_note(m, a->layer, a->is_key, pos0, n, &a->from, &a->to);
     if (a->from >= a->to) return;
     a->rows += (a->from - pos0) * a->stride;
     for (; m->turned < a->to; m->turned++)
@@ -151,7 +168,6 @@ static void add_rows(struct adding *a, struct pool *pool, int32_t n, int64_t pos
     sr_pool_run(a->to - a->from > 4 ? pool : NULL, m->shape.n_kv_heads, add_group, a);
     int64_t *held = c + (a->is_key ? K_HELD : Q_HELD);
     *held = held_after(*held, a->from, a->to);
-    c[a->is_key ? K_COUNT : Q_COUNT] += a->to - a->from;
 }
 
 void sr_moments_add_q(struct moments *m, struct pool *pool, int32_t layer, const float *q, int32_t n,

@@ -38,6 +38,11 @@ void sr_moments_add_q(struct moments *m, struct pool *pool, int32_t layer, const
                       int64_t pos0);
 void sr_moments_add_k(struct moments *m, struct pool *pool, int32_t layer, const float *k, int32_t n,
                       int64_t pos0);
+/* The counting alone, for rows whose products somebody else adds to a copy of the sums: of positions [pos0, pos0 + n)
+ * those in [*from, *to) count and were not counted before. */
+void sr_moments_note(struct moments *m, int32_t layer, int is_key, int64_t pos0, int32_t n, int64_t *from, int64_t *to);
+double *sr_moments_sums(struct moments *m); /* [n_layers][n_kv_heads][2 d d + d]: M_q, M_k (elements j >= i), m_k */
+size_t sr_moments_sums_bytes(const struct moments *m);
 /* Whether anything is still to be collected for the layer, and whether all of it has been for all layers. */
 int sr_moments_wants(const struct moments *m, int32_t layer);
 int sr_moments_ready(const struct moments *m);

@@ -40,6 +40,7 @@ sr_route_options sr_route_options_default(void)
         .audit = 0.01f,
         .breaker = 1,
         .seed = 0,
+        .keep = 0,
         .tau_set = 0,
         .tau_scale = 131072,
         .tau_min_len = 0,
@@ -96,5 +97,7 @@ sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *
         return sr_fail(err, SR_ERR_USAGE, "route budget %d: want more than %d rows for %s", o->budget,
                        p->keeps_near ? o->n_sinks + o->window : 0, p->name);
     }
+    if (!(o->keep >= 0 && o->keep <= 1))
+        return sr_fail(err, SR_ERR_USAGE, "route keep %g: want 0..1", (double)o->keep);
     return p->check ? p->check(o, err) : SR_OK;
 }

@@ -12,6 +12,7 @@
 
 #include "sinkrouter/attention.h"
 #include "backend/backend.h"
+#include "backend/device_attn.h"
 
 struct observed; /* observe.h: what baselines of other papers look at */
 
@@ -61,6 +62,7 @@ struct policy {
         has_budget;     /* reads o->budget rows: must be given */
     sr_status (*check)(const sr_route_options *o,
                        sr_error *err); /* beyond the ranges of options.c; may be NULL */
+    enum device_rule rule; /* the same decision as data, for a device that plans; RULE_NONE: hosts only */
     void (*plan)(const struct route_step *step, struct route_plan *plan);
 };
 

@@ -11,4 +11,4 @@ static void plan(const struct route_step *step, struct route_plan *p)
     memset(p->kind, READ_ALL, (size_t)step->n_units);
 }
 
-const struct policy sr_policy_dense = {.name = "dense", .plan = plan};
+const struct policy sr_policy_dense = {.name = "dense", .rule = RULE_ALL, .plan = plan};

@@ -24,6 +24,20 @@ static void add_found(const struct route_step *step, const struct route_plan *p,
     }
 }
 
+/* Far rows by lot, so that models without a meaning can be measured: the choice was made and is thrown away. */
+static int32_t draw(const struct route_step *s, int32_t u, int32_t *list)
+{
+    const int32_t end = s->units[u].kv_len - s->options->window;
+    const uint64_t limit = (uint64_t)((double)s->options->keep * 0x1p32);
+    uint64_t at = s->options->seed + (uint64_t)(uint32_t)(s->layer * s->n_units + u) * 0x9e3779b97f4a7c15u;
+    int32_t n = 0;
+    for (int32_t row = s->options->n_sinks; row < end; row++) {
+        at = at * 6364136223846793005u + 1442695040888963407u;
+        if (at >> 32 < limit) list[n++] = row;
+    }
+    return n;
+}
+
 static void plan(const struct route_step *step, struct route_plan *p)
 {
     const sr_route_options *o = step->options;
@@ -59,6 +73,7 @@ static void plan(const struct route_step *step, struct route_plan *p)
                                                          .far_share = step->far_share,
                                                          .touched = step->touched,
                                                      });
+    for (int32_t u = 0; o->keep > 0 && u < step->n_units; u++) p->n_list[u] = draw(step, u, p->list[u]);
     p->near_done = 1;
     for (int32_t u = 0; u < step->n_units; u++) {
         p->n_chosen[u] = p->n_list[u];
@@ -67,4 +82,4 @@ static void plan(const struct route_step *step, struct route_plan *p)
     }
 }
 
-const struct policy sr_policy_mass = {.name = "mass", .needs_sketch = 1, .keeps_near = 1, .has_contract = 1, .plan = plan};
+const struct policy sr_policy_mass = {.name = "mass", .needs_sketch = 1, .keeps_near = 1, .has_contract = 1, .rule = RULE_MASS, .plan = plan};

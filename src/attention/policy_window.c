@@ -11,4 +11,4 @@ static void plan(const struct route_step *step, struct route_plan *p)
     memset(p->kind, READ_NEAR, (size_t)step->n_units);
 }
 
-const struct policy sr_policy_window = {.name = "window", .keeps_near = 1, .plan = plan};
+const struct policy sr_policy_window = {.name = "window", .keeps_near = 1, .rule = RULE_NEAR, .plan = plan};

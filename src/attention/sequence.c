@@ -124,6 +124,15 @@ static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, sr_
     return SR_OK;
 }
 
+/* What a device's kernels cannot do. */
+static sr_status check_device(const struct attention *a, const struct attn_seq_config *c, sr_error *err)
+{
+    const struct attn_shape shape = {
+        .head_dim = a->c.head_dim, .group = a->group, .k_type = c->k_type, .v_type = c->v_type};
+    if (!a->backend->has_own_memory) return SR_OK;
+    return a->backend->ops->device_attn->check(a->backend, &shape, a->c.n_kv_heads, err);
+}
+
 static sr_status register_seq(struct attention *a, struct attn_seq *s, sr_error *err)
 {
     if (a->n_seqs == a->seqs_room) {
@@ -135,7 +144,8 @@ static sr_status register_seq(struct attention *a, struct attn_seq *s, sr_error 
         a->seqs_room = room;
     }
     SR_TRY(sr_decode_reserve(a, (a->n_seqs + 1) * a->c.n_kv_heads, err));
-    SR_TRY(a->backend->ops->attn_reserve(a->backend, &s->shape, a->scratch.room, SR_CHUNK_ROWS, err));
+    if (!a->backend->has_own_memory)
+        SR_TRY(a->backend->ops->attn_reserve(a->backend, &s->shape, a->scratch.room, SR_CHUNK_ROWS, err));
     a->seqs[a->n_seqs++] = s;
     return SR_OK;
 }
@@ -160,6 +170,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
 {
     size_t n_layers = (size_t)a->c.n_layers, n_units = n_layers * (size_t)a->c.n_kv_heads;
     int32_t d = a->c.head_dim;
+    SR_TRY(check_device(a, c, err));
     SR_TRY(check_type("k_type", c->k_type, d, err));
     SR_TRY(check_type("v_type", c->v_type, d, err));
     if (c->max_len < 1)
@@ -175,7 +186,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
         d, a->group, c->k_type, c->v_type, sr_row_bytes(c->k_type, d), sr_row_bytes(c->v_type, d)};
     s->max_len = c->max_len;
     s->route = c->route;
-    s->sketch = sr_sketch_shape_of(&c->route, d);
+    s->sketch = sr_sketch_shape_of(a, &c->route);
     s->sketch_first = c->route.n_sinks;
     s->len = sr_alloc_zero(n_layers, sizeof *s->len);
     s->sketch_to = sr_alloc_zero(n_layers, sizeof *s->sketch_to);
@@ -192,6 +203,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     }
     SR_TRY_GOTO(sr_sinks_new(&s->sinks, a->c.n_layers, a->c.n_kv_heads, d, err));
     SR_TRY_GOTO(sr_contract_new(&s->contract, (int32_t)n_units, a->group, err));
+    if (a->backend->has_own_memory) SR_TRY_GOTO(sr_device_seq_new(s, err));
     SR_TRY_GOTO(register_seq(a, s, err));
     *out = s;
     return SR_OK;
@@ -206,6 +218,7 @@ void sr_attn_seq_free(struct attn_seq *s)
     unregister_seq(s->a, s);
     sr_bases_unref(s->bases);
     sr_cache_free(s);
+    sr_device_seq_free(s);
     sr_moments_free(s->own);
     sr_contract_free(s->contract);
     sr_sinks_free(s->sinks);
@@ -253,6 +266,7 @@ void sr_attn_seq_clear(struct attn_seq *s)
     sr_cache_free(s);
     sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     if (s->own) sr_moments_reset(s->own);
+    if (s->device) sr_device_own_reset(s);
 }
 
 /* Whether what audits taught under one set of options holds under another. */
@@ -268,7 +282,7 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
     SR_TRY(sr_route_check(r, s->a->c.head_dim, err));
     SR_TRY(check_observer(s->observer, r, err));
     if (s->observer) sr_observer_restart(s->observer);
-    struct sketch_shape shape = sr_sketch_shape_of(r, s->a->c.head_dim);
+    struct sketch_shape shape = sr_sketch_shape_of(s->a, r);
     if (r->mode == SR_ROUTE_MASS) {
         SR_TRY(sr_cache_sketch_reserve(s, &shape, err));
         if (r->n_sinks != s->sketch_first) { /* the first sketch row moves */
@@ -278,6 +292,7 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
     }
     if (!same_contract(&s->route, r)) sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     s->route = *r;
+    if (s->device) sr_device_route_changed(s);
     return SR_OK;
 }
 
@@ -308,10 +323,16 @@ const sr_route_options *sr_attn_seq_route(const struct attn_seq *s)
 sr_status sr_attn_seq_save_moments(const struct attn_seq *s, const char *path, sr_error *err)
 {
     const struct moments *m = s->a->moments && !s->use_own ? s->a->moments : s->own;
+    if (s->device && m == s->own) SR_TRY(sr_device_own_fetch(s, err));
     return sr_moments_save(m, &s->a->c.rope, path, err);
 }
 
 /* ---- rows ---- */
+
+float sr_attn_scale(const struct attention *a)
+{
+    return 1.0f / sqrtf((float)a->c.head_dim);
+}
 
 int sr_seq_collects(const struct attn_seq *s, int32_t layer)
 {
@@ -324,6 +345,10 @@ void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const flo
     struct decode_scratch *w = &a->scratch;
     int32_t n_kv = a->c.n_kv_heads, d = a->c.head_dim, pos0 = s->len[layer];
     assert(n >= 0 && pos0 + n <= s->n_chunks * SR_CHUNK_ROWS);
+    if (s->device) {
+        sr_device_append(s, layer, k, v, n);
+        return;
+    }
     sr_cache_units(s, layer, w->seq_units);
     for (int32_t g = 0; g < n_kv; g++) {
         w->append[g] = (struct kv_append_args){
@@ -354,8 +379,12 @@ void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos
     struct attention *a = s->a;
     struct decode_scratch *w = &a->scratch;
     int64_t stride = (int64_t)a->c.n_heads * a->c.head_dim;
-    float scale = 1.0f / sqrtf((float)a->c.head_dim);
+    float scale = sr_attn_scale(a);
     assert(n >= 1 && pos0 >= 0 && pos0 + n <= s->len[layer]);
+    if (s->device) {
+        sr_device_prefill(s, layer, q, pos0, n, out);
+        return;
+    }
     for (int64_t i = 0; i < n * stride; i++) q[i] *= scale;
     sr_cache_units(s, layer, w->seq_units);
     a->backend->ops->attn_prefill(a->backend, &(struct attn_prefill_args){

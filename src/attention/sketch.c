@@ -8,10 +8,11 @@
 #include <assert.h>
 #include <string.h>
 
-struct sketch_shape sr_sketch_shape_of(const sr_route_options *o, int32_t head_dim)
+struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o)
 {
-    struct sketch_shape s = {.rank = o->rank ? o->rank : head_dim / 4, .bits = o->bits, .row_bytes = 0};
+    struct sketch_shape s = {.rank = o->rank ? o->rank : a->c.head_dim / 4, .bits = o->bits, .row_bytes = 0};
     s.row_bytes = ((size_t)s.rank * (size_t)s.bits + 31) / 32 * 4;
+    if (a->backend->has_own_memory) s.row_bytes = sr_device_sketch_row_bytes(a, o);
     return s;
 }
 
@@ -26,6 +27,7 @@ void sr_sketch_drop(struct attn_seq *s)
     s->bases = NULL;
     s->band = -1;
     s->use_own = 0;
+    if (s->device) sr_device_bases_dropped(s);
     for (int32_t l = 0; l < s->a->c.n_layers; l++) s->sketch_to[l] = s->sketch_first;
 }
 
@@ -40,11 +42,16 @@ static struct band_bases *find_shared(const struct attn_seq *s, int32_t band)
     return NULL;
 }
 
+int sr_sketch_uses_own(const struct attn_seq *s)
+{
+    return s->use_own || !s->a->moments;
+}
+
 /* A sequence that has begun on its own moments stays on them, so that its sketch rows keep one meaning. */
 static sr_status change_bases(struct attn_seq *s, int32_t band, sr_error *err)
 {
     const struct attention *a = s->a;
-    int use_own = s->use_own || !a->moments;
+    int use_own = sr_sketch_uses_own(s);
     struct band_bases *bases = use_own ? NULL : find_shared(s, band);
     if (bases) {
         sr_bases_ref(bases);
@@ -66,6 +73,12 @@ static sr_status change_bases(struct attn_seq *s, int32_t band, sr_error *err)
     s->band = band;
     for (int32_t l = 0; !is_same_band && l < a->c.n_layers; l++) s->sketch_to[l] = s->sketch_first;
     return SR_OK;
+}
+
+sr_status sr_sketch_rebase(struct attn_seq *s, int32_t len, sr_error *err)
+{
+    int32_t band = sr_band_of(&s->a->rotation, len);
+    return s->band != band || !s->bases ? change_bases(s, band, err) : SR_OK;
 }
 
 static void encode(struct attn_seq *s, int32_t layer, int32_t to)
@@ -107,8 +120,8 @@ static void encode(struct attn_seq *s, int32_t layer, int32_t to)
  */
 sr_status sr_sketch_sync(struct attn_seq *s, int32_t layer, sr_error *err)
 {
-    int32_t len = s->len[layer], band = sr_band_of(&s->a->rotation, len), to = len - s->route.window;
-    if (s->band != band || !s->bases) SR_TRY(change_bases(s, band, err));
+    int32_t len = s->len[layer], to = len - s->route.window;
+    SR_TRY(sr_sketch_rebase(s, len, err));
     if (s->sketch_to[layer] < to) encode(s, layer, to);
     return SR_OK;
 }

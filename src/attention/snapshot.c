@@ -7,6 +7,7 @@
  */
 #include "attention/timeline.h"
 
+#include <assert.h>
 #include <stdio.h>
 
 #include "formats/quant.h"
@@ -74,15 +75,29 @@ sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err)
     return SR_OK;
 }
 
+/* Rows of a run that are visited where `left` are still to come: whole pages on a device, since it alone knows where in
+ * a page a row lies. */
+static size_t rows_of_run(const struct attn_seq *s, int32_t left)
+{
+    const int32_t granule = s->device ? SR_PAGE_ROWS : 1, n = (left + granule - 1) / granule * granule;
+    return (size_t)(n < SR_CHUNK_ROWS ? n : SR_CHUNK_ROWS);
+}
+
+/* One piece of rows or sketch rows, wherever it lies. */
+static sr_status visit_piece(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece p, sr_error *err)
+{
+    return s->device ? sr_device_visit(s, fn, ctx, p, err) : fn(ctx, p.what, p.data, p.bytes, err);
+}
+
 static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
     int32_t n_units = s->a->c.n_layers * s->a->c.n_kv_heads;
     for (int32_t u = 0; u < n_units; u++) {
         for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
             size_t at = (size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS);
-            size_t n = (size_t)(len - row < SR_CHUNK_ROWS ? len - row : SR_CHUNK_ROWS);
-            SR_TRY(fn(ctx, "K rows", s->k[at], n * s->shape.k_row_bytes, err));
-            SR_TRY(fn(ctx, "V rows", s->v[at], n * s->shape.v_row_bytes, err));
+            size_t n = rows_of_run(s, len - row);
+            SR_TRY(visit_piece(s, fn, ctx, (struct device_piece){"K rows", s->k[at], n * s->shape.k_row_bytes}, err));
+            SR_TRY(visit_piece(s, fn, ctx, (struct device_piece){"V rows", s->v[at], n * s->shape.v_row_bytes}, err));
         }
     }
     return SR_OK;
@@ -104,7 +119,7 @@ static sr_status visit_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn
     for (int32_t u = 0; u < n_units; u++) {
         for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
             void *run = s->y[(size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS)];
-            SR_TRY(fn(ctx, "sketch rows", run, SR_CHUNK_ROWS * s->sketch.row_bytes, err));
+            SR_TRY(visit_piece(s, fn, ctx, (struct device_piece){"sketch rows", run, SR_CHUNK_ROWS * s->sketch.row_bytes}, err));
         }
     }
     return SR_OK;
@@ -142,8 +157,10 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
     if (st.own_moments) {
         size_t bytes;
         void *p;
+        if (s->device) SR_TRY(sr_device_own_fetch(s, err));
         for (int i = 0; (p = sr_moments_piece(s->own, i, &bytes)); i++)
             SR_TRY(fn(ctx, "moments", p, bytes, err));
+        if (s->device) sr_device_own_place(s);
     }
     if (st.own_moments && sr_moments_check(s->own)) {
         sr_moments_reset(s->own);
@@ -163,13 +180,16 @@ static sr_status check_run(const struct attn_seq *s, int32_t unit, int32_t row, 
     const uint8_t *run = which == 'K' ? s->k[at] : s->v[at];
     size_t bytes = which == 'K' ? s->shape.k_row_bytes : s->shape.v_row_bytes;
     sr_dtype type = which == 'K' ? s->shape.k_type : s->shape.v_type;
+    assert(!s->device);
     if (sr_row_find_nonfinite(type, run + in * bytes, s->shape.head_dim) < 0) return SR_OK;
     return sr_fail(err, SR_ERR_NUMERIC, "layer %d, KV group %d, row %d: %c is not finite",
                    unit / s->a->c.n_kv_heads, unit % s->a->c.n_kv_heads, row, which);
 }
 
+/* A damaged file fails its checksum before this; what a device holds is not brought back to be looked at again. */
 sr_status sr_attn_seq_check(const struct attn_seq *s, sr_error *err)
 {
+    if (s->device) return SR_OK;
     for (int32_t u = 0; u < s->a->c.n_layers * s->a->c.n_kv_heads; u++) {
         for (int32_t row = 0; row < s->len[u / s->a->c.n_kv_heads]; row++) {
             SR_TRY(check_run(s, u, row, 'K', err));

@@ -51,6 +51,7 @@ void sr_stats_count(const struct decoded *d)
 void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out)
 {
     *out = s->stats;
+    if (s->device) sr_device_stats(s, out);
 }
 
 void sr_attn_seq_stats_reset(struct attn_seq *s)
@@ -59,6 +60,7 @@ void sr_attn_seq_stats_reset(struct attn_seq *s)
     s->stats = (sr_route_stats){0};
     memset(s->near_only, 0, n * sizeof *s->near_only);
     memset(s->decisions, 0, n * sizeof *s->decisions);
+    if (s->device) sr_device_stats_reset(s);
 }
 
 void sr_attn_seq_memory(const struct attn_seq *s, uint64_t *kv_bytes, uint64_t *sketch_bytes)
@@ -70,6 +72,7 @@ void sr_attn_seq_memory(const struct attn_seq *s, uint64_t *kv_bytes, uint64_t *
 
 void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const int64_t **decisions)
 {
+    if (s->device) sr_device_heat(s);
     *near_only = s->near_only;
     *decisions = s->decisions;
 }

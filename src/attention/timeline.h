@@ -9,6 +9,7 @@
 
 #include "attention/basis.h"
 #include "attention/contract.h"
+#include "attention/device.h"
 #include "attention/moments.h"
 #include "attention/observe.h"
 #include "attention/policy.h"
@@ -45,6 +46,7 @@ struct attention {
     int32_t group; /* query heads per KV head */
     struct rotation rotation;
     struct moments *moments; /* from a file, or NULL */
+    uint64_t n_keys;         /* given out by sr_attn_step_key */
     struct attn_seq **seqs;  /* [n_seqs] living ones: those that stand on `moments` share their bases */
     int32_t n_seqs, seqs_room;
     struct decode_scratch scratch;
@@ -79,6 +81,8 @@ struct attn_seq {
     sr_route_watch_fn *watch; /* every decision is audited and told; NULL: the option's share is audited */
     void *watch_user;
 
+    struct device_seq *device; /* device.c, where memory is not the host's; else NULL. Then runs, and what the
+                                  counters below say, are the device's. */
     sr_route_stats stats;
     int64_t *near_only, *decisions; /* [n_layers][n_kv_heads] */
 };
@@ -96,14 +100,18 @@ size_t sr_cache_chunk_bytes(const struct attn_seq *s);
 size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch_shape *shape);
 
 /* sketch.c */
-struct sketch_shape sr_sketch_shape_of(const sr_route_options *o, int32_t head_dim);
+struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o);
 int sr_sketch_has_moments(const struct attn_seq *s);
 /* Makes the bases that the layer's present length asks for and encodes its rows up to the window. */
 sr_status sr_sketch_sync(struct attn_seq *s, int32_t layer, sr_error *err);
+/* The bases alone, for a step over len rows; with another band the sketch rows are none. */
+sr_status sr_sketch_rebase(struct attn_seq *s, int32_t len, sr_error *err);
+int sr_sketch_uses_own(const struct attn_seq *s);
 void sr_sketch_drop(struct attn_seq *s); /* rows and bases are forgotten; memory stays */
 uint64_t sr_sketch_bases_bytes(const struct attn_seq *s);
 
-/* decode.c */
+/* decode.c: the policy that serves the layer at its present length */
+const struct policy *sr_decode_policy(const struct attn_seq *s, int32_t layer);
 sr_status sr_decode_reserve(struct attention *a, int32_t n_units, sr_error *err);
 
 /* One run of sequences that are planned together, after it was executed. */

@@ -50,8 +50,16 @@ struct rope_spec {
     double magnitude;      /* cos and sin are multiplied by it (YaRN); else 1 */
 };
 
-/* In place on x [n][heads][head_dim]; position of row t is pos0 + t. Angles in double. */
-struct rope_args { float *x; const struct rope_spec *spec; int64_t stride; int32_t n, heads, head_dim; int64_t pos0; };
+/* In place on x [n][heads][head_dim]; position of row t is pos0 + t, and plus *pos where that is given. Angles in
+ * double. `spec` is the host's. */
+struct rope_args {
+    float *x;
+    const struct rope_spec *spec;
+    int64_t stride;
+    int32_t n, heads, head_dim;
+    int64_t pos0;
+    const int32_t *pos;
+};
 
 /* h[t][i] = silu(gate[t][i]) * up[t][i]; h may be gate. */
 struct silu_mul_args { const float *gate, *up; float *h; int64_t d; int32_t n; };

@@ -25,6 +25,49 @@ static void cpu_close(struct backend *b)
 
 static const char *cpu_describe(const struct backend *b) { return ((const struct backend_cpu *)(const void *)b)->text; }
 
+/* ---- memory: the host's ---- */
+
+static sr_status cpu_mem_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err)
+{
+    (void)b;
+    *out = sr_alloc(bytes);
+    return *out ? SR_OK : sr_fail_memory(err, bytes, what);
+}
+
+static void cpu_mem_free(struct backend *b, void *block)
+{
+    (void)b;
+    sr_free(block);
+}
+
+static void cpu_mem_clear(struct backend *b, void *dst, size_t bytes)
+{
+    (void)b;
+    memset(dst, 0, bytes);
+}
+
+static void cpu_upload(struct backend *b, void *dst, const void *src, size_t bytes)
+{
+    (void)b;
+    memcpy(dst, src, bytes);
+}
+
+static sr_status cpu_download(struct backend *b, void *dst, const void *src, size_t bytes, sr_error *err)
+{
+    (void)b;
+    (void)err;
+    memcpy(dst, src, bytes);
+    return SR_OK;
+}
+
+static uint64_t cpu_mem_available(struct backend *b)
+{
+    (void)b;
+    return sr_memory_available();
+}
+
+/* ---- weights ---- */
+
 static sr_status cpu_weight_prepare(struct backend *b, struct weight *w, sr_error *err)
 {
     (void)b;
@@ -44,6 +87,12 @@ static const struct backend_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
     .describe = cpu_describe,
+    .mem_new = cpu_mem_new,
+    .mem_free = cpu_mem_free,
+    .mem_clear = cpu_mem_clear,
+    .upload = cpu_upload,
+    .download = cpu_download,
+    .mem_available = cpu_mem_available,
     .weight_prepare = cpu_weight_prepare,
     .weight_release = cpu_weight_release,
     .matmul = sr_cpu_matmul,
@@ -51,6 +100,7 @@ static const struct backend_ops cpu_ops = {
     .rope = sr_cpu_rope,
     .silu_mul = sr_cpu_silu_mul,
     .add = sr_cpu_add,
+    .add_norm = sr_cpu_add_norm,
     .embed = sr_cpu_embed,
     .topk = sr_cpu_topk,
     .moe = sr_cpu_moe,
@@ -101,6 +151,7 @@ sr_status sr_backend_cpu_open(struct backend **out, int n_threads, sr_error *err
     sr_cpu_kernels_fill(&c->k, mask);
     SR_TRY_GOTO(sr_pool_new(&c->pool, n_threads, err));
     SR_TRY_GOTO(sr_cpu_smallops_init(c, err));
+    c->base.pool = c->pool;
     const int n = sr_pool_threads(c->pool);
     snprintf(c->text, sizeof(c->text), "cpu, %s, %d thread%s", sr_cpu_isa_name(best_isa(mask)), n, n == 1 ? "" : "s");
     *out = &c->base;
@@ -109,10 +160,3 @@ fail:
     cpu_close(&c->base);
     return st;
 }
-
-void sr_backend_close(struct backend *b)
-{
-    if (b) b->ops->close(b);
-}
-
-struct pool *sr_backend_pool(struct backend *b) { return b->ops == &cpu_ops ? sr_cpu_of(b)->pool : NULL; }

@@ -40,6 +40,7 @@ void sr_cpu_norm(struct backend *b, const struct norm_args *a);
 void sr_cpu_rope(struct backend *b, const struct rope_args *a);
 void sr_cpu_silu_mul(struct backend *b, const struct silu_mul_args *a);
 void sr_cpu_add(struct backend *b, const struct add_args *a);
+void sr_cpu_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
 void sr_cpu_embed(struct backend *b, const struct embed_args *a);
 sr_status sr_cpu_smallops_init(struct backend_cpu *c, sr_error *err);
 void sr_cpu_smallops_fini(struct backend_cpu *c);

@@ -74,7 +74,7 @@ sr_status sr_model_memory_need(const sr_model *m, const sr_session_options *o, s
     sr_memory_need n = {.weights = sr_gguf_weight_bytes(m->file)};
     n.kv = whole_chunks(s.n_ctx) * sr_model_kv_bytes(m, s.k_type, s.v_type);
     n.sketch = sr_model_sketch_bytes(m, &s.route, s.n_ctx);
-    n.scratch = sr_forward_bytes(&m->config, s.n_batch) + 2 * 4 * (uint64_t)m->config.n_vocab + 4 * (uint64_t)s.n_ctx;
+    n.scratch = sr_forward_bytes(&m->config, m->backend, s.n_batch) + 2 * 4 * (uint64_t)m->config.n_vocab + 4 * (uint64_t)s.n_ctx;
     n.total = n.weights + n.kv + n.sketch + n.scratch;
     *out = n;
     return SR_OK;

@@ -24,7 +24,7 @@ static sr_status check_memory(const struct sr_model *m, const sr_session_options
 {
     sr_memory_need need;
     SR_TRY(sr_model_memory_need(m, o, &need, err));
-    const uint64_t have = sr_memory_available(), want = need.kv + need.sketch + need.scratch;
+    const uint64_t have = m->backend->ops->mem_available(m->backend), want = need.kv + need.sketch + need.scratch;
     if (want <= have) return SR_OK;
     sr_session_options less = *o;
     int32_t fits = 0;

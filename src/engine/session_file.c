@@ -71,7 +71,8 @@ static struct header describe(const struct sr_session *s)
         .len = s->len, .has_logits = s->has_logits, .band = a.band, .own_moments = a.own_moments, .rank = a.rank,
         .bits = a.bits, .n_sinks = a.n_sinks, .moments_rows = a.moments_rows, .moments_id = a.moments_id};
     memcpy(h.magic, magic, sizeof(h.magic));
-    snprintf(h.build, sizeof(h.build), "%s", sr_version());
+    /* how a device lays out its pages is its own business */
+    snprintf(h.build, sizeof(h.build), "%s%s", sr_version(), s->model->backend->has_own_memory ? "+device" : "");
     snprintf(h.architecture, sizeof(h.architecture), "%s", c->architecture);
     return h;
 }
@@ -290,9 +291,10 @@ static sr_status check_content(const struct sr_session *s, const struct source *
     if (h->has_logits < 0 || h->has_logits > 1 || (h->has_logits && h->len == 0))
         return sr_fail(err, SR_ERR_FORMAT, "%s: logits flag %d with %d tokens", f->name, h->has_logits, h->len);
     const uint64_t need = (uint64_t)h->len * sr_model_kv_bytes(s->model, s->options.k_type, s->options.v_type);
-    if (need > sr_memory_available())
+    struct backend *b = s->model->backend;
+    if (need > b->ops->mem_available(b))
         return sr_fail(err, SR_ERR_RESOURCE, "%s: %d tokens need %llu bytes, %llu available", f->name, h->len,
-                       (unsigned long long)need, (unsigned long long)sr_memory_available());
+                       (unsigned long long)need, (unsigned long long)b->ops->mem_available(b));
     return SR_OK;
 }
 

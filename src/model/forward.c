@@ -2,8 +2,10 @@
  *
  * The forward pass of a pre-norm transformer:
  *     a = norm(x); q, k, v = W a + b; rotate; x += Wo attention(q, cache); b = norm(x); x += Wdown(silu(Wgate b) * Wup b)
- * and logits = Wout norm(x). With experts the last term is the weighted sum over those that the router picks. Prefill and decode differ only in who computes attention. All buffers are laid out once
- * for max_n tokens: a pass allocates nothing.
+ * and logits = Wout norm(x). With experts the last term is the weighted sum over those that the router picks. Prefill
+ * and decode differ only in who computes attention. All buffers are laid out once for max_n tokens: a pass allocates
+ * nothing. Where the backend's memory is not the host's, ids go there before a pass, logits come back after it, and a
+ * decode step is recorded once and replayed.
  */
 #include "model/forward.h"
 
@@ -18,6 +20,8 @@ enum op { OP_EMBED, OP_NORM, OP_QKV, OP_ROPE, OP_APPEND, OP_ATTENTION, OP_OUT, O
 static const char *const op_names[N_OPS] = {"embed", "norm", "qkv", "rope", "append", "attention", "attn_out", "gate_up",
                                             "silu_mul", "down", "add", "logits", "router", "experts"};
 
+enum { LOGIT_ROWS = 16 }; /* brought to the host at a time */
+
 struct forward {
     const struct model_config *c;
     const struct model_weights *w;
@@ -31,7 +35,11 @@ struct forward {
     float *router;       /* [max_n][n_experts]; this and the next two with experts */
     float *share;        /* [max_n][n_experts_used] */
     int32_t *expert;     /* [max_n][n_experts_used] */
-    void *block;         /* owns all of these */
+    void *block;         /* owns all of these; the backend's memory */
+    int32_t *ids;        /* [max_n] and logits [LOGIT_ROWS][n_vocab]: only where memory is not the host's */
+    float *logits;
+    struct recording *step; /* decode step `step_key`, or NULL */
+    uint64_t step_key, step_generation;
     int64_t clock_ns;    /* when the last op ended */
     int64_t ns[N_OPS], calls[N_OPS];
 };
@@ -51,11 +59,14 @@ static void forward_layout(struct forward *f, struct arena *a, const struct mode
     f->router = sr_arena_take(a, n * (size_t)c->n_experts, sizeof(float));
     f->share = sr_arena_take(a, n * (size_t)c->n_experts_used, sizeof(float));
     f->expert = sr_arena_take(a, n * (size_t)c->n_experts_used, sizeof(int32_t));
+    if (!f->b || !f->b->has_own_memory) return;
+    f->ids = sr_arena_take(a, n, sizeof(int32_t));
+    f->logits = sr_arena_take(a, (size_t)LOGIT_ROWS * (size_t)c->n_vocab, sizeof(float));
 }
 
-size_t sr_forward_bytes(const struct model_config *c, int32_t max_n)
+size_t sr_forward_bytes(const struct model_config *c, struct backend *b, int32_t max_n)
 {
-    struct forward f;
+    struct forward f = {.b = b};
     struct arena a = {0};
     forward_layout(&f, &a, c, max_n);
     return a.used;
@@ -67,17 +78,13 @@ sr_status sr_forward_new(struct forward **out, const struct model_config *c, con
                          int32_t max_n, sr_error *err)
 {
     assert(max_n > 0);
-    const size_t bytes = sr_forward_bytes(c, max_n);
+    const size_t bytes = sr_forward_bytes(c, b, max_n);
     struct forward *f = sr_alloc_zero(1, sizeof(*f));
     if (!f) return sr_fail_memory(err, sizeof(*f), "forward pass");
     *f = (struct forward){.c = c, .w = w, .b = b, .max_n = max_n, .q_dim = (int64_t)c->n_heads * c->head_dim,
                           .kv_dim = (int64_t)c->n_kv_heads * c->head_dim};
     sr_status st;
-    f->block = sr_alloc(bytes);
-    if (!f->block) {
-        st = sr_fail_memory(err, bytes, "forward pass");
-        goto fail;
-    }
+    SR_TRY_GOTO(b->ops->mem_new(b, &f->block, bytes, "forward pass", err));
     struct arena a = {.base = f->block};
     forward_layout(f, &a, c, max_n);
     const int64_t widest = max3(c->n_embd, c->n_ff, f->q_dim);
@@ -95,7 +102,8 @@ fail:
 void sr_forward_free(struct forward *f)
 {
     if (!f) return;
-    sr_free(f->block);
+    if (f->step) f->b->ops->record_free(f->b, f->step);
+    f->b->ops->mem_free(f->b, f->block);
     sr_free(f);
 }
 
@@ -157,12 +165,12 @@ static void qkv(struct forward *f, const struct layer_weights *y, int32_t n)
     norm_heads(f, f->k, y->k_norm, f->c->n_kv_heads, n);
 }
 
-/* Rotates rows [row, row + n), the first of them at position pos0. */
-static void rotate(struct forward *f, int64_t row, int32_t n, int64_t pos0)
+/* Rotates rows [row, row + n), the first of them at position pos0, and plus *pos where that is given. */
+static void rotate(struct forward *f, int64_t row, int32_t n, int64_t pos0, const int32_t *pos)
 {
     const struct model_config *c = f->c;
     struct rope_args a = {.x = f->q + row * f->q_dim, .spec = &c->rope, .stride = f->q_dim, .n = n, .heads = c->n_heads,
-                          .head_dim = c->head_dim, .pos0 = pos0};
+                          .head_dim = c->head_dim, .pos0 = pos0, .pos = pos};
     f->b->ops->rope(f->b, &a);
     a.x = f->k + row * f->kv_dim;
     a.stride = f->kv_dim;
@@ -177,9 +185,12 @@ static void project(struct forward *f, const struct weight *w, const float *x, f
                                                   .x_stride = w->n_in, .n = n});
 }
 
-static void add(struct forward *f, float *x, int32_t n)
+/* x += h, then h = norm(x): the end of one half of a layer and the beginning of the next. */
+static void add_norm(struct forward *f, float *x, const float *w, int32_t n)
 {
-    f->b->ops->add(f->b, &(struct add_args){.x = x, .y = f->h, .d = f->c->n_embd, .n = n});
+    const int64_t d = f->c->n_embd;
+    f->b->ops->add_norm(f->b, &(struct add_args){.x = x, .y = f->h, .d = d, .n = n},
+                        &(struct norm_args){.x = x, .y = f->h, .w = w, .d = d, .n = n, .heads = 1, .eps = f->c->norm_eps});
     lap(f, OP_ADD);
 }
 
@@ -209,47 +220,75 @@ static void experts(struct forward *f, const struct layer_weights *y, int32_t n)
     lap(f, OP_EXPERTS);
 }
 
-/* After attention, for rows [from, from + n) of x. */
-static void rest_of_layer(struct forward *f, const struct layer_weights *y, int32_t from, int32_t n)
+/* After attention, for rows [from, from + n) of x; leaves x normed by `next` in the first n rows of h. */
+static void rest_of_layer(struct forward *f, const struct layer_weights *y, int32_t from, int32_t n, const float *next)
 {
     float *x = f->x + (int64_t)from * f->c->n_embd;
     project(f, &y->o, f->attn + from * f->q_dim, f->h, n);
     lap(f, OP_OUT);
-    add(f, x, n);
-    norm(f, x, y->ffn_norm, n);
+    add_norm(f, x, y->ffn_norm, n);
     if (f->c->n_experts) experts(f, y, n);
     else feed_forward(f, y, n);
-    add(f, x, n);
+    add_norm(f, x, next, n);
+}
+
+/* The norm that follows layer i. */
+static const float *norm_after(const struct forward *f, int32_t i)
+{
+    return i + 1 < f->c->n_layers ? f->w->layers[i + 1].attn_norm : f->w->output_norm;
+}
+
+/* ids as the ops want them. */
+static const int32_t *place_ids(struct forward *f, const int32_t *ids, int32_t n)
+{
+    if (!f->b->has_own_memory) return ids;
+    f->b->ops->upload(f->b, f->ids, ids, (size_t)n * sizeof(*ids));
+    return f->ids;
 }
 
 static void begin(struct forward *f, const int32_t *ids, int32_t n)
 {
-    assert(n > 0 && n <= f->max_n);
-    f->clock_ns = now_ns();
     f->b->ops->embed(f->b, &(struct embed_args){.w = &f->w->embd, .ids = ids, .x = f->x, .n = n});
     lap(f, OP_EMBED);
+    norm(f, f->x, f->w->layers[0].attn_norm, n);
 }
 
-static void logits_of(struct forward *f, int32_t from, int32_t n, float *logits)
+/* Logits of rows [from, from + n) of h, in the backend's memory. */
+static void project_logits(struct forward *f, int32_t from, int32_t n, float *logits)
 {
-    norm(f, f->x + (int64_t)from * f->c->n_embd, f->w->output_norm, n);
-    project(f, &f->w->output, f->h, logits, n);
+    project(f, &f->w->output, f->h + (int64_t)from * f->c->n_embd, logits, n);
     lap(f, OP_LOGITS);
+}
+
+/* The same, to the host: in parts, since a batch of them is larger than all other buffers. */
+static sr_status bring_logits(struct forward *f, int32_t n, float *logits, sr_error *err)
+{
+    const int64_t n_vocab = f->c->n_vocab;
+    if (!f->b->has_own_memory) {
+        if (n) project_logits(f, 0, n, logits);
+        return SR_OK;
+    }
+    for (int32_t at = 0, part; at < n; at += part) {
+        part = n - at < LOGIT_ROWS ? n - at : LOGIT_ROWS;
+        project_logits(f, at, part, f->logits);
+        SR_TRY(f->b->ops->download(f->b, logits + at * n_vocab, f->logits, (size_t)(part * n_vocab) * sizeof(float), err));
+    }
+    return SR_OK;
 }
 
 sr_status sr_forward_prefill(struct forward *f, struct attn_seq *s, const int32_t *ids, int32_t n, int want, float *logits,
                              sr_error *err)
 {
-    (void)err;
+    assert(n > 0 && n <= f->max_n);
     const int64_t pos0 = sr_attn_seq_len(s, 0);
     const int32_t last = f->c->n_layers - 1;
     const int32_t n_out = want == 2 ? n : want; /* rows whose logits are wanted: the last ones */
-    begin(f, ids, n);
+    f->clock_ns = now_ns();
+    begin(f, place_ids(f, ids, n), n);
     for (int32_t i = 0; i <= last; i++) {
         const struct layer_weights *y = &f->w->layers[i];
-        norm(f, f->x, y->attn_norm, n);
         qkv(f, y, n);
-        rotate(f, 0, n, pos0);
+        rotate(f, 0, n, pos0, NULL);
         lap(f, OP_ROPE);
         sr_attn_append(s, i, f->k, f->v, n);
         lap(f, OP_APPEND);
@@ -257,29 +296,88 @@ sr_status sr_forward_prefill(struct forward *f, struct attn_seq *s, const int32_
         lap(f, OP_ATTENTION);
         /* Past the last attention only rows whose logits are wanted matter. */
         const int32_t rows = i == last ? n_out : n;
-        if (rows) rest_of_layer(f, y, n - rows, rows);
+        if (rows) rest_of_layer(f, y, n - rows, rows, norm_after(f, i));
     }
-    if (n_out) logits_of(f, n - n_out, n_out, logits);
+    return bring_logits(f, n_out, logits, err);
+}
+
+/* ---- decode ---- */
+
+static sr_status attend_on_host(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t i,
+                                sr_error *err)
+{
+    for (int32_t s = 0; s < n_seqs; s++) rotate(f, s, 1, sr_attn_seq_len(seqs[s], i), NULL);
+    lap(f, OP_ROPE);
+    for (int32_t s = 0; s < n_seqs; s++) sr_attn_append(seqs[s], i, f->k + s * f->kv_dim, f->v + s * f->kv_dim, 1);
+    lap(f, OP_APPEND);
+    return sr_attn_decode(a, seqs, n_seqs, i, f->q, f->attn, err);
+}
+
+/* The position comes from the device, which does the rest too. */
+static void attend_on_device(struct forward *f, struct attn_seq *const *seqs, int32_t n_seqs, int32_t i)
+{
+    for (int32_t s = 0; s < n_seqs; s++) {
+        rotate(f, s, 1, -1, sr_attn_step_len(seqs[s]));
+        sr_attn_step(seqs[s], i, f->q + s * f->q_dim, f->k + s * f->kv_dim, f->v + s * f->kv_dim, f->attn + s * f->q_dim);
+    }
+}
+
+static sr_status decode_layers(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
+                               int32_t n_seqs, sr_error *err)
+{
+    begin(f, ids, n_seqs);
+    for (int32_t i = 0; i < f->c->n_layers; i++) {
+        const struct layer_weights *y = &f->w->layers[i];
+        qkv(f, y, n_seqs);
+        if (f->b->has_own_memory) attend_on_device(f, seqs, n_seqs, i);
+        else SR_TRY(attend_on_host(f, a, seqs, n_seqs, i, err));
+        lap(f, OP_ATTENTION);
+        rest_of_layer(f, y, 0, n_seqs, norm_after(f, i));
+    }
     return SR_OK;
+}
+
+/* The launches of a step are recorded once, with the logits, and replayed until the sequence asks for other ones: its key
+ * changes when its policy or its tables do. */
+static sr_status replay_step(struct forward *f, struct attention *a, struct attn_seq *const *seqs, sr_error *err)
+{
+    const struct backend_ops *ops = f->b->ops;
+    const uint64_t key = sr_attn_step_key(seqs[0]);
+    if (!f->step || f->step_key != key || f->step_generation != f->b->generation) {
+        ops->record_free(f->b, f->step);
+        f->step = NULL;
+        SR_TRY(ops->record_begin(f->b, err));
+        const sr_status st = decode_layers(f, a, seqs, f->ids, 1, err);
+        project_logits(f, 0, 1, f->logits);
+        SR_TRY(ops->record_end(f->b, &f->step, err));
+        SR_TRY(st);
+        f->step_key = key;
+        f->step_generation = f->b->generation;
+    }
+    ops->replay(f->b, f->step);
+    return SR_OK;
+}
+
+static sr_status decode_on_device(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
+                                  int32_t n_seqs, float *logits, sr_error *err)
+{
+    const struct backend_ops *ops = f->b->ops;
+    for (int32_t s = 0; s < n_seqs; s++) SR_TRY(sr_attn_step_begin(seqs[s], err));
+    place_ids(f, ids, n_seqs);
+    if (n_seqs > 1 || !ops->record_begin) {
+        SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, err));
+        return bring_logits(f, n_seqs, logits, err);
+    }
+    SR_TRY(replay_step(f, a, seqs, err));
+    return ops->download(f->b, logits, f->logits, (size_t)f->c->n_vocab * sizeof(float), err);
 }
 
 sr_status sr_forward_decode(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
                             int32_t n_seqs, float *logits, sr_error *err)
 {
-    begin(f, ids, n_seqs);
-    for (int32_t i = 0; i < f->c->n_layers; i++) {
-        const struct layer_weights *y = &f->w->layers[i];
-        norm(f, f->x, y->attn_norm, n_seqs);
-        qkv(f, y, n_seqs);
-        for (int32_t s = 0; s < n_seqs; s++) rotate(f, s, 1, sr_attn_seq_len(seqs[s], i));
-        lap(f, OP_ROPE);
-        for (int32_t s = 0; s < n_seqs; s++)
-            sr_attn_append(seqs[s], i, f->k + s * f->kv_dim, f->v + s * f->kv_dim, 1);
-        lap(f, OP_APPEND);
-        SR_TRY(sr_attn_decode(a, seqs, n_seqs, i, f->q, f->attn, err));
-        lap(f, OP_ATTENTION);
-        rest_of_layer(f, y, 0, n_seqs);
-    }
-    logits_of(f, 0, n_seqs, logits);
-    return SR_OK;
+    assert(n_seqs > 0 && n_seqs <= f->max_n);
+    f->clock_ns = now_ns();
+    if (f->b->has_own_memory) return decode_on_device(f, a, seqs, ids, n_seqs, logits, err);
+    SR_TRY(decode_layers(f, a, seqs, ids, n_seqs, err));
+    return bring_logits(f, n_seqs, logits, err);
 }

@@ -13,7 +13,7 @@ struct forward;
 sr_status sr_forward_new(struct forward **out, const struct model_config *c, const struct model_weights *w, struct backend *b,
                          int32_t max_n, sr_error *err);
 void sr_forward_free(struct forward *f);
-size_t sr_forward_bytes(const struct model_config *c, int32_t max_n); /* what new would allocate */
+size_t sr_forward_bytes(const struct model_config *c, struct backend *b, int32_t max_n); /* what new would allocate */
 
 /* n (1..max_n) tokens of one sequence at its present length, exact attention; room is reserved already. Logits: of the last token if want == 1, of all n
  * ([n][n_vocab]) if want == 2, none if 0. */

@@ -77,7 +77,7 @@ static sr_status take_vector(struct loader *l, const char *name, int required, i
     float *dst = w->floats + w->used_floats;
     sr_dequantize_row(t->dtype, t->data, dst, n);
     w->used_floats += ((size_t)n + 15) / 16 * 16;
-    *out = dst;
+    *out = w->placed_floats ? w->placed_floats + (dst - w->floats) : dst;
     return SR_OK;
 }
 
@@ -244,6 +244,18 @@ static sr_status reserve_copy(struct loader *l)
     return SR_OK;
 }
 
+/* Whether the matrices will fit, before the first of them is sent; and the place of the vectors. */
+static sr_status reserve_device(struct loader *l)
+{
+    uint64_t need = l->w->n_floats * sizeof(float);
+    const uint64_t have = l->backend->ops->mem_available(l->backend);
+    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++) need += sr_gguf_tensor(l->g, i)->bytes;
+    if (need > have)
+        return sr_fail(l->err, SR_ERR_RESOURCE, "%s: weights need %llu bytes of device memory, %llu free: %llu are missing; -ngl 0 runs on the CPU",
+                       sr_gguf_path(l->g), (unsigned long long)need, (unsigned long long)have, (unsigned long long)(need - have));
+    return l->backend->ops->mem_new(l->backend, (void **)&l->w->placed_floats, l->w->n_floats * sizeof(float), "weights", l->err);
+}
+
 static void lock_range(const void *p, size_t bytes)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p / page * page;
@@ -289,8 +301,10 @@ sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const
         goto fail;
     }
     if (o->check) SR_TRY_GOTO(sr_weights_check(g, o, err));
-    if (o->copy) SR_TRY_GOTO(reserve_copy(&l));
+    if (b->has_own_memory) SR_TRY_GOTO(reserve_device(&l));
+    else if (o->copy) SR_TRY_GOTO(reserve_copy(&l));
     SR_TRY_GOTO(take_all(&l));
+    if (w.placed_floats) b->ops->upload(b, w.placed_floats, w.floats, w.n_floats * sizeof(float));
     SR_TRY_GOTO(report_missing(&l));
     SR_TRY_GOTO(report_extra(&l));
     if (o->lock) lock_all(&l);
@@ -318,6 +332,7 @@ void sr_weights_free(struct model_weights *w, struct backend *b)
     }
     if (!w->tied) release(b, &w->output);
     release(b, &w->embd);
+    b->ops->mem_free(b, w->placed_floats);
     sr_free(w->layers);
     sr_free(w->floats);
     sr_region_unmap(w->copy, w->copy_bytes);

@@ -26,6 +26,7 @@ struct model_weights {
     int32_t n_layers;
     int tied;
     float *floats; /* owned: the vectors as aligned floats */
+    float *placed_floats; /* the same in the backend's memory, where that is not the host's: what the pointers above mean */
     size_t n_floats, used_floats;
     uint8_t *copy; /* owned copy of the matrices, or NULL: they are borrowed from the mapping */
     size_t copy_bytes, used_copy;

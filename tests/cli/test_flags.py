@@ -15,8 +15,7 @@ BASE = {"run": ["-p", "x"], "chat": [], "bench": [], "perplexity": ["-f", TEXT],
 SAMPLES = {"N": "2", "N,..": "1,2", "MODE": "window", "MODE,..": "dense,window", "TYPE": "q8_0", "TYPE,..": "f16,q8_0",
            "TEXT": "x", "WHEN": "on", "on|off": "off", "E": "0.2", "E,..": "0.1,0.2", "D": "0.1", "D,..": "0,0.1", "T": "0.5", "T,..": "0.4,0.5",
            "R": "8", "R,..": "8,16", "P": "0.5", "X": "1.5", "SHARE": "0.5", "NAME": "chatml", "P,N": "16,8",
-           "FORMAT": "md", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn",
-           "JSON": "{}", "HOW": "none"}
+           "FORMAT": "md", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn", "DEVICE": "none"}
 BY_FLAG = {"--samplers": "top_k;temperature", "-fa": "on,off", "-lm": "mmap", "--load-mode": "mmap",
            "--route-tau-file": TAU, "-ngl": "all"}
 
@@ -68,11 +67,17 @@ def tables_are_not_empty():
 @test
 def flags_that_work():
     for command, flag, value in rows(WORKS) + rows(OURS):
-        if flag in ("-m", "--model"):
+        if flag in ("-m", "--model", "--list-devices"):
             continue
         _, err = run(*arguments(command, flag, value), rc=4)
         equal("not supported" in err or "has no effect: " in err, False, f"{command} {flag}: {err}")
         contains(err, "/absent" if flag != "-lv" else "")
+
+
+@test
+def devices():
+    out, err = run("run", "--list-devices")
+    equal((out.splitlines()[0], err), ("Available devices:", ""))
 
 
 @test
@@ -118,7 +123,7 @@ def version():
 @test
 def wrong_values_name_the_flag():
     negative = {"-n", "--predict", "--n-predict", "-s", "--seed", "--repeat-last-n", "--presence-penalty",
-                "--frequency-penalty", "--route-tau", "--yarn-ext-factor", "--think-budget"}
+                "--frequency-penalty", "--route-tau", "--yarn-ext-factor"}
     numeric = {"N", "N,..", "E", "E,..", "T", "T,..", "R", "R,..", "P", "X", "SHARE", "SECONDS", "CHARS", "0|1", "4|8", "P,N"}
     n = 0
     for command, flag, value in first_names(WORKS + OURS):

@@ -66,6 +66,12 @@ static void add_row(void *ctx, int32_t t, int32_t thread)
 
 void sr_cpu_add(struct backend *b, const struct add_args *a) { for_rows(sr_cpu_of(b), a->n, a->d, add_row, a); }
 
+void sr_cpu_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n)
+{
+    sr_cpu_add(b, a);
+    sr_cpu_norm(b, n);
+}
+
 static void embed_row(void *ctx, int32_t t, int32_t thread)
 {
     const struct row_ctx *r = ctx;
@@ -127,10 +133,11 @@ void sr_cpu_rope(struct backend *b, const struct rope_args *a)
     if (a->spec->kind == ROPE_NONE) return;
     assert(a->spec->n_dims % 2 == 0 && a->spec->n_dims <= 2 * MAX_HALF && a->spec->n_dims <= a->head_dim);
     struct rope_args part = *a;
+    const int64_t pos0 = a->pos0 + (a->pos ? *a->pos : 0);
     for (int32_t t = 0; t < a->n; t += part.n) {
         part.n = a->n - t < c->rope->max_n ? a->n - t : c->rope->max_n;
         part.x = a->x + t * a->stride;
-        part.pos0 = a->pos0 + t;
+        part.pos0 = pos0 + t;
         find_angles(c, a->spec, part.pos0, part.n);
         for_rows(c, part.n, (int64_t)a->heads * a->head_dim, rope_row, &part);
     }

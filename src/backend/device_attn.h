@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Attention where the device plans: the second half of the op table on backends whose memory is not the host's. A
+ * policy's rule is data here (enum device_rule); the device carries it out, from the scores to the counters, and the
+ * host is asked nothing in between. What changes from step to step, lengths above all, lies in device memory, so that
+ * a recorded step serves a growing context.
+ *
+ * All structs are read during the call. Pointers are the device's where not said otherwise.
+ */
+#ifndef SR_BACKEND_DEVICE_ATTN_H
+#define SR_BACKEND_DEVICE_ATTN_H
+
+#include "backend/args.h"
+#include "base/status.h"
+
+struct backend;
+
+/* The rows of one sequence. Page p (SR_PAGE_ROWS rows) of KV group g in layer l: page[(l * n_kv_heads + g) * max_pages
+ * + p]. How rows lie in a page is the device's business. */
+struct device_cache {
+    struct attn_shape shape;
+    struct sketch_shape sketch;     /* row_bytes as sketch_row_bytes says */
+    int32_t n_kv_heads, max_pages;
+    void **k_page, **v_page, **y_page;
+    const int32_t *kv_len;          /* rows present, the ones being worked on included */
+};
+
+/* Writes the addresses of n pages from page `first` on into the tables of all n_units (layer, group): page i of unit u
+ * is at base + u * unit_bytes + i * page_bytes. */
+struct device_place_args {
+    void **table;
+    uint8_t *base;
+    size_t unit_bytes, page_bytes;
+    int32_t n_units, max_pages, first, n;
+};
+
+enum device_rule {
+    RULE_NONE,   /* the policy has no rule: the device cannot run it */
+    RULE_ALL,    /* every row */
+    RULE_NEAR,   /* sinks and window */
+    RULE_COSINE, /* nothing where the mean cosine with row 0 is above tau(kv_len), else all */
+    RULE_MASS    /* near, and far rows until at most eps of the attention is unread */
+};
+
+/* A policy with its options, as the device sees them. */
+struct device_route {
+    enum device_rule rule;
+    int32_t n_sinks, window;
+    const float *eps;               /* [1] */
+    const float *keep;              /* [n_kv_heads] or NULL: this share of the far rows instead, at random (measurements) */
+    double tau[4], tau_scale, tau_min_len, tau_max_len;
+    float audit;                    /* share of units audited */
+    uint64_t seed;
+    int keeps_near;
+};
+
+enum device_kind { KIND_NONE, KIND_NEAR, KIND_NEAR_LIST, KIND_ALL };
+
+/* Counted by the kernels that did it, per (layer, KV group), added up over steps. */
+struct device_counters {
+    uint64_t k_rows, v_rows, y_rows;
+    uint64_t encoded_rows, clipped;
+    uint64_t kinds[4];              /* decisions, by enum device_kind */
+    uint64_t dense_rows;
+    uint64_t audits, audit_rows, cases, above_eps, broken;
+    double unread_sum, unread_max, output_error_sum, output_error_max, estimate_sum;
+};
+
+/* One token of one sequence through one layer: its row is appended, the row that leaves the window encoded, rows are
+ * chosen and attended to, counted and audited. kv_len counts the token already. */
+struct device_step_args {
+    const struct device_cache *cache;
+    const struct device_route *route;
+    const float *q, *k, *v;         /* [n_heads][head_dim], [n_kv_heads][head_dim]; q not yet scaled */
+    float *out;
+    const struct sketch_basis *basis; /* [n_kv_heads] of this layer, RULE_MASS only */
+    struct device_counters *counters; /* [n_kv_heads] of this layer */
+    int32_t layer;
+};
+
+/* n new rows of one layer, already counted by kv_len = pos0 + n: append stores them, prefill attends exactly. */
+struct device_rows_args {
+    const struct device_cache *cache;
+    const float *k, *v;             /* append: [n][n_kv_heads * head_dim] */
+    const float *q;                 /* prefill: [n][n_heads * head_dim], not yet scaled */
+    float *out;
+    int32_t layer, n;
+    int64_t pos0;
+};
+
+/* Encodes the last n_last rows before the window's, of one layer. */
+struct device_encode_args {
+    const struct device_cache *cache;
+    const struct sketch_basis *basis;
+    struct device_counters *counters;
+    int32_t layer, n_sinks, window, n_last;
+};
+
+/* Adds second moments of rows, turned back to before rotary embedding, to sums [n_kv_heads][unit_len] in double, in
+ * the order of positions (attention/moments.h). With kv_len the one row at position *kv_len - 1, if it counts. */
+struct device_moments_args {
+    double *sums;                   /* [unit_len]: M_q [d][d], M_k [d][d], m_k [d]; elements j >= i of the matrices */
+    int64_t unit_len;
+    const float *rows;              /* [n][n_kv_heads * per_group][head_dim] */
+    const float *turn;              /* [positions][n_dims / 2] cos and sin, over the embedding's magnitude */
+    const int32_t *kv_len;          /* or NULL: pos0 */
+    int32_t n_kv_heads, per_group, head_dim, n, n_dims, first, end; /* positions [first, end) count */
+    int64_t pos0;
+    enum rope_kind kind;
+    float scale;                    /* of the rows */
+    int is_key;
+};
+
+struct device_attn_ops {
+    /* SR_ERR_UNSUPPORTED names what the kernels lack. */
+    sr_status (*check)(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, sr_error *err);
+    size_t (*sketch_row_bytes)(int32_t rank, int32_t bits);
+    /* Scratch of the steps to come; called outside of them. */
+    sr_status (*reserve)(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, int32_t max_len, sr_error *err);
+    void (*place)(struct backend *b, const struct device_place_args *a);
+    void (*append)(struct backend *b, const struct device_rows_args *a);
+    void (*prefill)(struct backend *b, const struct device_rows_args *a);
+    void (*encode)(struct backend *b, const struct device_encode_args *a);
+    void (*moments)(struct backend *b, const struct device_moments_args *a);
+    void (*step)(struct backend *b, const struct device_step_args *a);
+};
+
+#endif
