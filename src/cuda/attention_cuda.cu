@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The device's half of attention as ops: which kernels a rule takes, in which order, over which scratch. The kernels of
+ * a decode step are behind attn_cuda.h; prefill and moments are in the files beside.
+ */
+#include "cuda/device_cuda.h"
+#include "cuda/attn_cuda.h"
+#include "cuda/prefill_cuda.h"
+
+extern "C" {
+#include "backend/device_attn.h"
+}
+
+#include <math.h>
+
+static_assert(sizeof(struct device_counters) == sizeof(struct attn_cuda_counters), "one record, two names");
+
+/* Scratch of a step: arrays over the KV groups of one layer. */
+struct attn_device {
+    struct attn_cuda_card card;
+    struct attn_cuda_limits limits; /* n_units 0: nothing is reserved */
+    void *block, *workspace;
+    uint8_t *kinds, *audit_kinds;
+    int32_t *list, *n_list;
+    float *unread, *score;
+    struct attn_state state, dense;
+};
+
+static struct attn_cuda_shape shape_of(const struct attn_shape *s, int32_t n_kv_heads)
+{
+    return attn_cuda_shape{s->head_dim, s->group, n_kv_heads, s->k_type};
+}
+
+static sr_status check(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, sr_error *err)
+{
+    (void)b;
+    if (shape->k_type != shape->v_type)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: K cache type %s and V cache type %s: want the same", sr_dtype_name(shape->k_type),
+                       sr_dtype_name(shape->v_type));
+    const struct attn_cuda_shape s = shape_of(shape, n_kv_heads);
+    return sr_attn_cuda_check(&s, err);
+}
+
+static size_t sketch_row_bytes(int32_t rank, int32_t bits) { return sr_attn_cuda_sketch_page_bytes(rank, bits) / SR_PAGE_ROWS; }
+
+/* ---- scratch ---- */
+
+static void layout(struct arena *a, struct attn_device *d)
+{
+    const size_t n = (size_t)d->limits.n_units, heads = n * (size_t)d->limits.group, dim = (size_t)d->limits.head_dim;
+    d->workspace = sr_arena_take(a, sr_attn_cuda_workspace_bytes(&d->card, &d->limits), 1);
+    d->kinds = static_cast<uint8_t *>(sr_arena_take(a, n, 1));
+    d->audit_kinds = static_cast<uint8_t *>(sr_arena_take(a, n, 1));
+    d->list = static_cast<int32_t *>(sr_arena_take(a, n * (size_t)d->limits.max_len, sizeof(int32_t)));
+    d->n_list = static_cast<int32_t *>(sr_arena_take(a, n, sizeof(int32_t)));
+    d->unread = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
+    d->score = static_cast<float *>(sr_arena_take(a, n, sizeof(float)));
+    struct attn_state *states[] = {&d->state, &d->dense};
+    for (int i = 0; i < 2; i++) {
+        states[i]->o = static_cast<float *>(sr_arena_take(a, heads * dim, sizeof(float)));
+        states[i]->m = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
+        states[i]->l = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
+    }
+}
+
+static int32_t most(int32_t a, int32_t b) { return a > b ? a : b; }
+
+static sr_status reserve(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, int32_t max_len, sr_error *err)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    if (!c->attn) {
+        c->attn = static_cast<struct attn_device *>(sr_alloc_zero(1, sizeof *c->attn));
+        if (!c->attn) return sr_fail_memory(err, sizeof *c->attn, "attention");
+        SR_TRY(sr_attn_cuda_card(&c->attn->card, err));
+    }
+    struct attn_device grown = *c->attn;
+    const struct attn_cuda_limits *l = &c->attn->limits;
+    grown.limits = attn_cuda_limits{most(l->n_units, n_kv_heads), most(l->max_len, max_len), most(l->group, shape->group),
+                                    most(l->head_dim, shape->head_dim)};
+    if (grown.limits.n_units == l->n_units && grown.limits.max_len == l->max_len && grown.limits.group == l->group &&
+        grown.limits.head_dim == l->head_dim)
+        return SR_OK;
+    struct arena a = {NULL, 0};
+    layout(&a, &grown);
+    SR_TRY(sr_cuda_new(b, &grown.block, a.used, "attention scratch", err));
+    b->ops->mem_clear(b, grown.block, a.used);
+    a = arena{static_cast<uint8_t *>(grown.block), 0};
+    layout(&a, &grown);
+    sr_cuda_delete(b, c->attn->block);
+    *c->attn = grown;
+    b->generation++;
+    return SR_OK;
+}
+
+void sr_cuda_attn_fini(struct backend_cuda *c)
+{
+    if (!c->attn) return;
+    sr_cuda_delete(&c->base, c->attn->block);
+    sr_free(c->attn);
+    c->attn = NULL;
+}
+
+/* ---- what the launchers take ---- */
+
+static struct attn_cuda common(struct backend_cuda *c, const struct device_cache *cache)
+{
+    return attn_cuda{c->attn->card, shape_of(&cache->shape, cache->n_kv_heads), c->attn->limits, c->attn->workspace, c->stream};
+}
+
+static struct attn_cuda_cache layer_of(const struct device_cache *c, int32_t layer)
+{
+    const size_t at = (size_t)layer * (size_t)c->n_kv_heads * (size_t)c->max_pages;
+    return attn_cuda_cache{c->k_page + at, c->v_page + at, c->y_page ? c->y_page + at : NULL, NULL, NULL, c->kv_len, c->max_pages, 1};
+}
+
+static void note(struct backend_cuda *c, sr_status st, const sr_error *err)
+{
+    if (st != SR_OK) sr_cuda_note_status(c, err);
+}
+
+/* ---- pages ---- */
+
+static __global__ void place_kernel(const struct device_place_args a)
+{
+    const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, u = at / a.n, i = at % a.n;
+    if (u < a.n_units) a.table[u * a.max_pages + a.first + i] = a.base + (size_t)u * a.unit_bytes + (size_t)i * a.page_bytes;
+}
+
+static void place(struct backend *b, const struct device_place_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    const int64_t n = (int64_t)a->n_units * a->n;
+    place_kernel<<<(unsigned)((n + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS), SR_CUDA_THREADS, 0, c->stream>>>(*a);
+    sr_cuda_note(c, cudaGetLastError(), "page table");
+}
+
+static void append_rows(struct backend_cuda *c, const struct device_cache *cache, int32_t layer, const float *k, const float *v, int32_t n)
+{
+    const struct attn_cuda call = common(c, cache);
+    const struct attn_cuda_cache rows = layer_of(cache, layer);
+    const struct attn_cuda_append a = {k, v, SR_DTYPE_F32, (int64_t)cache->n_kv_heads * cache->shape.head_dim, n};
+    sr_error err;
+    note(c, sr_attn_cuda_append(&call, &rows, &a, &err), &err);
+}
+
+static void append(struct backend *b, const struct device_rows_args *a) { append_rows(sr_cuda_of(b), a->cache, a->layer, a->k, a->v, a->n); }
+
+static void prefill(struct backend *b, const struct device_rows_args *a)
+{
+    const struct device_cache *cache = a->cache;
+    const struct attn_cuda_cache rows = layer_of(cache, a->layer);
+    const struct prefill_params p = {rows.k_page, rows.v_page, a->q, a->out, cache->shape.k_type, cache->max_pages, cache->n_kv_heads,
+                                     cache->shape.group, cache->shape.head_dim, a->n, a->pos0,
+                                     1.0f / sqrtf((float)cache->shape.head_dim)};
+    sr_cuda_prefill(sr_cuda_of(b), &p);
+}
+
+/* ---- steps ---- */
+
+static struct attn_cuda_sketch sketch_of(const struct device_cache *c, const struct sketch_basis *basis)
+{
+    return attn_cuda_sketch{c->sketch.rank, c->sketch.bits, basis};
+}
+
+static struct attn_cuda_counters *counters_of(struct device_counters *c) { return reinterpret_cast<struct attn_cuda_counters *>(c); }
+
+static sr_status encode_rows(const struct attn_cuda *call, const struct device_encode_args *a, sr_error *err)
+{
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct attn_cuda_encode e = {sketch_of(a->cache, a->basis), a->n_sinks, a->window, a->n_last, counters_of(a->counters)};
+    return sr_attn_cuda_encode(call, &rows, &e, err);
+}
+
+static void encode(struct backend *b, const struct device_encode_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    const struct attn_cuda call = common(c, a->cache);
+    sr_error err;
+    note(c, encode_rows(&call, a, &err), &err);
+}
+
+/* kinds (and the list) of the step. */
+static sr_status plan_cosine(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, sr_error *err)
+{
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct device_route *r = a->route;
+    const struct attn_cuda_paper p = {a->q,       {r->tau[0], r->tau[1], r->tau[2], r->tau[3]}, r->tau_scale, r->tau_min_len, r->tau_max_len, 0,
+                                      d->score, d->kinds, counters_of(a->counters)};
+    return sr_attn_cuda_paper(call, &rows, &p, err);
+}
+
+static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
+{
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct device_route *r = a->route;
+    const struct device_encode_args e = {a->cache, a->basis, a->counters, a->layer, r->n_sinks, r->window, 1};
+    SR_TRY(encode_rows(call, &e, err));
+    const struct attn_cuda_choose choose = {sketch_of(a->cache, a->basis), a->q, scale, r->n_sinks, r->window, 0, r->eps, r->keep, d->kinds,
+                                            d->list, d->n_list, d->limits.max_len, d->unread, NULL, counters_of(a->counters)};
+    return sr_attn_cuda_choose(call, &rows, &choose, err);
+}
+
+static sr_status attend(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
+{
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct device_route *r = a->route;
+    const bool planned = r->rule == RULE_COSINE || r->rule == RULE_MASS, audited = r->rule != RULE_ALL && r->audit > 0;
+    struct attn_cuda_attend t = {};
+    t.q = a->q;
+    t.scale = scale;
+    t.kinds = planned ? d->kinds : NULL;
+    t.kind = r->rule == RULE_NEAR ? CUDA_READ_NEAR : CUDA_READ_ALL;
+    t.list = d->list;
+    t.n_list = d->n_list;
+    t.list_stride = d->limits.max_len;
+    t.n_sinks = r->n_sinks;
+    t.window = r->window;
+    t.out = a->out;
+    if (audited) t.state = d->state;
+    t.counters = counters_of(a->counters);
+    SR_TRY(sr_attn_cuda_attend(call, &rows, &t, err));
+    if (!audited) return SR_OK;
+    struct attn_cuda_audit u = {};
+    u.q = a->q;
+    u.scale = scale;
+    u.fraction = r->audit;
+    u.seed = r->seed;
+    u.layer = a->layer;
+    u.n_sinks = r->n_sinks;
+    u.window = r->window;
+    u.keeps_near = r->keeps_near;
+    u.routed = planned ? d->kinds : NULL;
+    u.eps = r->eps;
+    u.unread = r->rule == RULE_MASS ? d->unread : NULL;
+    u.state = d->state;
+    u.out = a->out;
+    u.dense = d->dense;
+    u.kinds = d->audit_kinds;
+    u.counters = counters_of(a->counters);
+    return sr_attn_cuda_audit(call, &rows, &u, err);
+}
+
+static void step(struct backend *b, const struct device_step_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    const struct attn_cuda call = common(c, a->cache);
+    const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
+    sr_error err;
+    sr_status st = SR_OK;
+    append_rows(c, a->cache, a->layer, a->k, a->v, 1);
+    if (a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
+    if (a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
+    if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);
+    note(c, st, &err);
+}
+
+const struct device_attn_ops sr_cuda_attn_ops = {
+    .check = check,
+    .sketch_row_bytes = sketch_row_bytes,
+    .reserve = reserve,
+    .place = place,
+    .append = append,
+    .prefill = prefill,
+    .encode = encode,
+    .moments = sr_cuda_moments,
+    .step = step,
+};

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The CUDA backend's inside (C++): one struct that all its ops share, how kernels are launched, and the ops of the
+ * table, each defined in the file of its name. One stream carries everything. An op cannot fail: what goes wrong is
+ * kept, the first fault only, and told by the next download.
+ *
+ * Kernels are launched so that one may start while the one before it ends (programmatic dependent launch, from compute
+ * capability 9.0 on): each begins with sr_grid_begin() and touches what others have written only after it.
+ */
+#ifndef SR_CUDA_DEVICE_CUDA_H
+#define SR_CUDA_DEVICE_CUDA_H
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+extern "C" {
+#include "backend/backend.h"
+#include "base/memory.h"
+}
+
+struct matmul_cuda; /* matmul_cuda.cu */
+struct rope_cuda;   /* smallops_cuda.cu */
+struct attn_device; /* attention_cuda.cu */
+
+struct backend_cuda {
+    struct backend base; /* first: a struct backend * is a struct backend_cuda * */
+    int device, n_sms;
+    bool overlaps; /* kernels may be launched dependently */
+    bool recording;
+    uint64_t recordings; /* begun so far */
+    cudaStream_t stream;
+    struct matmul_cuda *matmul;
+    struct rope_cuda *rope;
+    struct attn_device *attn;
+    sr_error fault; /* status SR_OK: none */
+    char text[96];
+};
+
+static inline struct backend_cuda *sr_cuda_of(struct backend *b) { return reinterpret_cast<struct backend_cuda *>(b); }
+
+/* backend_cuda.cu: keeps the first fault. */
+void sr_cuda_note(struct backend_cuda *c, cudaError_t e, const char *what);
+void sr_cuda_note_status(struct backend_cuda *c, const sr_error *err);
+/* A failed call as a status with its text. */
+sr_status sr_cuda_fail(cudaError_t e, const char *what, sr_error *err);
+sr_status sr_cuda_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err);
+void sr_cuda_delete(struct backend *b, void *block);
+
+/* weights_cuda.cu */
+sr_status sr_cuda_weight_prepare(struct backend *b, struct weight *w, sr_error *err);
+void sr_cuda_weight_release(struct backend *b, struct weight *w);
+
+/* matmul_cuda.cu */
+void sr_cuda_matmul(struct backend *b, const struct matmul_args *a);
+sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err);
+sr_status sr_cuda_matmul_init(struct backend_cuda *c, sr_error *err);
+void sr_cuda_matmul_fini(struct backend_cuda *c);
+
+/* matvec_cuda.cu */
+void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, int32_t t0, int32_t n);
+
+/* smallops_cuda.cu */
+void sr_cuda_norm(struct backend *b, const struct norm_args *a);
+void sr_cuda_rope(struct backend *b, const struct rope_args *a);
+void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a);
+void sr_cuda_add(struct backend *b, const struct add_args *a);
+void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
+sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *err);
+void sr_cuda_rope_fini(struct backend_cuda *c);
+
+/* embed_cuda.cu */
+void sr_cuda_embed(struct backend *b, const struct embed_args *a);
+
+/* attention_cuda.cu */
+extern const struct device_attn_ops sr_cuda_attn_ops;
+void sr_cuda_attn_fini(struct backend_cuda *c);
+
+/* prefill_cuda.cu */
+struct prefill_params;
+void sr_cuda_prefill(struct backend_cuda *c, const struct prefill_params *p);
+
+/* ---- launching ---- */
+
+#define SR_CUDA_THREADS 256
+
+template <typename... P, typename... A>
+static inline void sr_cuda_launch(struct backend_cuda *c, const char *what, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                                  A... args)
+{
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = c->stream;
+    config.attrs = &overlap;
+    config.numAttrs = c->overlaps ? 1 : 0;
+    sr_cuda_note(c, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), what);
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+/* Lets the next kernel start, then waits for the one before. What lies between may read what nobody writes. */
+static __device__ __forceinline__ void sr_grid_next() { asm volatile("griddepcontrol.launch_dependents;"); }
+static __device__ __forceinline__ void sr_grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+static __device__ __forceinline__ void sr_grid_next() {}
+static __device__ __forceinline__ void sr_grid_wait() {}
+#endif
+
+static __device__ __forceinline__ void sr_grid_begin()
+{
+    sr_grid_next();
+    sr_grid_wait();
+}
+
+#endif
