@@ -19,7 +19,8 @@ struct weight {
     sr_dtype dtype;
     int64_t n_out, n_in;
     size_t row_bytes;
-    int32_t n_experts;  /* above 0: that many matrices of n_out rows, one behind the other */
+    int32_t n_experts;  /* above 0: that many matrices of n_out rows, one behind the other, */
+    const uint8_t *const *experts; /* or, where this is not NULL, each at its own place; data is that of the first */
 };
 
 #define SR_MATMUL_MAX 3

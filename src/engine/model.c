@@ -91,10 +91,11 @@ static void hash_identity(struct sr_model *m)
     }
     for (int64_t i = 0; i < sr_gguf_n_tensors(m->file); i++) {
         const struct gguf_tensor *t = sr_gguf_tensor(m->file, i);
-        const size_t n = t->bytes < SAMPLE ? t->bytes : SAMPLE;
+        const size_t whole = t->pieces ? t->bytes / (size_t)t->ne[2] : t->bytes, n = whole < SAMPLE ? whole : SAMPLE;
         if (t->owned) XXH3_128bits_update(&h, &t->dtype, sizeof(t->dtype)); /* not what the header says */
         XXH3_128bits_update(&h, t->data, n);
-        XXH3_128bits_update(&h, (const uint8_t *)t->data + t->bytes - n, n);
+        const uint8_t *last = sr_gguf_row(t, t->ne[1] * t->ne[2] * t->ne[3] - 1) + sr_row_bytes(t->dtype, t->ne[0]);
+        XXH3_128bits_update(&h, last - n, n);
     }
     const XXH128_hash_t d = XXH3_128bits_digest(&h);
     m->identity[0] = d.low64;

@@ -310,12 +310,18 @@ sr_status sr_gguf_reject(const struct gguf *g, sr_error *err, const char *fmt, .
     return sr_fail(err, SR_ERR_FORMAT, "%s: %s", sr_gguf_shown_path(path, sr_gguf_path(g)), sr_escape(shown, sizeof(shown), text, strlen(text)));
 }
 
-sr_status sr_gguf_check_tensor(const struct gguf *g, const struct gguf_tensor *t, sr_error *err)
+const uint8_t *sr_gguf_row(const struct gguf_tensor *t, int64_t row)
 {
     const size_t row_bytes = sr_row_bytes(t->dtype, t->ne[0]);
+    if (!t->pieces) return (const uint8_t *)t->data + (size_t)row * row_bytes;
+    return t->pieces[row / t->ne[1]] + (size_t)(row % t->ne[1]) * row_bytes;
+}
+
+sr_status sr_gguf_check_tensor(const struct gguf *g, const struct gguf_tensor *t, sr_error *err)
+{
     const int64_t n_rows = t->ne[1] * t->ne[2] * t->ne[3];
     for (int64_t row = 0; row < n_rows; row++) {
-        const int64_t at = sr_row_find_nonfinite(t->dtype, (const uint8_t *)t->data + (size_t)row * row_bytes, t->ne[0]);
+        const int64_t at = sr_row_find_nonfinite(t->dtype, sr_gguf_row(t, row), t->ne[0]);
         char path[GGUF_SHOWN_PATH_BYTES], name[GGUF_SHOWN_NAME_BYTES];
         if (at >= 0)
             return sr_fail(err, SR_ERR_FORMAT, "%s: tensor %s: row %lld, element %lld: NaN or infinite %s", sr_gguf_shown_path(path, tensor_path(g, t)),

@@ -38,6 +38,7 @@ struct gguf_tensor {
     size_t bytes;
     int32_t part;             /* which file of a split model */
     size_t file_offset;
+    const uint8_t *const *pieces; /* NULL, or [ne[2]]: the matrices lie apart (experts of a folder), and data is the first's */
     int owned;                /* the data was made at load (formats/settle.h) and lies in the gguf's memory, not in a file */
 };
 
@@ -82,6 +83,9 @@ int64_t sr_gguf_integer(const struct gguf_value *v, uint64_t i);
 
 /* SR_ERR_FORMAT with "<path>: <key>: ..." prefix helper for model code: names the file and escapes. */
 sr_status sr_gguf_reject(const struct gguf *g, sr_error *err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Where row `row` of ne[1] * ne[2] * ne[3] lies. */
+const uint8_t *sr_gguf_row(const struct gguf_tensor *t, int64_t row);
 
 /* Scans all data of the tensor for NaN/Inf in values or scales (row GT15); names tensor and row. */
 sr_status sr_gguf_check_tensor(const struct gguf *g, const struct gguf_tensor *t, sr_error *err);

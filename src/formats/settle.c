@@ -104,16 +104,23 @@ static const struct gguf_gather *gather_of(const struct gguf *g, int64_t tensor)
 }
 
 /* Kernels read blocks of any type at even addresses, floats at multiples of their size. */
-static int is_misaligned(const struct gguf_tensor *t)
+static int is_misaligned(const void *data, sr_dtype dtype) { return (uintptr_t)data % (dtype == SR_DTYPE_F32 ? 4 : 2) != 0; }
+
+/* Experts may lie apart, if each can be read where it is. */
+static int can_stay_apart(const struct gguf_gather *a, const struct gguf_tensor *t)
 {
-    const size_t unit = t->dtype == SR_DTYPE_F32 ? 4 : 2;
-    return (uintptr_t)t->data % unit != 0;
+    if (a->head_rows) return 0;
+    for (int64_t k = 0; k < t->ne[2]; k++)
+        if (is_misaligned(a->pieces[k], t->dtype)) return 0;
+    return 1;
 }
 
 static int is_made(const struct gguf *g, int64_t i, const struct plan *p)
 {
     const struct gguf_tensor *t = &g->tensors[i];
-    return target_of(t, p) != t->dtype || !t->data || is_misaligned(t);
+    const struct gguf_gather *a = gather_of(g, i);
+    if (target_of(t, p) != t->dtype) return 1;
+    return t->data ? is_misaligned(t->data, t->dtype) : !can_stay_apart(a, t);
 }
 
 static int64_t rows_of(const struct gguf_tensor *t) { return t->ne[1] * t->ne[2] * t->ne[3]; }
@@ -254,6 +261,17 @@ static int64_t widest_row(const struct gguf *g, const struct plan *p)
     return widest;
 }
 
+/* What was not put together is used in pieces. */
+static void leave_apart(struct gguf *g)
+{
+    for (int64_t k = 0; k < g->n_gathers; k++) {
+        struct gguf_tensor *t = &g->tensors[g->gathers[k].tensor];
+        if (t->data) continue;
+        t->pieces = g->gathers[k].pieces;
+        t->data = t->pieces[0];
+    }
+}
+
 static sr_status make_plan(struct plan *p, const struct gguf *g, const struct settle_options *o, sr_error *err)
 {
     char text[32];
@@ -275,7 +293,10 @@ sr_status sr_gguf_settle(struct gguf *g, const struct settle_options *o, struct 
     size_t need, scratch;
     SR_TRY(make_plan(&p, g, o, err));
     SR_TRY(measure(g, &p, &need, err));
-    if (need == 0) return SR_OK;
+    if (need == 0) {
+        leave_apart(g);
+        return SR_OK;
+    }
     const uint64_t have = sr_memory_available();
     if (need > have)
         return sr_fail(err, SR_ERR_RESOURCE, "%s: tensors made at load need %zu bytes, %llu available", sr_gguf_path(g), need,
@@ -287,5 +308,6 @@ sr_status sr_gguf_settle(struct gguf *g, const struct settle_options *o, struct 
     g->settled_bytes = g->settled ? need : 0;
     const sr_status st = m.scratch && g->settled ? make_all(g, &p, o, &m, pool, err) : sr_fail_memory(err, need, "tensors made at load");
     sr_free(m.scratch);
+    if (st == SR_OK) leave_apart(g);
     return st;
 }

@@ -94,10 +94,13 @@ static void set_weight(struct loader *l, struct weight *w, const struct gguf_ten
 {
     *w = (struct weight){.data = t->data, .dtype = t->dtype, .n_in = t->ne[0], .n_out = t->ne[1],
                          .row_bytes = sr_row_bytes(t->dtype, t->ne[0])};
-    if (!l->w->copy) return;
+    w->experts = t->pieces;
+    if (!l->w->copy || t->owned) return;
     uint8_t *dst = l->w->copy + l->w->used_copy;
     assert(l->w->used_copy + t->bytes <= l->w->copy_bytes);
-    memcpy(dst, t->data, t->bytes);
+    const size_t piece = t->pieces ? t->bytes / (size_t)t->ne[2] : t->bytes;
+    for (int64_t k = 0; k < (t->pieces ? t->ne[2] : 1); k++) memcpy(dst + (size_t)k * piece, t->pieces ? t->pieces[k] : t->data, piece);
+    w->experts = NULL;
     l->w->used_copy += (t->bytes + 63) / 64 * 64;
     w->data = dst;
 }
@@ -229,11 +232,12 @@ static sr_status report_extra(const struct loader *l)
 
 /* ---- memory ---- */
 
-/* Room for copies of all 2-D tensors of the file. */
+/* Room for copies of all tensors of the file. */
 static sr_status reserve_copy(struct loader *l)
 {
     size_t need = 0;
-    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++) need += (sr_gguf_tensor(l->g, i)->bytes + 63) / 64 * 64;
+    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++)
+        if (!sr_gguf_tensor(l->g, i)->owned) need += (sr_gguf_tensor(l->g, i)->bytes + 63) / 64 * 64;
     const uint64_t have = sr_memory_available();
     if (need > have)
         return sr_fail(l->err, SR_ERR_RESOURCE, "%s: weights in memory need %zu bytes, %llu available", sr_gguf_path(l->g),
@@ -268,11 +272,13 @@ static void lock_range(const void *p, size_t bytes)
 
 static void lock_all(const struct loader *l)
 {
-    if (l->w->copy) {
-        lock_range(l->w->copy, l->w->used_copy);
-        return;
+    if (l->w->copy) lock_range(l->w->copy, l->w->used_copy);
+    if (l->w->copy) return;
+    for (int64_t i = 0; i < l->n_used; i++) {
+        const struct gguf_tensor *t = l->used[i];
+        if (!t->pieces) lock_range(t->data, t->bytes);
+        for (int64_t k = 0; t->pieces && k < t->ne[2]; k++) lock_range(t->pieces[k], t->bytes / (size_t)t->ne[2]);
     }
-    for (int64_t i = 0; i < l->n_used; i++) lock_range(l->used[i]->data, l->used[i]->bytes);
 }
 
 sr_status sr_weights_check(const struct gguf *g, const struct weights_options *o, sr_error *err)

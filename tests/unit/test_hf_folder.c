@@ -415,7 +415,7 @@ static void made_blocks(void **state)
             assert_int_equal(b->dtype, want);
             uint8_t *row = sr_alloc(sr_row_bytes(want, a->ne[0]));
             for (int64_t r = 0; r < a->ne[1] * a->ne[2]; r++) {
-                const float *x = (const float *)a->data + r * a->ne[0];
+                const float *x = (const float *)(const void *)sr_gguf_row(a, r);
                 assert_int_equal(sr_quantize_row(want, x, row, a->ne[0], &err), SR_OK);
                 assert_memory_equal(row, (const uint8_t *)b->data + (size_t)r * sr_row_bytes(want, a->ne[0]), sr_row_bytes(want, a->ne[0]));
             }
@@ -441,6 +441,12 @@ static void kept_in_place(void **state)
     assert_false(tensor(g, "blk.0.ffn_up.weight")->owned);
     assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = "q4_0"}, NULL, &err), SR_OK);
     assert_int_equal(tensor(g, "blk.0.ffn_up.weight")->dtype, SR_DTYPE_F16); /* 112 columns */
+    sr_gguf_close(g);
+    assert_int_equal(sr_gguf_open(&g, good_folder("qwen3moe", NULL), &err), SR_OK);
+    assert_int_equal(sr_gguf_settle(g, &(struct settle_options){0}, NULL, &err), SR_OK);
+    const struct gguf_tensor *experts = tensor(g, "blk.0.ffn_up_exps.weight");
+    assert_true(experts->pieces && !experts->owned);
+    assert_ptr_equal(sr_gguf_row(experts, experts->ne[1] * 3), experts->pieces[3]);
     sr_gguf_close(g);
 }
 

@@ -144,7 +144,9 @@ static void sort_slots(const struct call *g)
 static struct weight expert_of(const struct weight *w, int32_t expert)
 {
     struct weight e = *w;
-    e.data = (const uint8_t *)w->data + (size_t)expert * (size_t)w->n_out * w->row_bytes;
+    if (w->experts) e.data = w->experts[expert];
+    else e.data = (const uint8_t *)w->data + (size_t)expert * (size_t)w->n_out * w->row_bytes;
+    e.experts = NULL;
     e.packed = NULL;
     e.n_experts = 0;
     return e;
