@@ -123,8 +123,8 @@ static void put_bytes_spm(struct draft *d)
     }
 }
 
-static const char *const merges[] = {"t h", "th e", "\xc4\xa0 a", "e r", "i n", "o n"};
-static const char *const merged[] = {"th", "the", "\xc4\xa0" "a", "er", "in", "on"};
+static const char *const merges[] = {"t h", "th e", "\304\240 a", "e r", "i n", "o n"};
+static const char *const merged[] = {"th", "the", "\304\240a", "er", "in", "on"};
 enum { N_MERGES = sizeof(merges) / sizeof(merges[0]) };
 
 static void fill(struct draft *d)

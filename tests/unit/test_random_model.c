@@ -130,7 +130,7 @@ static void every_type_opens(void **state)
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         sr_random_options o = sr_random_options_default();
         const sr_model_options check = {.n_threads = 1, .check = 1};
-        sr_model *m;
+        sr_model *m = NULL;
         o.type = types[i];
         const char *path = tiny_path("type.gguf"), *name = i % 2 ? "tiny-smollm" : "tiny-qwen3moe";
         if (sr_model_make_random(path, name, &o, &err) || sr_model_open(&m, path, &check, &err)) fail_msg("%s: %s", types[i], err.text);
