@@ -3,6 +3,7 @@
  * calibrate: runs a few thousand tokens of any text through the model and writes the moments of its queries
  * and keys, which the mass router then takes instead of those of each session's own first tokens.
  */
+#include "calibrate_paper.h"
 #include "commands.h"
 #include "diag.h"
 #include "interrupt.h"
@@ -40,6 +41,15 @@ static sr_status collect(sr_session *s, const int32_t *ids, int32_t n, const cha
     sr_progress_clear();
     if (st || done < n) return st;
     return sr_session_moments_save(s, to, err);
+}
+
+static int calibrate_threshold(const struct options *o, sr_model *m, sr_error *err)
+{
+    int32_t *ids = NULL, n = 0;
+    sr_status st = read_ids(o, m, &ids, &n, err);
+    if (!st) st = sr_calibrate_paper(o, m, ids, n, err);
+    sr_tokens_free(ids);
+    return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
 }
 
 static int calibrate(const struct options *o, sr_model *m, sr_error *err)
@@ -81,7 +91,7 @@ int sr_cmd_calibrate(const struct options *o, sr_error *err)
     own.moments = "none";
     if (!st) st = sr_setup_model(&m, &own, 0, 0, err);
     if (st) return st;
-    int rc = calibrate(o, m, err);
+    int rc = o->paper ? calibrate_threshold(o, m, err) : calibrate(o, m, err);
     sr_model_close(m);
     return rc;
 }

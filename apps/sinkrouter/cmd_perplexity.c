@@ -197,6 +197,7 @@ static sr_status measure_mode(struct run *r, const char *mode, sr_error *err)
     sr_route_options base;
     sr_status st = sr_setup_route(&base, o, mode, err);
     if (st) return st;
+    sr_setup_warn_tau(&base, r->n_prefill);
     int is_mass = base.mode == SR_ROUTE_MASS, is_paper = base.mode == SR_ROUTE_PAPER;
     int has_eps = is_mass || base.mode == SR_ROUTE_TOPP;
     int32_t n_rank = is_mass && o->rank.n ? o->rank.n : 1, n_eps = has_eps && o->eps.n ? o->eps.n : 1;

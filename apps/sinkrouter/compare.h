@@ -31,7 +31,7 @@ void sr_compare_fini(struct compare *c);
 /* Decodes ids from the session's present position with route_dense, keeping the log-probabilities, and
  * truncates back. */
 sr_status sr_compare_dense(struct compare *c, sr_session *s, const sr_route_options *route, sr_error *err);
-/* The same with a mode, watching every decision; watch may be NULL; *out gets the result. A signal ends it early:
+/* The same with a mode, watching every decision except of baselines; watch may be NULL; *out gets the result. A signal ends it early:
  * SR_OK with *done = 0. */
 sr_status sr_compare_mode(const struct compare *c, sr_session *s, const sr_route_options *route,
                           sr_route_watch_fn *watch, void *user, struct comparison *out, int *done, sr_error *err);

@@ -447,6 +447,7 @@ void sr_options_default(struct options *o, enum command command)
     o->window = o->sinks = o->min_len = o->bits = o->route_seed = -1;
     o->audit = o->yarn_ext = -1;
     o->no_mmap = -1;
+    o->skip = 0.6;
     o->temp = (double)s.temperature;
     o->top_p = (double)s.top_p;
     o->min_p = (double)s.min_p;

@@ -20,7 +20,8 @@ static const struct {
      "-m MODEL [-p N] [-n N] [-d N,..] [--route MODE,..]"},
     {CMD_PERPLEXITY, "what routing costs: KL and perplexity against dense",
      "-m MODEL -f TEXT [-c N] [-n N] [--modes MODE,..]"},
-    {CMD_CALIBRATE, "write MODEL.moments, which the mass router uses", "-m MODEL [-f TEXT] [-o FILE]"},
+    {CMD_CALIBRATE, "write MODEL.moments, which the mass router uses",
+     "-m MODEL [-f TEXT] [-o FILE] [--paper]"},
     {CMD_INSPECT, "metadata, tensors, memory need of a model file", "-m MODEL [--tensors] | --make-random NAME -o FILE"},
 };
 enum { N_ABOUT = sizeof about / sizeof about[0] };

@@ -70,7 +70,9 @@ struct options {
     struct text_list route; /* --route or --modes */
     struct real_list eps, tau, delta;
     enum on_off breaker;
-    struct int_list rank, budget;
+    struct int_list rank, budget, lengths; /* lengths: of calibrate --paper */
+    int paper;
+    double skip;
     const char *tau_file;
     int64_t window, sinks, min_len, bits, route_seed; /* -1: the library's default */
     double audit;                                     /* -1: the library's default */

@@ -108,6 +108,16 @@ static sr_status read_tau_file(sr_route_options *r, const char *path, sr_error *
     return st;
 }
 
+void sr_setup_warn_tau(const sr_route_options *r, int32_t len)
+{
+    static int was_said;
+    int is_cubic = r->tau[1] != 0 || r->tau[2] != 0 || r->tau[3] != 0;
+    if (r->mode != SR_ROUTE_PAPER || !is_cubic || was_said || (len >= r->tau_min_len && len <= r->tau_max_len)) return;
+    was_said = 1;
+    sr_say("--route-tau-file: fitted on %.0f to %.0f tokens, the context has %d: the threshold of the nearest of these is taken",
+           r->tau_min_len, r->tau_max_len, len);
+}
+
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err)
 {
     sr_route_options r = sr_route_options_default();

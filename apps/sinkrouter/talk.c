@@ -235,6 +235,7 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct a
     sr_progress_clear();
     if (st) return st;
     a->prefilled = sr_session_len(t->session) - a->reused;
+    sr_setup_warn_tau(&t->route, sr_session_len(t->session));
     if (sr_session_len(t->session) == n) {
         st = sr_model_limit_threads(t->model, t->decode_threads, err);
         if (!st) st = generate(t, a, err);

@@ -213,6 +213,32 @@ def moments():
 
 
 @test
+def calibrate_paper():
+    file = path("tau.json")
+    args = ("calibrate", "--paper", "-m", MODEL, "-f", TEXT, "-n", "6", "-o", file)
+    out, err = run(*args, "--lengths", "64,128,192,256,2200", "--skip", "0.5")
+    contains(err, "50 %")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()[2:]]
+    equal([r[0] for r in rows], ["64", "128", "192", "256", "2200"])
+    with open(file, encoding="utf8") as f:
+        j = json.load(f)
+    equal((j["scale"], j["min_len"], j["max_len"], j["skip"], len(j["tau"])), (2200, 64, 2200, 0.5, 4))
+    for r in j["lengths"]:  # five points, four coefficients: the cubic comes near, and what it skips is near what was asked for
+        x = r["length"] / 2200
+        equal(abs(sum(c * x ** i for i, c in enumerate(j["tau"])) - r["fitted"]) < 1e-6, True)
+        equal(abs(r["skip"] - 0.5) < 0.1, True)
+        equal((r["auprc_estimate"] is None), r["length"] < 2048)
+    equal(j["lengths"][4]["auprc_estimate"] > j["lengths"][4]["auprc_cosine"], True)
+    rows = perplexity("-c", "2180", "-n", "4", "--modes", "paper", "--route-tau-file", file)
+    equal(0.3 < rows[0]["read"] < 0.8, True)
+    _, err = run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "2300", "-n", "2", "--modes", "paper", "--route-tau-file", file)
+    contains(err, "fitted on 64 to 2200 tokens, the context has 2300")
+    one_line(run(*args, "--lengths", "64,128,192", rc=2)[1], "--lengths", "at least 4")
+    one_line(run(*args, "--lengths", "64,128,128,192", rc=2)[1], "--lengths 128", "rising")
+    one_line(run(*args, "--lengths", "64,128,192,9000", rc=2)[1], "--lengths 9000")
+
+
+@test
 def inspect():
     out, err = run("inspect", "-m", MODEL)
     equal(err, "")
