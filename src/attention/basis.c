@@ -18,8 +18,13 @@
 #include "base/memory.h"
 #include "base/pool.h"
 
-static const double sigmas =
-    4.5; /* range of a coordinate, in its standard deviations: outlier keys are what matters */
+/* Range of a coordinate, in its standard deviations. A coarse step costs more than the outliers that are clipped, a fine one
+ * less (docs/routing.md). */
+static double sigmas(int32_t bits)
+{
+    return bits == 4 ? 3.5 : 4.5;
+}
+
 static const double ridge = 1e-4; /* of the mean diagonal of C_q */
 
 struct band_bases {
@@ -130,7 +135,7 @@ static void write_basis(const struct making *m, const struct workspace *w, float
         double sign = sign_of(vectors + row * d, d), v = w->values[row] > 0 ? w->values[row] : 0;
         for (int32_t i = 0; i < d; i++) synthesis[j * d + i] = (float)(sign * w->ck[row * d + i]);
         for (int32_t i = 0; j < r && i < d; i++) analysis[j * d + i] = (float)(sign * w->tmp[row * d + i]);
-        if (j < r) step[j] = (float)(2 * sigmas * sqrt(v > 1e-12 ? v : 1e-12) / (double)(1 << m->spec->bits));
+        if (j < r) step[j] = (float)(2 * sigmas(m->spec->bits) * sqrt(v > 1e-12 ? v : 1e-12) / (double)(1 << m->spec->bits));
         lambda[j] = (float)v;
     }
 }

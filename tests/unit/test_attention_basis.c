@@ -453,7 +453,7 @@ static void test_basis_definition(void **state)
     }
     for (int i = 0; i < DIM; i++) {
         if (i) assert_true(b.lambda[i] <= b.lambda[i - 1]);
-        double step = (double)b.step[i], want = 9 * sqrt((double)b.lambda[i]) / 16;
+        double step = (double)b.step[i], want = 7 * sqrt((double)b.lambda[i]) / 16;
         assert_float_equal(step, want, 1e-6 + 1e-5 * want);
         for (int j = 0; j < DIM; j++) {
             double unit = 0, var = 0, half[DIM];
