@@ -32,7 +32,7 @@ enum {
 
 #define INT_TOP     2147483647.0
 #define CACHE_TYPES "f32 f16 bf16 q8_0"
-#define QUANT_TYPES "q8_0 q6_k q5_k q5_1 q5_0 q4_k q4_1 q4_0"
+#define QUANT_TYPES "q8_0 q6_k q5_k_m q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0"
 #define MODES       "dense mass paper window"
 #define BASELINES   "quest pages h2o snapkv fastgen topk topp"
 
@@ -56,7 +56,7 @@ const struct flag sr_flag_table[] = {
     {"--mmap", NULL, FLAG_SET, ENGINE & ~CMD_BENCH, AT(no_mmap), 0, 0, 0, NULL, "map the file and read it there"},
     {"-mmp --mmap", "0|1", FLAG_INTS, CMD_BENCH, AT(mmap), 0, 1, 1, NULL, "map the file (default: a copy in huge pages where that is small)"},
     {"--quantize", "TYPE", FLAG_NAME, ALL, AT(quantize), 0, 0, 0, QUANT_TYPES,
-     "make float matrices q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0 at load"},
+     "make float matrices q8_0, q6_k, q5_k_m, q5_k, q5_1, q5_0, q4_k_m, q4_k, q4_1 or q4_0 at load"},
     {"--mlock", NULL, FLAG_SET, ENGINE, AT(mlock), 1, 0, 0, NULL, "keep the weights in memory"},
     {"-lm --load-mode", "MODE", FLAG_NAME, ENGINE, AT(load_mode), 0, 0, 0, "auto none mmap mlock mmap+mlock",
      "auto (none where the weights take at most a quarter of the free memory, else mmap), none, mmap, mlock or mmap+mlock"},

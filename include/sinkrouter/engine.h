@@ -50,7 +50,7 @@ typedef struct sr_model_options {
     int check;                   /* scan every tensor's values and scales for NaN and infinity at open */
     int vocab_only;              /* tokenizer and metadata only */
     sr_load load;
-    const char *quantize;        /* NULL: weights as they are; "q8_0", "q4_0", ...: float matrices become that at open */
+    const char *quantize;        /* NULL: weights as they are; "q8_0", "q4_k_m", ...: float matrices become that at open */
     int mlock;                   /* lock the weights in memory; a refusal by the system is logged, not an error */
     int metadata_only;           /* with vocab_only: not even the tokenizer must be usable (inspect) */
     sr_rope_options rope;

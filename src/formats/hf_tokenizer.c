@@ -227,7 +227,7 @@ static sr_status put_ids(struct hf_text *t)
     SR_TRY(named_token(t, "bos_token", &t->bos));
     SR_TRY(named_token(t, "eos_token", &t->eos));
     SR_TRY(push_ends(t, t->h->generation, t->h->generation_path, ends, &n));
-    SR_TRY(push_ends(t, t->h->config, t->h->config_path, ends, &n));
+    if (n == 0) SR_TRY(push_ends(t, t->h->config, t->h->config_path, ends, &n)); /* the other one has the last word */
     if (t->eos < 0 && n > 0) t->eos = ends[0];
     if (t->bos >= 0) SR_TRY(sr_source_put_u32(g, "tokenizer.ggml.bos_token_id", (uint32_t)t->bos, err));
     if (t->eos >= 0) SR_TRY(sr_source_put_u32(g, "tokenizer.ggml.eos_token_id", (uint32_t)t->eos, err));

@@ -24,8 +24,10 @@ static const struct recipe {
     sr_dtype dtype, table, more, less;
 } recipes[] = {
     {"q4_0", SR_DTYPE_Q4_0, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F16}, {"q4_1", SR_DTYPE_Q4_1, SR_DTYPE_Q8_0, SR_DTYPE_Q4_1, SR_DTYPE_F16},
-    {"q4_k", SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_0}, {"q5_0", SR_DTYPE_Q5_0, SR_DTYPE_Q8_0, SR_DTYPE_Q5_0, SR_DTYPE_F16},
-    {"q5_1", SR_DTYPE_Q5_1, SR_DTYPE_Q8_0, SR_DTYPE_Q5_1, SR_DTYPE_F16}, {"q5_k", SR_DTYPE_Q5_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_1},
+    {"q4_k", SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q4_K, SR_DTYPE_Q5_0}, {"q4_k_m", SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_0},
+    {"q5_0", SR_DTYPE_Q5_0, SR_DTYPE_Q8_0, SR_DTYPE_Q5_0, SR_DTYPE_F16},
+    {"q5_1", SR_DTYPE_Q5_1, SR_DTYPE_Q8_0, SR_DTYPE_Q5_1, SR_DTYPE_F16},
+    {"q5_k", SR_DTYPE_Q5_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_K, SR_DTYPE_Q5_1}, {"q5_k_m", SR_DTYPE_Q5_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_1},
     {"q6_k", SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q6_K, SR_DTYPE_Q8_0}, {"q8_0", SR_DTYPE_Q8_0, SR_DTYPE_Q8_0, SR_DTYPE_Q8_0, SR_DTYPE_F16}};
 
 enum { N_RECIPES = sizeof(recipes) / sizeof(recipes[0]) };
@@ -277,7 +279,7 @@ static sr_status make_plan(struct plan *p, const struct gguf *g, const struct se
     char text[32];
     *p = (struct plan){.recipe = o->quantize ? find_recipe(o->quantize) : NULL};
     if (o->quantize && !p->recipe)
-        return sr_fail(err, SR_ERR_USAGE, "quantize: \"%s\" is not one of q4_0 q4_1 q4_k q5_0 q5_1 q5_k q6_k q8_0",
+        return sr_fail(err, SR_ERR_USAGE, "quantize: \"%s\" is not one of q4_0 q4_1 q4_k q4_k_m q5_0 q5_1 q5_k q5_k_m q6_k q8_0",
                        sr_escape(text, sizeof(text), o->quantize, strlen(o->quantize)));
     for (int64_t i = 0; i < g->n_tensors; i++) {
         const int32_t layer = layer_of(g->tensors[i].name);

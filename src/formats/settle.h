@@ -12,7 +12,7 @@
 #include "formats/gguf.h"
 
 struct settle_options {
-    const char *quantize; /* float matrices become of this type, by the name a user types ("q4_k"); NULL: they stay */
+    const char *quantize; /* float matrices become of this type, by the name a user types ("q4_k_m"); NULL: they stay */
     int (*progress)(void *user, const char *stage, double share); /* NULL, or non-zero cancels (SR_ERR_USAGE) */
     void *user;
 };

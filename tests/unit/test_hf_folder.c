@@ -468,6 +468,10 @@ static void mixed_types(void **state)
     tiny_model_write(gguf, &spec);
     assert_int_equal(sr_gguf_open(&g, gguf, &err), SR_OK);
     assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = "q4_k"}, NULL, &err), SR_OK);
+    assert_int_equal(tensor(g, "blk.0.attn_v.weight")->dtype, SR_DTYPE_Q4_K);
+    sr_gguf_close(g);
+    assert_int_equal(sr_gguf_open(&g, gguf, &err), SR_OK);
+    assert_int_equal(sr_gguf_settle(g, &(struct settle_options){.quantize = "q4_k_m"}, NULL, &err), SR_OK);
     for (int i = 0; i < 8; i++) {
         snprintf(name, sizeof(name), "blk.%d.attn_v.weight", i);
         assert_int_equal(tensor(g, name)->dtype, more[i]);
