@@ -151,6 +151,12 @@ static sr_status open_text(struct sr_model *m, const sr_model_options *o, sr_err
     return lenient ? SR_OK : st;
 }
 
+static int is_overridden(const sr_rope_options *r)
+{
+    return r->scaling != SR_ROPE_SCALING_FILE || r->scale > 0 || r->freq_base > 0 || r->original_ctx > 0 || r->attn_factor > 0 ||
+           r->beta_fast > 0 || r->beta_slow > 0 || r->has_ext_factor;
+}
+
 /* The file named, or "<model>.moments" if it is there. */
 static sr_status load_moments(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
@@ -164,7 +170,11 @@ static sr_status load_moments(struct sr_model *m, const sr_model_options *o, sr_
         if (n < 0 || (size_t)n >= sizeof(beside) || access(beside, F_OK) != 0) return SR_OK;
         path = beside;
     }
-    return sr_attn_load_moments(m->attention, path, err);
+    const sr_status st = sr_attn_load_moments(m->attention, path, err);
+    if (st != SR_ERR_UNSUPPORTED || o->moments_path || !is_overridden(&o->rope)) return st;
+    /* a file that lies beside the model is of the model as its file says, and nobody asked for it here */
+    sr_log(SR_LOG_WARN, "%s is not used with this rope scaling", path);
+    return SR_OK;
 }
 
 /* Tensors that must be made before they can be used; their types may be others than the file's. */

@@ -117,6 +117,13 @@ def longer_contexts():
     equal(tokens("-c", "65536", "--rope-scaling", "yarn", "--rope-freq-scale", "0.25", "--yarn-orig-ctx", "32768"), stretched)
     contains(tokens("--rope-scale", "4", "--rope-freq-scale", "0.25", rc=2).decode(), "--rope-freq-scale")
     equal(len({tokens("--rope-freq-base", b, "-n", "20") for b in ("1e4", "1e6", "1e8")}) > 1, True)
+    own = file.replace("tiny-qwen2", "calibrated")  # moments beside the model are for the file's own scaling
+    os.link(file, own)
+    run("calibrate", "-m", own, "-f", write("long.txt", " ".join(WORDS * 60)), "--quiet")
+    out, err = run("run", "-m", own, "-p", "the river", "-no-cnv", "-n", "6", "--greedy", "-c", "131072", *yarn, text=False)
+    equal(out, stretched)
+    contains(err.decode(), "moments is not used with this rope scaling")
+    run("run", "-m", own, "-p", "x", "-no-cnv", "-n", "1", "--moments", own + ".moments", *yarn, rc=6)
     j = json.loads(run("inspect", "-m", file, "-o", "json", *yarn)[0])
     equal((j["n_ctx_train"], j["memory"][-1]["context"]), (131072, 131072))
 
