@@ -77,7 +77,9 @@ llama_context *open(char **argv, int n_context, int &n_vocab)
     cp.n_batch = BATCH;
     cp.n_ubatch = MICRO_BATCH;
     cp.n_threads = cp.n_threads_batch = (uint32_t)std::atoi(argv[3]);
-    cp.type_k = cp.type_v = std::strcmp(argv[2], "q8_0") == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+    cp.type_k = cp.type_v = std::strcmp(argv[2], "q8_0") == 0   ? GGML_TYPE_Q8_0
+                            : std::strcmp(argv[2], "q4_0") == 0 ? GGML_TYPE_Q4_0
+                                                                : GGML_TYPE_F16;
     cp.flash_attn = true;
     return llama_init_from_model(model, cp);
 }
@@ -87,7 +89,7 @@ llama_context *open(char **argv, int n_context, int &n_vocab)
 int main(int argc, char **argv)
 {
     if (argc < 7) {
-        std::fprintf(stderr, "usage: ik_driver MODEL f16|q8_0 THREADS REPS REPACK DEPTH...\n");
+        std::fprintf(stderr, "usage: ik_driver MODEL f16|q8_0|q4_0 THREADS REPS REPACK DEPTH...\n");
         return 2;
     }
     const int deepest = std::atoi(argv[argc - 1]);

@@ -31,7 +31,7 @@ def arguments():
     p.add_argument("-f", "--file", metavar="TEXT")
     p.add_argument("--offset", type=int, default=0, help="leave out the first characters of TEXT")
     p.add_argument("-d", "--depths", default="0,2048,4096,7900")
-    p.add_argument("--kv", default="f16", help="K/V types, a list: f16,q8_0")
+    p.add_argument("--kv", default="f16", help="K/V types, a list of f16, q8_0, q4_0")
     p.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     p.add_argument("-r", "--rounds", type=int, default=5)
     p.add_argument("--reps", type=int, default=3, help="timed runs of each test within a round")

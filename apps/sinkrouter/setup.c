@@ -156,8 +156,8 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
 
 sr_status sr_setup_dtype(sr_dtype *out, const char *name, sr_error *err)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
-    for (size_t i = 0; i < 4; i++)
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
         if (strcmp(sr_dtype_name(types[i]), name) == 0) {
             *out = types[i];
             return SR_OK;

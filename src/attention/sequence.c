@@ -104,21 +104,16 @@ int sr_attn_has_moments(const struct attention *a)
 
 /* ---- a sequence ---- */
 
-static int is_cache_type(sr_dtype t)
-{
-    return t == SR_DTYPE_F32 || t == SR_DTYPE_F16 || t == SR_DTYPE_BF16 || t == SR_DTYPE_Q8_0;
-}
-
 static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, sr_error *err)
 {
     const char *name = sr_dtype_name(t);
-    if (!is_cache_type(t)) {
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want f32, f16, bf16 or q8_0", which,
+    if (!sr_kv_is_type(t)) {
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want " SR_KV_TYPE_NAMES, which,
                        name ? name : "unknown", (int)t);
     }
-    if (t == SR_DTYPE_Q8_0 && head_dim % 32) {
+    if (sr_kv_is_blocked(t) && head_dim % SR_KV_BLOCK) {
         return sr_fail(err, SR_ERR_UNSUPPORTED,
-                       "attention: %s q8_0 stores blocks of 32 values, head_dim %d is no multiple", which,
+                       "attention: %s %s stores blocks of 32 values, head_dim %d is no multiple", which, name,
                        head_dim);
     }
     return SR_OK;

@@ -10,7 +10,7 @@
 #ifndef SR_BACKEND_ARGS_H
 #define SR_BACKEND_ARGS_H
 
-#include "sinkrouter/base.h"
+#include "backend/kv_type.h"
 
 /* y = W x: row r of W (n_in elements of `dtype`, row_bytes apart) gives element r of y. */
 struct weight {
@@ -115,7 +115,7 @@ struct attn_unit {
 struct attn_shape {
     int32_t head_dim;     /* multiple of 8, <= 256 */
     int32_t group;        /* query heads per KV head, 1..16 */
-    sr_dtype k_type, v_type;          /* F32 F16 BF16 Q8_0 */
+    sr_dtype k_type, v_type;          /* a kv_type.h type */
     size_t k_row_bytes, v_row_bytes;
 };
 

@@ -117,7 +117,8 @@ typedef void sr_topk_fn(const float *logits, int32_t n, int32_t k, int32_t norma
 /* ---- attention (src/cpu/attn) ---------------------------------------------------------------------------------- */
 
 /* dst = n floats in the cache's type: rounded to nearest, ties to even, in all variants the same bytes. Q8_0: n a
- * multiple of 32, d = max |x| / 127 kept as f16, q = x / d; a block with NaN gets a NaN scale. */
+ * multiple of 32, d = max |x| / 127 kept as f16, q = x / d; a block with NaN gets a NaN scale. Q4_0: likewise, with the
+ * bytes of sr_quantize_row for what it takes. */
 typedef void sr_kv_store_fn(sr_dtype type, const float *src, void *dst, int64_t n);
 
 /* Up to SR_ATTN_BLOCK rows of one unit, any rows, added to the running states of all heads of the group. Only the n

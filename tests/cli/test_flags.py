@@ -152,7 +152,7 @@ def missing_and_empty_values():
 @test
 def limits():
     for args, part in ((["-t", "0"], "-t"), (["-t", "1000000"], "-t"), (["-c", "1099511627776"], "-c"), (["-ub", "4097"], "-ub"),
-                       (["-ctk", "q4_0"], "f32 f16 bf16 q8_0"), (["--route", "quest"], "dense mass paper window"),
+                       (["-ctk", "q4_1"], "f32 f16 bf16 q8_0 q4_0"), (["--route", "quest"], "dense mass paper window"),
                        (["--route-bits", "5"], "4 or 8"), (["--route", "paper"], "--route-tau"),
                        (["--route-eps", "0"], "--route-eps"), (["--route-eps", "1"], "--route-eps"),
                        (["--route-tau", ".5", "--route-tau-file", TAU], "--route-tau")):

@@ -176,7 +176,8 @@ def full_context_stops_with_a_line():
 @test
 def cache_types():
     size = {}
-    for k, v in (("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("q8_0", "q8_0"), ("f16", "q8_0")):
+    for k, v in (("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("q8_0", "q8_0"), ("f16", "q8_0"), ("q4_0", "q4_0"),
+                 ("q8_0", "q4_0")):
         out, _ = greedy("-n", "8", "-ctk", k, "-ctv", v, "--stats", path("s"))
         equal(len(out) > 5, True)
         with open(path("s"), encoding="utf8") as f:
@@ -184,6 +185,8 @@ def cache_types():
     equal(size["f32", "f32"] / size["f16", "f16"], 2.0)
     equal(size["f16", "f16"], size["bf16", "bf16"])
     equal(size["q8_0", "q8_0"] / size["f16", "f16"], 34 / 64)
+    equal(size["q4_0", "q4_0"] / size["f16", "f16"], 18 / 64)
+    equal(size["q8_0", "q4_0"] / size["f16", "f16"], (34 + 18) / 128)
 
 
 @test

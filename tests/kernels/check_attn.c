@@ -8,6 +8,7 @@
 #include "check.h"
 #include "check_rows.h"
 
+#include "backend/kv_type.h"
 #include "base/half.h"
 
 #include <math.h>
@@ -16,8 +17,8 @@
 
 /* ---- kv_store --------------------------------------------------------------------------------------------------- */
 
-static const sr_dtype cache_types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
-enum { N_CACHE_TYPES = 4 };
+static const sr_dtype cache_types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+enum { N_CACHE_TYPES = 5 };
 
 void sr_spoilt_kv_store(sr_dtype type, const float *src, void *dst, int64_t n)
 {
@@ -32,17 +33,23 @@ static void check_store(struct check *c, sr_dtype type, int32_t n, double scale,
     uint8_t *got = sr_check_out(c, bytes), *want = sr_check_out(c, bytes);
     sr_check_fill_normal(c, x, n, scale);
     if (special != 0) x[sr_check_pick(c, n)] = special;
+    if (sr_check_pick(c, 2)) x[sr_check_pick(c, n)] = -x[sr_check_pick(c, n)]; /* the same magnitude with both signs */
     ((sr_kv_store_fn *)c->fn)(type, x, got, n);
     ((sr_kv_store_fn *)c->scalar)(type, x, want, n);
     if (!sr_check_same(c, "kv_store", got, want, bytes) || special != 0) return;
     sr_check_row_load(type, got, back, n);
+    if (type == SR_DTYPE_Q4_0) {
+        sr_check_row_make(type, x, want, n);
+        if (!sr_check_same(c, "kv_store against the block code of weights", got, want, bytes)) return;
+    }
     for (int32_t i = 0; i < n; i++) {
         double most = 0;
         for (int32_t j = i / 32 * 32; j < n && j < i / 32 * 32 + 32; j++) most = fmax(most, fabs((double)x[j]));
         const double rel = type == SR_DTYPE_F16 ? 0x1p-11 : type == SR_DTYPE_BF16 ? 0x1p-8 : 0;
-        /* Q8_0: half a step of max / 127, and the scale's own rounding to f16 (2^-25 at the least) over 127 steps */
-        const double tol = type == SR_DTYPE_Q8_0 ? most / 127 * 0.5001 + fmax(most * 0x1p-11, 127 * 0x1p-25)
-                                                 : rel * fabs((double)x[i]) + 0x1p-25;
+        /* half a step of max / 127 or, in Q4_0, whose highest code is 7 steps above 0, a step of max / 8; and the scale's own
+         * rounding to f16 (2^-25 at the least) over that many steps */
+        const double steps = type == SR_DTYPE_Q8_0 ? 127 : 8, step = most / steps * (type == SR_DTYPE_Q8_0 ? 0.5001 : 1.0001);
+        const double tol = sr_kv_is_blocked(type) ? step + fmax(most * 0x1p-11, steps * 0x1p-25) : rel * fabs((double)x[i]) + 0x1p-25;
         if (!sr_check_near(c, "stored value", i, back[i], x[i], tol)) return;
     }
 }
@@ -67,7 +74,7 @@ void sr_check_kv_store(struct check *c)
     }
     for (int t = 0; t < N_CACHE_TYPES; t++)
         for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-            if (cache_types[t] == SR_DTYPE_Q8_0 && sizes[i] % 32) continue;
+            if (sr_kv_is_blocked(cache_types[t]) && sizes[i] % SR_KV_BLOCK) continue;
             check_store(c, cache_types[t], sizes[i], 1.0, 0);
             check_store(c, cache_types[t], sizes[i], 1e-6, 0);
             check_store(c, cache_types[t], sizes[i], 300.0, 0);
@@ -209,14 +216,14 @@ void sr_check_attn_block(struct check *c)
     for (int t = 0; t < N_CACHE_TYPES * N_CACHE_TYPES; t++)
         for (size_t i = 0; i < sizeof(dims) / sizeof(dims[0]); i++) {
             const sr_dtype k = cache_types[t / N_CACHE_TYPES], v = cache_types[t % N_CACHE_TYPES];
-            if ((k == SR_DTYPE_Q8_0 || v == SR_DTYPE_Q8_0) && dims[i] % 32) continue;
+            if ((sr_kv_is_blocked(k) || sr_kv_is_blocked(v)) && dims[i] % SR_KV_BLOCK) continue;
             const struct block_case b = {sr_check_shape(dims[i], 1 + (int32_t)sr_check_pick(c, 16), k, v),
                                          counts[sr_check_pick(c, 9)], (enum inputs)sr_check_pick(c, N_INPUTS)};
             check_block(c, &b);
         }
     for (int32_t group = 1; group <= 16; group++)
         for (int in = 0; in < N_INPUTS; in++) {
-            const sr_dtype type = cache_types[sr_check_pick(c, 4)];
+            const sr_dtype type = cache_types[sr_check_pick(c, N_CACHE_TYPES)];
             const struct block_case b = {sr_check_shape(sr_check_pick(c, 2) ? 64 : 128, group, type, type),
                                          counts[sr_check_pick(c, 9)], (enum inputs)in};
             check_block(c, &b);
@@ -340,7 +347,7 @@ void sr_check_attn_flash(struct check *c)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         for (int t = 0; t < N_CACHE_TYPES; t++) {
             const sr_dtype k = cache_types[t], v = cache_types[(t + (int)i) % N_CACHE_TYPES];
-            if ((k == SR_DTYPE_Q8_0 || v == SR_DTYPE_Q8_0) && cases[i].d % 32) continue;
+            if ((sr_kv_is_blocked(k) || sr_kv_is_blocked(v)) && cases[i].d % SR_KV_BLOCK) continue;
             const struct flash_case f = {sr_check_shape(cases[i].d, cases[i].group, k, v), cases[i].pos, cases[i].n_q,
                                          (i + (size_t)t) % 3 == 2 ? 8.0 : 1.0};
             check_flash(c, &f);

@@ -4,6 +4,7 @@
  */
 #include "check_rows.h"
 
+#include "backend/kv_type.h"
 #include "base/half.h"
 #include "formats/quant.h"
 
@@ -14,6 +15,7 @@
 size_t sr_check_row_bytes(sr_dtype type, int32_t n) { return sr_row_bytes(type, n); }
 const char *sr_check_type_name(sr_dtype type) { return sr_dtype_find(type)->name; }
 void sr_check_row_load(sr_dtype type, const uint8_t *src, float *dst, int32_t n) { sr_dequantize_row(type, src, dst, n); }
+void sr_check_row_make(sr_dtype type, const float *src, uint8_t *dst, int32_t n) { sr_quantize_row(type, src, dst, n, NULL); }
 
 struct attn_shape sr_check_shape(int32_t head_dim, int32_t group, sr_dtype k_type, sr_dtype v_type)
 {
@@ -26,13 +28,14 @@ void sr_check_row_set(sr_dtype type, uint8_t *row, int32_t i, float x)
     if (type == SR_DTYPE_F32) memcpy(row + 4 * i, &x, 4);
     if (type == SR_DTYPE_F16) memcpy(row + 2 * i, &f16, 2);
     if (type == SR_DTYPE_BF16) memcpy(row + 2 * i, &bf16, 2);
-    if (type != SR_DTYPE_Q8_0) return;
-    uint8_t *block = row + i / 32 * 34;
+    if (!sr_kv_is_blocked(type)) return;
+    uint8_t *block = row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), *nibbles = block + 2 + i % 16;
     uint16_t h;
     memcpy(&h, block, 2);
-    const float scale = sr_f32_of_f16(h), code = scale > 0 ? x / scale : 0;
+    const float scale = sr_f32_of_f16(h), code = scale != 0 ? rintf(x / scale) : 0;
     if (isnan(x)) memcpy(block, &f16, 2);
-    else block[2 + i % 32] = (uint8_t)(int8_t)fmaxf(-127, fminf(127, rintf(code)));
+    else if (type == SR_DTYPE_Q8_0) block[2 + i % 32] = (uint8_t)(int8_t)fmaxf(-127, fminf(127, code));
+    else *nibbles = (uint8_t)((*nibbles & (i % 32 < 16 ? 0xf0 : 0x0f)) | (int)(fmaxf(-8, fminf(7, code)) + 8) << i % 32 / 16 * 4);
 }
 
 void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n, int32_t d, double scale)

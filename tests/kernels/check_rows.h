@@ -14,7 +14,8 @@ const char *sr_check_type_name(sr_dtype type);
 struct attn_shape sr_check_shape(int32_t head_dim, int32_t group, sr_dtype k_type, sr_dtype v_type);
 
 void sr_check_row_load(sr_dtype type, const uint8_t *src, float *dst, int32_t n);
-/* One element; in Q8_0 the block's scale stays, except that NaN makes it NaN. */
+void sr_check_row_make(sr_dtype type, const float *src, uint8_t *dst, int32_t n);
+/* One element; in a blocked type the block's scale stays, except that NaN makes it NaN. */
 void sr_check_row_set(sr_dtype type, uint8_t *row, int32_t i, float x);
 void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n, int32_t d, double scale);
 

@@ -118,17 +118,17 @@ static void bench_encode(struct check *c, int32_t d, int32_t rank)
 
 void sr_check_sketch_encode(struct check *c)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     static const int32_t dims[] = {24, 64, 72, 96, 128};
     if (c->bench) {
         bench_encode(c, 64, 16);
         bench_encode(c, 128, 32);
         return;
     }
-    for (int t = 0; t < 4; t++)
+    for (int t = 0; t < 5; t++)
         for (int i = 0; i < 5; i++)
             for (int r = 0; r < N_RANKS; r++) {
-                if (ranks[r] > dims[i] || (types[t] == SR_DTYPE_Q8_0 && dims[i] % 32)) continue;
+                if (ranks[r] > dims[i] || (sr_kv_is_blocked(types[t]) && dims[i] % SR_KV_BLOCK)) continue;
                 check_encode(c, dims[i], types[t], ranks[r], (r + i) % 2 ? 8 : 4);
             }
 }

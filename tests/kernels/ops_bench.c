@@ -218,8 +218,9 @@ void sr_ops_bench(int n_threads)
 {
     if (n_threads == 1) bench_clock = CLOCK_THREAD_CPUTIME_ID;
     static const int32_t shapes[][3] = {{8, 4, 128}, {3, 3, 64}, {2, 7, 64}};
+    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     for (int i = 0; i < 3; i++)
-        for (int t = 0; t < 2; t++)
+        for (int t = 0; t < 3; t++)
             for (int32_t len = 4096; len <= 32768; len *= len == 4096 ? 2 : 4)
-                bench_shape(shapes[i][0], shapes[i][1], shapes[i][2], t ? SR_DTYPE_Q8_0 : SR_DTYPE_F16, len, n_threads);
+                bench_shape(shapes[i][0], shapes[i][1], shapes[i][2], types[t], len, n_threads);
 }

@@ -111,12 +111,13 @@ static void compare_unit(struct check *c, const struct rows_call *r, const struc
     free(v);
 }
 
-static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_BF16, SR_DTYPE_F32};
+static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_BF16, SR_DTYPE_F32, SR_DTYPE_Q4_0};
+enum { N_TYPES = 5 };
 
 static void rows_case(struct check *c, enum cpu_isa isa, const int32_t *kv_len, const uint8_t *set, int variant)
 {
     const struct attn_shape shape = sr_check_shape(variant % 3 == 0 ? 64 : variant % 3 == 1 ? 128 : 96, 1 + variant % 5,
-                                                   types[variant % 4], types[(variant + variant / 4) % 4]);
+                                                   types[variant % N_TYPES], types[(variant + variant / 4) % N_TYPES]);
     const size_t heads = (size_t)(SR_OPS_UNITS * shape.group), bytes = heads * (size_t)shape.head_dim * 4;
     struct ops_units u;
     struct rows_call r;
@@ -181,7 +182,7 @@ static void test_nan_is_seen(struct check *c, enum cpu_isa isa)
 {
     static const int32_t kv_len[] = {1500, 300, 65, 1};
     static const uint8_t set[] = {ATTN_ALL, ATTN_NEAR, ATTN_LIST, ATTN_ALL};
-    for (int t = 0; t < 8; t++) {
+    for (int t = 0; t < 2 * N_TYPES; t++) {
         const struct attn_shape shape = sr_check_shape(64, 2, types[t / 2], types[t / 2]);
         struct ops_units u;
         struct rows_call r;

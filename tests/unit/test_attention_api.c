@@ -68,7 +68,7 @@ static void test_options_refused(void **state)
         {offsetof(sr_attention_options, rope_kind), 3, SR_ERR_USAGE, "rope_kind", "3"},
         {offsetof(sr_attention_options, rope_dims), 66, SR_ERR_USAGE, "rope dims", "66"},
         {offsetof(sr_attention_options, rope_dims), 7, SR_ERR_USAGE, "rope_dims", "7"},
-        {offsetof(sr_attention_options, route.mode), 4, SR_ERR_USAGE, "mode", "4"},
+        {offsetof(sr_attention_options, route.mode), SR_ROUTE_TOPP + 1, SR_ERR_USAGE, "mode", "11"},
         {offsetof(sr_attention_options, route.window), 0, SR_ERR_USAGE, "window", "0"},
         {offsetof(sr_attention_options, route.window), 65537, SR_ERR_USAGE, "window", "65537"},
         {offsetof(sr_attention_options, route.n_sinks), -1, SR_ERR_USAGE, "n_sinks", "-1"},
@@ -103,6 +103,12 @@ static void test_options_refused(void **state)
     o.head_dim = 80;
     o.k_type = SR_DTYPE_Q8_0;
     assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_UNSUPPORTED, &err, "k_type q8_0", "80");
+    o.k_type = SR_DTYPE_F16;
+    o.v_type = SR_DTYPE_Q4_0;
+    assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_UNSUPPORTED, &err, "v_type q4_0", "80");
+    o.head_dim = 64;
+    o.v_type = SR_DTYPE_Q4_1;
+    assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_UNSUPPORTED, &err, "v_type q4_1", "q8_0 or q4_0");
     o = small();
     o.route.mode = SR_ROUTE_PAPER;
     o.route.tau_set = 1;
@@ -129,7 +135,7 @@ static void test_names(void **state)
         assert_int_equal(sr_route_mode_find(&m, sr_route_mode_name((sr_route_mode)i), &err), SR_OK);
         assert_int_equal(m, i);
     }
-    assert_null(sr_route_mode_name((sr_route_mode)4));
+    assert_null(sr_route_mode_name((sr_route_mode)(SR_ROUTE_TOPP + 1)));
     assert_refused(sr_route_mode_find(&m, "Mass\n", &err), SR_ERR_USAGE, &err, "Mass\\x0a",
                    "dense, mass, paper or window");
     assert_refused(sr_route_mode_find(&m, NULL, &err), SR_ERR_USAGE, &err, "name", "NULL");

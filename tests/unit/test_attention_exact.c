@@ -56,7 +56,7 @@ static void assert_prefill(const struct attn_world *w, int32_t layer, int32_t po
 }
 
 /* Rounding of the logits grows with sum |q k|, of the sum with its terms: what is left is far below 2e-5 of
- * the values' size, which is about 3 here. The library's f16 and q8_0 rows are exact inputs once the world is
+ * the values' size, which is about 3 here. The library's f16, q8_0 and q4_0 rows are exact inputs once the world is
  * rounded. */
 static void assert_output(const struct attn_world *w, int32_t layer, int32_t pos, const float *out,
                           const uint8_t *read, double tol)
@@ -99,12 +99,12 @@ static void check_shape(int32_t n_kv, int32_t group, int32_t dim, sr_dtype k_typ
 static void test_dense_equals_double(void **state)
 {
     static const int32_t groups[] = {1, 2, 3, 4, 7, 8}, dims[] = {64, 80, 128};
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     (void)state;
     for (int i = 0; i < 6; i++) check_shape(2, groups[i], dims[i % 3], SR_DTYPE_F16, SR_DTYPE_F16);
     for (int i = 0; i < 6; i++) check_shape(1, groups[i], dims[(i + 1) % 3], SR_DTYPE_F32, SR_DTYPE_F16);
-    for (int i = 0; i < 4; i++) {
-        for (int j = 0; j < 4; j++) check_shape(2, 3, 64, types[i], types[j]);
+    for (int i = 0; i < 5; i++) {
+        for (int j = 0; j < 5; j++) check_shape(2, 3, 64, types[i], types[j]);
     }
 }
 

@@ -17,6 +17,7 @@
 
 #include "attention/timeline.h"
 #include "base/memory.h"
+#include "backend/kv_type.h"
 #include "formats/quant.h"
 
 enum { LEN = 2460, AT = 2400 };
@@ -273,11 +274,11 @@ static void test_mass_rows(void **state)
 static void test_mass_shapes(void **state)
 {
     static const int32_t groups[] = {1, 2, 3, 4, 7, 8}, dims[] = {64, 80, 128};
-    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_F32, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
+    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_F32, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     (void)state;
     for (int i = 0; i < 6; i++) {
-        sr_dtype type = types[i % 4];
-        int32_t dim = type == SR_DTYPE_Q8_0 ? 64 : dims[i % 3]; /* q8_0 rows are blocks of 32 */
+        sr_dtype type = types[i % 5];
+        int32_t dim = sr_kv_is_blocked(type) ? 64 : dims[i % 3];
         struct attn_world *w = sr_world_new(1, 1, groups[i], dim, LEN, 20 + (uint64_t)i);
         sr_route_options o = route(SR_ROUTE_MASS);
         char moments[64];
@@ -384,9 +385,9 @@ static void poison_mode(const sr_route_options *o, sr_dtype type)
 
 static void test_poison(void **state)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     (void)state;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         sr_route_options o = route(SR_ROUTE_MASS);
         poison_mode(&o, types[i]);
     }

@@ -320,7 +320,7 @@ static void contexts_refused(void **state)
     OK(sr_session_new(&s, m, &o, &err));
     sr_session_free(s);
     const struct { int32_t n_ctx, n_batch; sr_dtype k; } bad[] = {{-1, 512, SR_DTYPE_F16}, {0, 0, SR_DTYPE_F16}, {0, 4097, SR_DTYPE_F16},
-                                                                  {0, 512, SR_DTYPE_Q4_0}, {0, 512, (sr_dtype)77}};
+                                                                  {0, 512, SR_DTYPE_Q4_1}, {0, 512, (sr_dtype)77}};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         o = sr_session_options_default();
         o.n_ctx = bad[i].n_ctx;

@@ -6,7 +6,7 @@
 #ifndef SR_CPU_ATTN_ATTN_AVX512_H
 #define SR_CPU_ATTN_ATTN_AVX512_H
 
-#include "sinkrouter/base.h"
+#include "backend/kv_type.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -15,15 +15,28 @@
 /* Before a loop over registers: at -O2 gcc would keep them in memory. */
 #define SR_UNROLL _Pragma("GCC unroll 16")
 
-/* Scale of the Q8_0 block that holds element i; a block has 32 codes behind its f16 scale. */
-SR_INLINE __m512 sr_q8_scale_avx512(const uint8_t *row, int32_t i)
+/* Scale of the block that holds element i of a row of a blocked type. */
+SR_INLINE __m512 sr_scale_avx512(sr_dtype type, const uint8_t *row, int32_t i)
 {
     uint16_t h;
-    memcpy(&h, row + i / 32 * 34, 2);
+    memcpy(&h, row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), 2);
     return _mm512_set1_ps(_cvtsh_ss(h));
 }
 
-/* Elements [i, i + 16) of a row, i a multiple of 16. `type` is a constant of the caller. Q8_0 comes without scale. */
+/* The 16 bytes of the Q4_0 block that holds element i, one to a lane. */
+SR_INLINE __m512i sr_q4_bytes_avx512(const uint8_t *row, int32_t i)
+{
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(row + i / 32 * 18 + 2)));
+}
+
+/* What the low four bits of each lane stand for: the shuffle looks at nothing else. */
+SR_INLINE __m512 sr_q4_values_avx512(__m512i codes)
+{
+    return _mm512_permutexvar_ps(codes, _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* Elements [i, i + 16) of a row, i a multiple of 16. `type` is a constant of the caller. Blocked types come without
+ * their scale. */
 SR_INLINE __m512 sr_load16_avx512(sr_dtype type, const uint8_t *row, int32_t i)
 {
     switch (type) {
@@ -32,13 +45,22 @@ SR_INLINE __m512 sr_load16_avx512(sr_dtype type, const uint8_t *row, int32_t i)
     case SR_DTYPE_BF16:
         return _mm512_castsi512_ps(_mm512_slli_epi32(
             _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))), 16));
-    default:
+    case SR_DTYPE_Q8_0:
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
             _mm_loadu_si128((const __m128i *)(const void *)(row + i / 32 * 34 + 2 + i % 32))));
+    default: return sr_q4_values_avx512(_mm512_srl_epi32(sr_q4_bytes_avx512(row, i), _mm_cvtsi32_si128(i % 32 / 16 * 4)));
     }
 }
 
-/* Same where only the first elements, those of `mask`, exist; the others are 0. Never for Q8_0. */
+/* The j-th 16 elements behind i, i a multiple of 32, j a constant: both halves of a Q4_0 block share one load. */
+SR_INLINE __m512 sr_load16_at_avx512(sr_dtype type, const uint8_t *row, int32_t i, const int j)
+{
+    if (type != SR_DTYPE_Q4_0) return sr_load16_avx512(type, row, i + 16 * j);
+    const __m512i w = sr_q4_bytes_avx512(row + j / 2 * 18, i);
+    return sr_q4_values_avx512(j % 2 ? _mm512_srli_epi32(w, 4) : w);
+}
+
+/* Same where only the first elements, those of `mask`, exist; the others are 0. Never for a blocked type. */
 SR_INLINE __m512 sr_load_part_avx512(sr_dtype type, const uint8_t *row, int32_t i, __mmask16 mask)
 {
     if (type == SR_DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)(const void *)row + i);
@@ -113,9 +135,9 @@ SR_INLINE void sr_transpose16_avx512(__m512 *r)
 /* Elements [i, i + 16) of a row of d; beyond d they are 0 and not read. */
 SR_INLINE __m512 sr_widen_avx512(const sr_dtype type, const uint8_t *row, int32_t i, int32_t d)
 {
-    if (type != SR_DTYPE_Q8_0 && i + 16 > d) return sr_load_part_avx512(type, row, i, 0xff);
+    if (!sr_kv_is_blocked(type) && i + 16 > d) return sr_load_part_avx512(type, row, i, 0xff);
     const __m512 x = sr_load16_avx512(type, row, i);
-    return type == SR_DTYPE_Q8_0 ? _mm512_mul_ps(x, sr_q8_scale_avx512(row, i)) : x;
+    return sr_kv_is_blocked(type) ? _mm512_mul_ps(x, sr_scale_avx512(type, row, i)) : x;
 }
 
 #endif

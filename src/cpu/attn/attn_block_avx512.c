@@ -13,7 +13,7 @@ enum { TILE_HEADS = 6, TILE_ROWS = 4, LINE = 64 };
 
 typedef float block_weights[SR_ATTN_MAX_GROUP][SR_ATTN_BLOCK];
 
-/* Scales of Q8_0 rows, as floats: of each block of 32 elements, one per row. */
+/* Scales of rows of a blocked type, as floats: of each block of 32 elements, one per row. */
 enum { MAX_SCALES = SR_ATTN_MAX_DIM / 32 };
 typedef float block_scales[MAX_SCALES][SR_ATTN_BLOCK];
 
@@ -24,11 +24,11 @@ SR_INLINE void prefetch_row(const uint8_t *row, size_t bytes)
 }
 
 /* Reading the scales of all rows first and widening them 16 at a time spares the products three shuffles per scale. */
-static void load_scales(const uint8_t *const *row, int32_t n, int32_t d, block_scales out)
+SR_INLINE void load_scales(const sr_dtype type, const uint8_t *const *row, int32_t n, int32_t d, block_scales out)
 {
     uint16_t half[SR_ATTN_BLOCK] = {0};
     for (int32_t b = 0; b < d / 32; b++) {
-        for (int32_t i = 0; i < n; i++) memcpy(&half[i], row[i] + 34 * b, 2);
+        for (int32_t i = 0; i < n; i++) memcpy(&half[i], row[i] + sr_kv_block_bytes(type) * b, 2);
         for (int32_t i = 0; i < n; i += 16)
             _mm512_storeu_ps(&out[b][i], _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)&half[i])));
     }
@@ -44,7 +44,7 @@ SR_INLINE void qk_step(const int heads, __m512 acc[][TILE_ROWS], const float *q,
     }
 }
 
-/* Four rows: their addresses, and for Q8_0 the place of each in the table of scales. */
+/* Four rows: their addresses, and for a blocked type the place of each in the table of scales. */
 struct qk_rows {
     const uint8_t *row[TILE_ROWS];
     const float *scale[TILE_ROWS];
@@ -68,12 +68,27 @@ SR_INLINE void fetch_ahead(const struct qk_rows *t, int32_t i)
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) _mm_prefetch((const char *)t->ahead[r] + at + LINE, _MM_HINT_T0);
 }
 
+/* Elements [i, i + 32) of Q4_0 rows: the scale is multiplied into the sixteen values that a code can stand for. */
+SR_INLINE void qk_step_q4(const int heads, __m512 acc[][TILE_ROWS], const float *q, int32_t d, const struct qk_rows *t, int32_t i)
+{
+    __m512 k[TILE_ROWS];
+    SR_UNROLL for (int j = 0; j < 2; j++) {
+        SR_UNROLL for (int r = 0; r < TILE_ROWS; r++)
+            k[r] = _mm512_mul_ps(sr_load16_at_avx512(SR_DTYPE_Q4_0, t->row[r], i, j), _mm512_set1_ps(t->scale[r][i / 32 * SR_ATTN_BLOCK]));
+        qk_step(heads, acc, q + i + 16 * j, d, k);
+    }
+}
+
 SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const struct qk_rows *t, float *out)
 {
     __m512 acc[TILE_HEADS][TILE_ROWS], k[TILE_ROWS];
     int32_t i = 0;
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) acc[g][r] = _mm512_setzero_ps();
+    for (; type == SR_DTYPE_Q4_0 && i < d; i += 32) {
+        if (t->ahead) fetch_ahead(t, i);
+        qk_step_q4(heads, acc, q, d, t, i);
+    }
     for (; i + 16 <= d; i += 16) {
         if (t->ahead && i % 32 == 0) fetch_ahead(t, i);
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
@@ -82,7 +97,7 @@ SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int
         }
         qk_step(heads, acc, q + i, d, k);
     }
-    if (type != SR_DTYPE_Q8_0 && i < d) {
+    if (!sr_kv_is_blocked(type) && i < d) {
         SR_UNROLL for (int r = 0; r < TILE_ROWS; r++) k[r] = sr_load_part_avx512(type, t->row[r], i, 0xff);
         SR_UNROLL for (int g = 0; g < heads; g++) {
             const __m512 x = _mm512_maskz_loadu_ps(0xff, q + g * d + i);
@@ -116,7 +131,7 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_
 {
     const struct attn_shape *s = a->shape;
     block_scales scales;
-    if (type == SR_DTYPE_Q8_0) load_scales(a->k, a->n, s->head_dim, scales);
+    if (sr_kv_is_blocked(type)) load_scales(type, a->k, a->n, s->head_dim, scales);
     for (int32_t i = 0; i < a->n; i += TILE_ROWS) {
         const int32_t left = a->n - i, n = left < TILE_ROWS ? left : TILE_ROWS;
         struct qk_rows t = {.ahead_step = s->v_row_bytes * 32 / (size_t)s->head_dim};
@@ -159,7 +174,7 @@ static float weights_of(float *p, int32_t n, float *m, float *l)
 /* ---- outputs ---- */
 
 /* p holds the weights of the tile's heads, SR_ATTN_BLOCK apart; p2 those of the second half of 64 elements, the same
- * except for Q8_0, where weights already hold the scale of their 32 elements. */
+ * except for blocked types, where weights already hold the scale of their 32 elements. */
 struct pv_tile { const struct attn_block *a; const float *p, *p2; float *o; const float *shrink; int32_t at, n_rows; int first; };
 
 /* Elements [at, at + 16 n_vec) of the outputs of `heads` heads; with `part`, 8 elements. */
@@ -185,10 +200,12 @@ SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, co
             }
         }
         SR_UNROLL for (int j = 0; j < n_vec; j++)
-            v[j] = part ? sr_load_part_avx512(type, row, t->at, mask) : sr_load16_avx512(type, row, t->at + 16 * j);
+            v[j] = part         ? sr_load_part_avx512(type, row, t->at, mask)
+                   : n_vec == 4 ? sr_load16_at_avx512(type, row, t->at, j)
+                                : sr_load16_avx512(type, row, t->at + 16 * j);
         SR_UNROLL for (int g = 0; g < heads; g++) {
             const __m512 w = _mm512_set1_ps(t->p[g * SR_ATTN_BLOCK + i]);
-            const __m512 w2 = type == SR_DTYPE_Q8_0 ? _mm512_set1_ps(t->p2[g * SR_ATTN_BLOCK + i]) : w;
+            const __m512 w2 = sr_kv_is_blocked(type) ? _mm512_set1_ps(t->p2[g * SR_ATTN_BLOCK + i]) : w;
             SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = _mm512_fmadd_ps(j < 2 ? w : w2, v[j], acc[g][j]);
         }
     }
@@ -235,20 +252,20 @@ SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block
     }
 }
 
-static void outputs_of_q8(const struct attn_block *a, block_weights p, const float *shrink)
+SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *a, block_weights p, const float *shrink)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group;
     block_scales scale;
     float scaled[2][TILE_HEADS * SR_ATTN_BLOCK];
-    load_scales(a->v, a->n, d, scale);
+    load_scales(type, a->v, a->n, d, scale);
     for (int32_t g = 0, heads; g < group; g += heads) {
         heads = tile_heads(group, g);
         struct pv_tile t = {a, scaled[0], scaled[1], a->o + g * d, shrink + g, 0, 0, g == 0};
         for (int32_t step; t.at < d; t.at += step) {
             step = d - t.at >= 64 ? 64 : 16;
             if (t.at % 32 == 0) scale_weights(a, p[g], heads, scale, t.at / 32, scaled);
-            if (step == 64) pv_heads(SR_DTYPE_Q8_0, heads, 4, 0, &t);
-            else pv_heads(SR_DTYPE_Q8_0, heads, 1, 0, &t);
+            if (step == 64) pv_heads(type, heads, 4, 0, &t);
+            else pv_heads(type, heads, 1, 0, &t);
         }
         if (g == 0) *a->v_rows += t.n_rows;
     }
@@ -264,13 +281,15 @@ void sr_attn_block_avx512(const struct attn_block *a)
     case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
     case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
     case SR_DTYPE_BF16: logits_of(SR_DTYPE_BF16, a, p); break;
-    default: logits_of(SR_DTYPE_Q8_0, a, p); break;
+    case SR_DTYPE_Q8_0: logits_of(SR_DTYPE_Q8_0, a, p); break;
+    default: logits_of(SR_DTYPE_Q4_0, a, p); break;
     }
     for (int32_t g = 0; g < a->shape->group; g++) shrink[g] = weights_of(p[g], a->n, &a->m[g], &a->l[g]);
     switch (a->shape->v_type) {
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
     case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;
     case SR_DTYPE_BF16: outputs_of(SR_DTYPE_BF16, a, p, shrink); break;
-    default: outputs_of_q8(a, p, shrink); break;
+    case SR_DTYPE_Q8_0: outputs_of_blocked(SR_DTYPE_Q8_0, a, p, shrink); break;
+    default: outputs_of_blocked(SR_DTYPE_Q4_0, a, p, shrink); break;
     }
 }

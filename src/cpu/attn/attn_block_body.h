@@ -144,14 +144,16 @@ SR_INLINE void attn_block_body(const struct attn_block *a)
     case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
     case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
     case SR_DTYPE_BF16: logits_of(SR_DTYPE_BF16, a, p); break;
-    default: logits_of(SR_DTYPE_Q8_0, a, p); break;
+    case SR_DTYPE_Q8_0: logits_of(SR_DTYPE_Q8_0, a, p); break;
+    default: logits_of(SR_DTYPE_Q4_0, a, p); break;
     }
     for (int32_t g = 0; g < a->shape->group; g++) shrink[g] = weights_of(p[g], a->n, &a->m[g], &a->l[g]);
     switch (a->shape->v_type) {
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
     case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;
     case SR_DTYPE_BF16: outputs_of(SR_DTYPE_BF16, a, p, shrink); break;
-    default: outputs_of(SR_DTYPE_Q8_0, a, p, shrink); break;
+    case SR_DTYPE_Q8_0: outputs_of(SR_DTYPE_Q8_0, a, p, shrink); break;
+    default: outputs_of(SR_DTYPE_Q4_0, a, p, shrink); break;
     }
 }
 

@@ -136,13 +136,15 @@ static void load_keys(const struct flash *f, int64_t key, int32_t n)
     case SR_DTYPE_F32: pack_k(SR_DTYPE_F32, f, k, n); break;
     case SR_DTYPE_F16: pack_k(SR_DTYPE_F16, f, k, n); break;
     case SR_DTYPE_BF16: pack_k(SR_DTYPE_BF16, f, k, n); break;
-    default: pack_k(SR_DTYPE_Q8_0, f, k, n); break;
+    case SR_DTYPE_Q8_0: pack_k(SR_DTYPE_Q8_0, f, k, n); break;
+    default: pack_k(SR_DTYPE_Q4_0, f, k, n); break;
     }
     switch (s->v_type) {
     case SR_DTYPE_F32: pack_v(SR_DTYPE_F32, f, v, n); break;
     case SR_DTYPE_F16: pack_v(SR_DTYPE_F16, f, v, n); break;
     case SR_DTYPE_BF16: pack_v(SR_DTYPE_BF16, f, v, n); break;
-    default: pack_v(SR_DTYPE_Q8_0, f, v, n); break;
+    case SR_DTYPE_Q8_0: pack_v(SR_DTYPE_Q8_0, f, v, n); break;
+    default: pack_v(SR_DTYPE_Q4_0, f, v, n); break;
     }
 }
 

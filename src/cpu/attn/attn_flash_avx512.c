@@ -55,13 +55,15 @@ static void load_tile(const struct flash *f, int64_t key, int32_t n)
     case SR_DTYPE_F32: turn_k(SR_DTYPE_F32, f, k, n); break;
     case SR_DTYPE_F16: turn_k(SR_DTYPE_F16, f, k, n); break;
     case SR_DTYPE_BF16: turn_k(SR_DTYPE_BF16, f, k, n); break;
-    default: turn_k(SR_DTYPE_Q8_0, f, k, n); break;
+    case SR_DTYPE_Q8_0: turn_k(SR_DTYPE_Q8_0, f, k, n); break;
+    default: turn_k(SR_DTYPE_Q4_0, f, k, n); break;
     }
     switch (s->v_type) {
     case SR_DTYPE_F32: widen_v(SR_DTYPE_F32, f, v, n); break;
     case SR_DTYPE_F16: widen_v(SR_DTYPE_F16, f, v, n); break;
     case SR_DTYPE_BF16: widen_v(SR_DTYPE_BF16, f, v, n); break;
-    default: widen_v(SR_DTYPE_Q8_0, f, v, n); break;
+    case SR_DTYPE_Q8_0: widen_v(SR_DTYPE_Q8_0, f, v, n); break;
+    default: widen_v(SR_DTYPE_Q4_0, f, v, n); break;
     }
 }
 

@@ -10,9 +10,6 @@
 
 #include <assert.h>
 
-#define SR_Q8_BLOCK 32
-#define SR_Q8_BYTES 34 /* f16 scale, 32 codes */
-
 static inline void sr_row_load(sr_dtype type, const uint8_t *src, float *dst, int32_t n)
 {
     uint16_t h;
@@ -32,11 +29,12 @@ static inline void sr_row_load(sr_dtype type, const uint8_t *src, float *dst, in
         return;
     default: break;
     }
-    assert(type == SR_DTYPE_Q8_0 && n % SR_Q8_BLOCK == 0);
+    assert(sr_kv_is_blocked(type) && n % SR_KV_BLOCK == 0);
     for (int32_t i = 0; i < n; i++) {
-        const uint8_t *block = src + i / SR_Q8_BLOCK * SR_Q8_BYTES;
+        const uint8_t *block = src + i / SR_KV_BLOCK * sr_kv_block_bytes(type);
+        const int e = i % SR_KV_BLOCK, code = type == SR_DTYPE_Q8_0 ? (int8_t)block[2 + e] : (block[2 + e % 16] >> e / 16 * 4 & 15) - 8;
         memcpy(&h, block, 2);
-        dst[i] = (float)(int8_t)block[2 + i % SR_Q8_BLOCK] * sr_f32_of_f16(h);
+        dst[i] = (float)code * sr_f32_of_f16(h);
     }
 }
 

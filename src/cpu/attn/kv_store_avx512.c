@@ -54,6 +54,26 @@ static void store_q8_block(const float *x, uint8_t *dst)
     _mm_storeu_si128((__m128i *)(void *)(dst + 18), _mm512_cvtepi32_epi8(qb));
 }
 
+static void store_q4_block(const float *x, uint8_t *dst)
+{
+    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16), mag_a = _mm512_abs_ps(a), mag_b = _mm512_abs_ps(b);
+    const float max = _mm512_reduce_max_ps(_mm512_max_ps(mag_a, mag_b));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q);
+    const int bad = nan || isinf(max);
+    const uint32_t low = _mm512_cmp_ps_mask(mag_a, _mm512_set1_ps(max), _CMP_EQ_OQ);
+    const uint32_t high = _mm512_cmp_ps_mask(mag_b, _mm512_set1_ps(max), _CMP_EQ_OQ);
+    const float scale = bad ? NAN : (max > 0 ? x[__builtin_ctz(low | high << 16)] : 0.0f) / -8.0f, one_over = 1.0f / scale;
+    const __m512 inverse = _mm512_set1_ps(isfinite(one_over) ? one_over : 0.0f), half = _mm512_set1_ps(8.5f);
+    const uint16_t h = sr_f16_of_f32(scale);
+    memcpy(dst, &h, 2);
+    const __mmask16 keep = bad ? 0 : 0xffff;
+    const __m512i most = _mm512_set1_epi32(15);
+    const __m512i qa = _mm512_cvttps_epi32(_mm512_mask_add_ps(half, keep, _mm512_mul_ps(a, inverse), half));
+    const __m512i qb = _mm512_cvttps_epi32(_mm512_mask_add_ps(half, keep, _mm512_mul_ps(b, inverse), half));
+    const __m512i bytes = _mm512_or_si512(_mm512_min_epi32(qa, most), _mm512_slli_epi32(_mm512_min_epi32(qb, most), 4));
+    _mm_storeu_si128((__m128i *)(void *)(dst + 2), _mm512_cvtepi32_epi8(bytes));
+}
+
 void sr_kv_store_avx512(sr_dtype type, const float *src, void *dst, int64_t n)
 {
     uint8_t *out = dst;
@@ -63,6 +83,9 @@ void sr_kv_store_avx512(sr_dtype type, const float *src, void *dst, int64_t n)
     case SR_DTYPE_BF16: store_bf16(src, out, n); return;
     default: break;
     }
-    assert(type == SR_DTYPE_Q8_0 && n % 32 == 0);
-    for (int64_t b = 0; b < n / 32; b++) store_q8_block(src + 32 * b, out + 34 * b);
+    assert(sr_kv_is_blocked(type) && n % SR_KV_BLOCK == 0);
+    for (int64_t b = 0; b < n; b += SR_KV_BLOCK, out += sr_kv_block_bytes(type)) {
+        if (type == SR_DTYPE_Q8_0) store_q8_block(src + b, out);
+        else store_q4_block(src + b, out);
+    }
 }

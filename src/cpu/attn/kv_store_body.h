@@ -27,6 +27,28 @@ SR_INLINE void store_q8_block(const float *x, uint8_t *dst)
     for (int i = 0; i < 32; i += VEC) vec_store_i8(dst + 2 + i, bad ? vec_all(0) : vec_mul(vec_load(x + i), vec_all(inverse)));
 }
 
+SR_INLINE void store_q4_block(const float *x, uint8_t *dst)
+{
+    vec max = vec_all(0);
+    unsigned nan = 0;
+    uint32_t most = 0;
+    for (int i = 0; i < 32; i += VEC) {
+        nan |= vec_nan(vec_load(x + i));
+        max = vec_max(vec_abs(vec_load(x + i)), max);
+    }
+    const float top = vec_top(max);
+    for (int i = 0; i < 32; i += VEC) most |= (uint32_t)vec_not_less(vec_abs(vec_load(x + i)), vec_all(top)) << i;
+    const int bad = nan || isinf(top);
+    const float scale = bad ? NAN : (top > 0 ? x[__builtin_ctz(most)] : 0.0f) / -8.0f, one_over = 1.0f / scale;
+    const vec inverse = vec_all(isfinite(one_over) ? one_over : 0.0f), half = vec_all(8.5f);
+    const uint16_t h = sr_f16_of_f32(scale);
+    memcpy(dst, &h, 2);
+    for (int i = 0; i < 16; i += VEC) {
+        const vec low = vec_add(vec_mul(vec_load(x + i), inverse), half), high = vec_add(vec_mul(vec_load(x + i + 16), inverse), half);
+        vec_store_nibbles(dst + 2 + i, bad ? half : low, bad ? half : high);
+    }
+}
+
 SR_INLINE void kv_store_body(sr_dtype type, const float *src, uint8_t *dst, int64_t n)
 {
     switch (type) {
@@ -39,8 +61,11 @@ SR_INLINE void kv_store_body(sr_dtype type, const float *src, uint8_t *dst, int6
         return;
     default: break;
     }
-    assert(type == SR_DTYPE_Q8_0 && n % 32 == 0);
-    for (int64_t b = 0; b < n / 32; b++) store_q8_block(src + 32 * b, dst + 34 * b);
+    assert(sr_kv_is_blocked(type) && n % SR_KV_BLOCK == 0);
+    for (int64_t b = 0; b < n; b += SR_KV_BLOCK, dst += sr_kv_block_bytes(type)) {
+        if (type == SR_DTYPE_Q8_0) store_q8_block(src + b, dst);
+        else store_q4_block(src + b, dst);
+    }
 }
 
 #endif

@@ -6,7 +6,7 @@
 #ifndef SR_CPU_ATTN_VEC_AVX2_H
 #define SR_CPU_ATTN_VEC_AVX2_H
 
-#include "sinkrouter/base.h"
+#include "backend/kv_type.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -58,7 +58,7 @@ SR_INLINE vec vec_scale2(vec p, vec n, vec x, float least)
 SR_INLINE vec vec_round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 SR_INLINE vec vec_select_nan(vec r, vec x) { return _mm256_blendv_ps(r, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
 
-/* Elements [i, i + VEC) of a row, `type` a constant; Q8_0 without its scale. */
+/* Elements [i, i + VEC) of a row, `type` a constant; blocked types without their scale. */
 SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
 {
     switch (type) {
@@ -67,9 +67,14 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
     case SR_DTYPE_BF16:
         return _mm256_castsi256_ps(_mm256_slli_epi32(
             _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(row + 2 * i))), 16));
-    default:
+    case SR_DTYPE_Q8_0:
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
             _mm_loadl_epi64((const __m128i *)(const void *)(row + i / 32 * 34 + 2 + i % 32))));
+    default: {
+        const __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(row + i / 32 * 18 + 2 + i % 16)));
+        const __m256i code = _mm256_and_si256(_mm256_srl_epi32(w, _mm_cvtsi32_si128(i % 32 / 16 * 4)), _mm256_set1_epi32(15));
+        return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
+    }
     }
 }
 SR_INLINE float vec_f16(uint16_t h) { return _cvtsh_ss(h); }
@@ -103,6 +108,16 @@ SR_INLINE void vec_store_i8(uint8_t *dst, vec x)
     const __m256i w = _mm256_cvtps_epi32(x);
     const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
     _mm_storel_epi64((__m128i *)(void *)dst, _mm_packs_epi16(h, h));
+}
+
+/* Bytes of a code from `low` and one from `high`: both are cut to whole numbers and 15 at most; none is negative. */
+SR_INLINE void vec_store_nibbles(uint8_t *dst, vec low, vec high)
+{
+    const __m256i most = _mm256_set1_epi32(15);
+    const __m256i a = _mm256_min_epi32(_mm256_cvttps_epi32(low), most), b = _mm256_min_epi32(_mm256_cvttps_epi32(high), most);
+    const __m256i w = _mm256_or_si256(a, _mm256_slli_epi32(b, 4));
+    const __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storel_epi64((__m128i *)(void *)dst, _mm_packus_epi16(h, h));
 }
 
 /* ---- codes ---- */

@@ -19,10 +19,11 @@ SR_INLINE vec vec_exp(vec x)
     return vec_scale2(p, n, x, -87.0f);
 }
 
-SR_INLINE float vec_q8_scale(const uint8_t *row, int32_t i)
+/* Of the block that holds element i of a row of a blocked type. */
+SR_INLINE float vec_scale(sr_dtype type, const uint8_t *row, int32_t i)
 {
     uint16_t h;
-    memcpy(&h, row + i / 32 * 34, 2);
+    memcpy(&h, row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), 2);
     return vec_f16(h);
 }
 
@@ -30,7 +31,7 @@ SR_INLINE float vec_q8_scale(const uint8_t *row, int32_t i)
 SR_INLINE vec vec_value(sr_dtype type, const uint8_t *row, int32_t i)
 {
     const vec x = vec_row(type, row, i);
-    return type == SR_DTYPE_Q8_0 ? vec_mul(x, vec_all(vec_q8_scale(row, i))) : x;
+    return sr_kv_is_blocked(type) ? vec_mul(x, vec_all(vec_scale(type, row, i))) : x;
 }
 
 /* A whole row as floats; d is a multiple of 8. */
@@ -45,7 +46,8 @@ SR_INLINE void vec_unpack_any(sr_dtype type, const uint8_t *row, int32_t d, floa
     case SR_DTYPE_F32: vec_unpack(SR_DTYPE_F32, row, d, out); return;
     case SR_DTYPE_F16: vec_unpack(SR_DTYPE_F16, row, d, out); return;
     case SR_DTYPE_BF16: vec_unpack(SR_DTYPE_BF16, row, d, out); return;
-    default: vec_unpack(SR_DTYPE_Q8_0, row, d, out); return;
+    case SR_DTYPE_Q8_0: vec_unpack(SR_DTYPE_Q8_0, row, d, out); return;
+    default: vec_unpack(SR_DTYPE_Q4_0, row, d, out); return;
     }
 }
 

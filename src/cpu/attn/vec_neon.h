@@ -6,7 +6,7 @@
 #define SR_CPU_ATTN_VEC_NEON_H
 
 #include "base/half.h"
-#include "sinkrouter/base.h"
+#include "backend/kv_type.h"
 
 #include <arm_neon.h>
 #include <string.h>
@@ -52,7 +52,7 @@ SR_INLINE vec vec_scale2(vec p, vec n, vec x, float least)
 SR_INLINE vec vec_round(vec x) { return vrndnq_f32(x); }
 SR_INLINE vec vec_select_nan(vec r, vec x) { return vbslq_f32(vceqq_f32(x, x), r, x); }
 
-/* Elements [i, i + VEC) of a row, `type` a constant; Q8_0 without its scale. */
+/* Elements [i, i + VEC) of a row, `type` a constant; blocked types without their scale. */
 SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
 {
     uint16_t h[4];
@@ -65,9 +65,14 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
     case SR_DTYPE_BF16:
         memcpy(h, row + 2 * i, 8);
         return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(h), 16));
-    default:
+    case SR_DTYPE_Q8_0:
         memcpy(&w, row + i / 32 * 34 + 2 + i % 32, 4);
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(w))))));
+    default:
+        memcpy(&w, row + i / 32 * 18 + 2 + i % 16, 4);
+        w = (int32_t)((uint32_t)w >> i % 32 / 16 * 4 & 0x0f0f0f0fu);
+        const int8x8_t code = vsub_s8(vreinterpret_s8_s32(vdup_n_s32(w)), vdup_n_s8(8));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(code))));
     }
 }
 SR_INLINE float vec_f16(uint16_t h) { return sr_f32_of_f16(h); }
@@ -102,6 +107,16 @@ SR_INLINE void vec_store_i8(uint8_t *dst, vec x)
     const int16x4_t h = vmovn_s32(vcvtnq_s32_f32(x));
     const int8x8_t b = vmovn_s16(vcombine_s16(h, h));
     const int32_t w = vget_lane_s32(vreinterpret_s32_s8(b), 0);
+    memcpy(dst, &w, 4);
+}
+
+/* Bytes of a code from `low` and one from `high`: both are cut to whole numbers and 15 at most; none is negative. */
+SR_INLINE void vec_store_nibbles(uint8_t *dst, vec low, vec high)
+{
+    const uint32x4_t most = vdupq_n_u32(15);
+    const uint32x4_t a = vminq_u32(vcvtq_u32_f32(low), most), b = vminq_u32(vcvtq_u32_f32(high), most);
+    const uint16x4_t h = vmovn_u32(vorrq_u32(a, vshlq_n_u32(b, 4)));
+    const uint32_t w = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(h, h))), 0);
     memcpy(dst, &w, 4);
 }
 

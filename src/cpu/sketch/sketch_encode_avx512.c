@@ -18,9 +18,7 @@ SR_INLINE void load_rows(const sr_dtype type, struct tile *t)
         *t->a->k_rows += r < t->n;
         for (int32_t j = 0; j < t->d; j += 16) {
             const __mmask16 mask = t->d - j >= 16 ? 0xffff : 0xff;
-            __m512 x = type != SR_DTYPE_Q8_0 && mask == 0xff ? sr_load_part_avx512(type, row, j, mask) : sr_load16_avx512(type, row, j);
-            if (type == SR_DTYPE_Q8_0) x = _mm512_mul_ps(x, sr_q8_scale_avx512(row, j));
-            x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, t->a->basis->mu + j));
+            const __m512 x = _mm512_sub_ps(sr_widen_avx512(type, row, j, t->d), _mm512_maskz_loadu_ps(mask, t->a->basis->mu + j));
             _mm512_mask_storeu_ps(&t->k[r][j], mask, x);
         }
     }
@@ -85,7 +83,8 @@ void sr_sketch_encode_avx512(const struct sketch_rows *a)
         case SR_DTYPE_F32: load_rows(SR_DTYPE_F32, &t); break;
         case SR_DTYPE_F16: load_rows(SR_DTYPE_F16, &t); break;
         case SR_DTYPE_BF16: load_rows(SR_DTYPE_BF16, &t); break;
-        default: load_rows(SR_DTYPE_Q8_0, &t); break;
+        case SR_DTYPE_Q8_0: load_rows(SR_DTYPE_Q8_0, &t); break;
+        default: load_rows(SR_DTYPE_Q4_0, &t); break;
         }
         encode_tile(&t);
     }
