@@ -135,6 +135,7 @@ struct attn_block {
     float *o, *m, *l;                  /* the states: [group][head_dim], [group], [group]; not aliased */
     int64_t *k_rows, *v_rows;          /* added to */
 };
+/* A variant may round a query to whole numbers for products with Q4_0 keys, within max |q| / 65024 of each element. */
 typedef void sr_attn_block_fn(const struct attn_block *a);
 
 /* Causal attention of a block of queries of one unit over all rows that they may see. Row t of q and out holds the

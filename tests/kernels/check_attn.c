@@ -155,6 +155,7 @@ static void check_block(struct check *c, const struct block_case *b)
                                  .o = o, .m = m, .l = l, .k_rows = &k_rows, .v_rows = &v_rows};
     for (int32_t g = 0; g < group; g++) {
         sr_ref_state_start(&ref[g], o + g * d, m[g], l[g], d);
+        ref[g].q_error = sr_check_q_error(c->isa, s->k_type);
         sr_ref_state_add(&ref[g], s, q + g * d, kp, vp, b->n);
     }
     ((sr_attn_block_fn *)c->fn)(&a);

@@ -47,11 +47,16 @@ void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n
     }
 }
 
+double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type)
+{
+    return k_type == SR_DTYPE_Q4_0 && (isa == ISA_VNNI || isa == ISA_BF16 || isa == ISA_AMX) ? 0.5001 / 32512 : 0;
+}
+
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d)
 {
     s->m = m;
     s->l = l;
-    s->logit_error = 0;
+    s->logit_error = s->q_error = 0;
     s->lost = 0;
     for (int32_t i = 0; i < d; i++) s->lost += 0x1p-125 * fabs((double)o[i]);
     for (int32_t i = 0; i < d; i++) {
@@ -79,13 +84,15 @@ void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const
     float row[SR_ATTN_MAX_DIM];
     const int32_t d = shape->head_dim;
     for (int32_t i = 0; i < n; i++) {
-        double logit = 0, abs_sum = 0;
+        double logit = 0, abs_sum = 0, k_sum = 0, q_max = 0;
         sr_dequantize_row(shape->k_type, k[i], row, d);
         for (int32_t j = 0; j < d; j++) {
             logit += (double)q[j] * (double)row[j];
             abs_sum += fabs((double)q[j] * (double)row[j]);
+            k_sum += fabs((double)row[j]);
+            q_max = fmax(q_max, fabs((double)q[j]));
         }
-        s->logit_error = fmax(s->logit_error, (d + 4) * SR_CHECK_U * abs_sum);
+        s->logit_error = fmax(s->logit_error, (d + 4) * SR_CHECK_U * abs_sum + s->q_error * q_max * k_sum);
         sr_dequantize_row(shape->v_type, v[i], row, d);
         add_row(s, logit, row, d);
     }

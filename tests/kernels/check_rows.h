@@ -20,8 +20,12 @@ void sr_check_row_set(sr_dtype type, uint8_t *row, int32_t i, float x);
 void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n, int32_t d, double scale);
 
 /* One head's state in double, with what its tolerance needs: o_abs = sum p |v|, logit_error = the largest
- * (d + 4) u sum |q k|, lost = the smallest normal float times sum |v|. */
-struct ref_state { double m, l, logit_error, lost, o[SR_ATTN_MAX_DIM], o_abs[SR_ATTN_MAX_DIM]; };
+ * (d + 4) u sum |q k| + q_error max |q| sum |k|, lost = the smallest normal float times sum |v|. */
+struct ref_state { double m, l, q_error, logit_error, lost, o[SR_ATTN_MAX_DIM], o_abs[SR_ATTN_MAX_DIM]; };
+/* How far off a query's elements may be, as a share of the largest: the VNNI kernel takes them in steps of max |q| / 32512
+ * to multiply Q4_0 keys. 0 for what computes in float. */
+double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type);
+/* q_error starts as 0. */
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d);
 void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const float *q, const uint8_t *const *k,
                       const uint8_t *const *v, int32_t n);

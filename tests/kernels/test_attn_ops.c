@@ -82,7 +82,7 @@ static void run_rows(struct rows_call *r, const struct ops_units *u, enum cpu_is
     sr_backend_close(b);
 }
 
-static void compare_unit(struct check *c, const struct rows_call *r, const struct ops_units *u, int32_t i)
+static void compare_unit(struct check *c, enum cpu_isa isa, const struct rows_call *r, const struct ops_units *u, int32_t i)
 {
     const struct attn_shape *s = &u->shape;
     const int32_t d = s->head_dim;
@@ -97,6 +97,7 @@ static void compare_unit(struct check *c, const struct rows_call *r, const struc
         }
     for (int32_t g = 0; g < s->group; g++) {
         sr_ref_state_start(&ref, zero, -INFINITY, 0, d);
+        ref.q_error = sr_check_q_error(isa, s->k_type);
         sr_ref_state_add(&ref, s, u->unit[i].q + g * d, k, v, n);
         for (int32_t j = 0; j < d; j++) {
             const double want = n ? ref.o[j] / ref.l : 0;
@@ -124,7 +125,7 @@ static void rows_case(struct check *c, enum cpu_isa isa, const int32_t *kv_len, 
     sr_ops_units_init(&u, c, &shape, kv_len, SR_OPS_UNITS, 0);
     call_init(&r, c, &u, set);
     run_rows(&r, &u, isa, 1);
-    for (int32_t i = 0; i < u.n; i++) compare_unit(c, &r, &u, i);
+    for (int32_t i = 0; i < u.n; i++) compare_unit(c, isa, &r, &u, i);
     float *first = malloc(bytes);
     memcpy(first, r.out, bytes);
     sr_ops_units_hide(&u, r.read); /* the same bits, with nothing there but the rows of the set */
@@ -171,7 +172,7 @@ static void test_merge_rows(struct check *c, enum cpu_isa isa)
     for (int32_t i = 0; i < u.n; i++) {
         r.touched[i].k_rows += before[i].k_rows;
         r.touched[i].v_rows += before[i].v_rows;
-        compare_unit(c, &r, &u, i);
+        compare_unit(c, isa, &r, &u, i);
     }
     call_fini(&r);
     sr_ops_units_fini(&u);
@@ -215,7 +216,7 @@ static void test_planted_row(struct check *c, enum cpu_isa isa)
     for (int32_t i = 0; i < u.n; i++) r.n_list[i]--;
     run_rows(&r, &u, isa, 1);
     for (int32_t i = 0; i < u.n; i++) r.touched[i].k_rows++, r.touched[i].v_rows++;
-    for (int32_t i = 0; i < u.n; i++) compare_unit(&planted, &r, &u, i);
+    for (int32_t i = 0; i < u.n; i++) compare_unit(&planted, isa, &r, &u, i);
     if (!planted.n_failed) sr_check_fail(c, "a row left out went unnoticed");
     call_fini(&r);
     sr_ops_units_fini(&u);

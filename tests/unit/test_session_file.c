@@ -145,32 +145,48 @@ static void next_answers_equal(sr_session *a, sr_session *b, int n)
 
 /* ---- what works ---- */
 
+static void continues(sr_model *m, sr_dtype k, sr_dtype v, sr_route_mode mode, int n)
+{
+    const char *path = tiny_path("exact.session");
+    sr_session *a = session_of(m, k, v, mode), *b = session_of(m, k, v, mode);
+    prefill(a, n);
+    for (int i = 0; i < 5; i++) OK(sr_session_decode(a, ids[i], &err));
+    OK(sr_session_save(a, path, &err));
+    OK(sr_session_restore(b, path, &err));
+    assert_int_equal(sr_session_len(b), n + 5);
+    assert_memory_equal(sr_session_tokens(a), sr_session_tokens(b), sizeof(int32_t) * (size_t)sr_session_len(b));
+    same_logits(a, b);
+    next_answers_equal(a, b, 40);
+    sr_session_free(a);
+    sr_session_free(b);
+}
+
 static void continues_exactly(void **state)
 {
     (void)state;
-    const struct { sr_dtype k, v; sr_route_mode mode; int n; } cases[] = {
-        {SR_DTYPE_F32, SR_DTYPE_F32, SR_ROUTE_DENSE, N},   {SR_DTYPE_F16, SR_DTYPE_BF16, SR_ROUTE_DENSE, N},
-        {SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_WINDOW, 100}, {SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_MASS, 1500},
-        {SR_DTYPE_F32, SR_DTYPE_F16, SR_ROUTE_MASS, 2600}};
-    const char *path = tiny_path("exact.session");
-    for (size_t k = 0; k < sizeof(cases) / sizeof(cases[0]); k++) {
-        sr_session *a = session_of(model, cases[k].k, cases[k].v, cases[k].mode);
-        sr_session *b = session_of(model, cases[k].k, cases[k].v, cases[k].mode);
-        prefill(a, cases[k].n);
-        for (int i = 0; i < 5; i++) OK(sr_session_decode(a, ids[i], &err));
-        OK(sr_session_save(a, path, &err));
-        OK(sr_session_restore(b, path, &err));
-        assert_int_equal(sr_session_len(b), cases[k].n + 5);
-        assert_memory_equal(sr_session_tokens(a), sr_session_tokens(b), sizeof(int32_t) * (size_t)sr_session_len(b));
-        same_logits(a, b);
-        next_answers_equal(a, b, 40);
-        sr_session_free(a);
-        sr_session_free(b);
-    }
+    continues(model, SR_DTYPE_F32, SR_DTYPE_F32, SR_ROUTE_DENSE, N);
+    continues(model, SR_DTYPE_F16, SR_DTYPE_BF16, SR_ROUTE_DENSE, N);
+    continues(model, SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_WINDOW, 100);
+    continues(model, SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_MASS, 1500);
+    continues(model, SR_DTYPE_F32, SR_DTYPE_F16, SR_ROUTE_MASS, 2600);
     struct stat st;
-    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(stat(tiny_path("exact.session"), &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
     assert_int_not_equal(access(tiny_path("exact.session.lock"), F_OK), 0);
+}
+
+/* Heads of 32, the block of these types. */
+static void blocks_continue_exactly(void **state)
+{
+    (void)state;
+    struct tiny_spec s = tiny_spec_default();
+    s.n_ctx = 4096;
+    s.head_dim = 32;
+    sr_model *m = open_spec("heads32.gguf", &s);
+    continues(m, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_ROUTE_DENSE, N);
+    continues(m, SR_DTYPE_Q4_0, SR_DTYPE_Q8_0, SR_ROUTE_WINDOW, 100);
+    continues(m, SR_DTYPE_Q4_0, SR_DTYPE_Q4_0, SR_ROUTE_MASS, 1500);
+    sr_model_close(m);
 }
 
 /* KV6 */
@@ -491,7 +507,7 @@ static void disk_full(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(continues_exactly), cmocka_unit_test(empty_session), cmocka_unit_test(cuts), cmocka_unit_test(bit_flips),
+        cmocka_unit_test(continues_exactly), cmocka_unit_test(blocks_continue_exactly), cmocka_unit_test(empty_session), cmocka_unit_test(cuts), cmocka_unit_test(bit_flips),
         cmocka_unit_test(sealed_lies), cmocka_unit_test(other_settings), cmocka_unit_test(other_routes), cmocka_unit_test(targets), cmocka_unit_test(locked),
         cmocka_unit_test(two_writers), cmocka_unit_test(disk_full)};
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -6,7 +6,7 @@
 #ifndef SR_CPU_ATTN_ATTN_AVX512_H
 #define SR_CPU_ATTN_ATTN_AVX512_H
 
-#include "backend/kv_type.h"
+#include "cpu/kernels.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -68,6 +68,37 @@ SR_INLINE __m512 sr_load_part_avx512(sr_dtype type, const uint8_t *row, int32_t 
     if (type == SR_DTYPE_F16) return _mm512_cvtph_ps(h);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
+
+/* ---- blocks of rows ---- */
+
+enum { SR_LINE = 64 };
+
+typedef float sr_block_weights[SR_ATTN_MAX_GROUP][SR_ATTN_BLOCK];
+/* Scales of rows of a blocked type, as floats: of each block of 32 elements, one per row. */
+typedef float sr_block_scales[SR_ATTN_MAX_DIM / SR_KV_BLOCK][SR_ATTN_BLOCK];
+
+SR_INLINE void sr_prefetch_row_avx512(const uint8_t *row, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += SR_LINE) _mm_prefetch((const char *)row + i, _MM_HINT_T0);
+    _mm_prefetch((const char *)row + bytes - 1, _MM_HINT_T0);
+}
+
+/* Reading the scales of all rows first and widening them 16 at a time spares the products three shuffles per scale.
+ * Those up to the next multiple of 16 rows are written too. */
+SR_INLINE void sr_load_scales_avx512(const sr_dtype type, const uint8_t *const *row, int32_t n, int32_t d, sr_block_scales out)
+{
+    uint16_t half[SR_ATTN_BLOCK] = {0};
+    for (int32_t b = 0; b < d / SR_KV_BLOCK; b++) {
+        for (int32_t i = 0; i < n; i++) memcpy(&half[i], row[i] + sr_kv_block_bytes(type) * b, 2);
+        for (int32_t i = 0; i < n; i += 16)
+            _mm512_storeu_ps(&out[b][i], _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)&half[i])));
+    }
+}
+
+/* What follows the logits of a block: they become weights, the states move on. Of attn_block_avx512.c. */
+void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p);
+
+/* ---- arithmetic ---- */
 
 /* exp(x) for x <= 88 within 3 roundings; 0 below -87, where the result would leave the normal numbers; NaN stays.
  * x = n ln 2 + r, exp(r) = 1 + r + r^2 p(r) with p fitted for the least largest relative error on |r| <= ln 2 / 2. */

@@ -9,30 +9,7 @@
 
 #include <math.h>
 
-enum { TILE_HEADS = 6, TILE_ROWS = 4, LINE = 64 };
-
-typedef float block_weights[SR_ATTN_MAX_GROUP][SR_ATTN_BLOCK];
-
-/* Scales of rows of a blocked type, as floats: of each block of 32 elements, one per row. */
-enum { MAX_SCALES = SR_ATTN_MAX_DIM / 32 };
-typedef float block_scales[MAX_SCALES][SR_ATTN_BLOCK];
-
-SR_INLINE void prefetch_row(const uint8_t *row, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += LINE) _mm_prefetch((const char *)row + i, _MM_HINT_T0);
-    _mm_prefetch((const char *)row + bytes - 1, _MM_HINT_T0);
-}
-
-/* Reading the scales of all rows first and widening them 16 at a time spares the products three shuffles per scale. */
-SR_INLINE void load_scales(const sr_dtype type, const uint8_t *const *row, int32_t n, int32_t d, block_scales out)
-{
-    uint16_t half[SR_ATTN_BLOCK] = {0};
-    for (int32_t b = 0; b < d / 32; b++) {
-        for (int32_t i = 0; i < n; i++) memcpy(&half[i], row[i] + sr_kv_block_bytes(type) * b, 2);
-        for (int32_t i = 0; i < n; i += 16)
-            _mm512_storeu_ps(&out[b][i], _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)&half[i])));
-    }
-}
+enum { TILE_HEADS = 6, TILE_ROWS = 4, LINE = SR_LINE };
 
 /* ---- logits ---- */
 
@@ -127,11 +104,11 @@ SR_INLINE int32_t tile_heads(int32_t group, int32_t g)
     return (group - g + tiles - 1) / tiles;
 }
 
-SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_weights p)
+SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, sr_block_weights p)
 {
     const struct attn_shape *s = a->shape;
-    block_scales scales;
-    if (sr_kv_is_blocked(type)) load_scales(type, a->k, a->n, s->head_dim, scales);
+    sr_block_scales scales;
+    if (sr_kv_is_blocked(type)) sr_load_scales_avx512(type, a->k, a->n, s->head_dim, scales);
     for (int32_t i = 0; i < a->n; i += TILE_ROWS) {
         const int32_t left = a->n - i, n = left < TILE_ROWS ? left : TILE_ROWS;
         struct qk_rows t = {.ahead_step = s->v_row_bytes * 32 / (size_t)s->head_dim};
@@ -141,7 +118,7 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_
             t.scale[r] = &scales[0][at];
         }
         const int spread = n == TILE_ROWS && is_spread(s->v_row_bytes);
-        for (int32_t r = 0; r < n && !spread; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
+        for (int32_t r = 0; r < n && !spread; r++) sr_prefetch_row_avx512(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
             t.ahead = g == 0 && spread ? a->v + i : NULL;
@@ -196,7 +173,7 @@ SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, co
             if (spread) {
                 for (size_t b = 0; b < part_bytes; b += LINE) _mm_prefetch((const char *)t->a->next_k[i] + part_at + b, _MM_HINT_T0);
             } else {
-                prefetch_row(t->a->next_k[i], k_bytes);
+                sr_prefetch_row_avx512(t->a->next_k[i], k_bytes);
             }
         }
         SR_UNROLL for (int j = 0; j < n_vec; j++)
@@ -227,7 +204,7 @@ SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, con
 }
 
 /* The weights of `heads` heads times the scales of blocks b and, if it is there, b + 1. */
-static void scale_weights(const struct attn_block *a, const float *p, int32_t heads, block_scales scale, int32_t b,
+static void scale_weights(const struct attn_block *a, const float *p, int32_t heads, sr_block_scales scale, int32_t b,
                           float out[][TILE_HEADS * SR_ATTN_BLOCK])
 {
     const int32_t last = b + 1 < a->shape->head_dim / 32 ? b + 1 : b;
@@ -239,7 +216,7 @@ static void scale_weights(const struct attn_block *a, const float *p, int32_t he
         }
 }
 
-SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block_weights p, const float *shrink)
+SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, sr_block_weights p, const float *shrink)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group;
     for (int32_t g = 0, heads; g < group; g += heads) {
@@ -252,12 +229,12 @@ SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block
     }
 }
 
-SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *a, block_weights p, const float *shrink)
+SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *a, sr_block_weights p, const float *shrink)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group;
-    block_scales scale;
+    sr_block_scales scale;
     float scaled[2][TILE_HEADS * SR_ATTN_BLOCK];
-    load_scales(type, a->v, a->n, d, scale);
+    sr_load_scales_avx512(type, a->v, a->n, d, scale);
     for (int32_t g = 0, heads; g < group; g += heads) {
         heads = tile_heads(group, g);
         struct pv_tile t = {a, scaled[0], scaled[1], a->o + g * d, shrink + g, 0, 0, g == 0};
@@ -275,8 +252,7 @@ SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *
 
 void sr_attn_block_avx512(const struct attn_block *a)
 {
-    block_weights p;
-    float shrink[SR_ATTN_MAX_GROUP];
+    sr_block_weights p;
     switch (a->shape->k_type) {
     case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
     case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
@@ -284,6 +260,12 @@ void sr_attn_block_avx512(const struct attn_block *a)
     case SR_DTYPE_Q8_0: logits_of(SR_DTYPE_Q8_0, a, p); break;
     default: logits_of(SR_DTYPE_Q4_0, a, p); break;
     }
+    sr_attn_outputs_avx512(a, p);
+}
+
+void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p)
+{
+    float shrink[SR_ATTN_MAX_GROUP];
     for (int32_t g = 0; g < a->shape->group; g++) shrink[g] = weights_of(p[g], a->n, &a->m[g], &a->l[g]);
     switch (a->shape->v_type) {
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
