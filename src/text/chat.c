@@ -81,7 +81,7 @@ int sr_chat_template_has_think(const struct chat_template *t)
 
 int sr_chat_template_writes_think(const struct chat_template *t)
 {
-    return sr_jinja_writes(t->program, "<think>");
+    return sr_jinja_writes(t->program, "<think>") || sr_jinja_writes(t->program, "</think>");
 }
 
 const char *const *sr_chat_stop_texts(const struct chat_template *t)

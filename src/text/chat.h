@@ -23,7 +23,7 @@ const char *sr_chat_template_name(const struct chat_template *t); /* "jinja" for
 const char *sr_chat_template_known(int i);
 /* Whether it has the variable that turns thinking off and on. */
 int sr_chat_template_has_think(const struct chat_template *t);
-/* Whether it writes the mark that begins thinking. */
+/* Whether its texts have a mark of thinking. */
 int sr_chat_template_writes_think(const struct chat_template *t);
 
 enum chat_role { CHAT_SYSTEM, CHAT_USER, CHAT_ASSISTANT, CHAT_TOOL };

@@ -43,11 +43,13 @@ struct jval sr_jinja_f_last(struct jrun *r, const struct jval *v, const struct j
 /* x.a.b for "a.b"; numbers are places in a list. */
 static struct jval by_path(struct jrun *r, struct jval x, const struct jval *path)
 {
-    const char *p = path->u.s.p, *end = p + path->u.s.n;
+    const char *p, *end;
 
     if (path->kind == JINJA_INT) return sr_jinja_item(r, &x, path);
     if (path->kind != JINJA_STRING)
         return sr_jinja_fail(r, SR_ERR_USAGE, "an attribute is %s, want its name", sr_jinja_kind_name(path));
+    p = path->u.s.p;
+    end = p + path->u.s.n;
     while (p < end && r->status == SR_OK) {
         const char *dot = memchr(p, '.', (size_t)(end - p));
         struct jval key = sr_jinja_string(p, (size_t)((dot ? dot : end) - p), 0);

@@ -158,15 +158,16 @@ static sr_status call_chat(void *ctx)
     return st;
 }
 
-static void begin(struct world *w)
+static void begin_spec(struct world *w, struct tiny_spec spec)
 {
-    struct tiny_spec spec = tiny_spec_default();
     spec.n_ctx = 4096;
     *w = (struct world){.model_path = tiny_path("fault.gguf"), .path = tiny_path("fault.session")};
     tiny_model_write(w->model_path, &spec);
     tiny_tokens(3, ids, 4096);
     OK(call_open(w));
 }
+
+static void begin(struct world *w) { begin_spec(w, tiny_spec_default()); }
 
 static void end(struct world *w)
 {
@@ -188,6 +189,48 @@ static void opening(void **state)
     assert_true(exhaust(call_tokenize, NULL, &w) >= 1);
     assert_true(exhaust(call_chat, NULL, &w) >= 2);
     end(&w);
+}
+
+/* The same of a model with experts, whose scratch is the backend's; and of making one. */
+static void experts(void **state)
+{
+    (void)state;
+    struct world w;
+    struct tiny_spec spec = tiny_spec_default();
+    spec.architecture = "qwen3moe";
+    spec.n_experts = 8;
+    spec.n_used = 2;
+    begin_spec(&w, spec);
+    sr_model_close(w.m);
+    w.m = NULL;
+    assert_true(exhaust(call_open, no_model, &w) > 10);
+    assert_true(exhaust(call_new, NULL, &w) > 6);
+    assert_true(exhaust(call_prefill, still_empty, &w) >= 1);
+    remember(&w);
+    exhaust(call_decode, unchanged, &w); /* makes the sketch */
+    remember(&w);
+    assert_int_equal(exhaust(call_decode, unchanged, &w), 0);
+    end(&w);
+}
+
+static sr_status call_make(void *ctx)
+{
+    (void)ctx;
+    return sr_model_make_random(tiny_path("made.gguf"), "tiny-yi", NULL, &err);
+}
+
+static void no_file(void *ctx)
+{
+    (void)ctx;
+    assert_int_not_equal(access(tiny_path("made.gguf"), F_OK), 0);
+    assert_int_not_equal(access(tiny_path("made.gguf.part"), F_OK), 0);
+}
+
+static void making(void **state)
+{
+    (void)state;
+    assert_true(exhaust(call_make, no_file, NULL) > 5);
+    assert_int_equal(access(tiny_path("made.gguf"), F_OK), 0);
 }
 
 /* A step after failures gives the bits of a run without any. */
@@ -258,7 +301,8 @@ static void folders(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(opening), cmocka_unit_test(folders), cmocka_unit_test(steps), cmocka_unit_test(files)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(opening), cmocka_unit_test(experts), cmocka_unit_test(making),
+                                       cmocka_unit_test(folders), cmocka_unit_test(steps), cmocka_unit_test(files)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The mixture of experts as a whole op: against double for any number of tokens per expert and every stored type that can
- * be quantized here, the same bits for any number of threads, no allocation, and no byte of an expert that was not chosen.
+ * The mixture of experts as a whole op: against double for any number of tokens per expert and every stored type, the same
+ * bits for any number of threads, no allocation, and no byte of an expert that was not chosen.
  */
 #include "ops_units.h"
 
 #include "base/memory.h"
-#include "formats/quant.h"
+#include "formats/quant_random.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-enum { D = 96, FF = 64, EXPERTS = 12, USED = 3, MAX_N = 80 };
+enum { D = 256, FF = 256, EXPERTS = 6, USED = 2, MAX_N = 48 };
 
 struct mixture {
     struct weight gate, up, down;
@@ -25,12 +25,9 @@ static struct weight make_experts(struct check *c, sr_dtype dtype, int64_t n_in,
 {
     struct weight w = {.dtype = dtype, .n_out = n_out, .n_in = n_in, .row_bytes = sr_row_bytes(dtype, n_in), .n_experts = EXPERTS};
     uint8_t *data = sr_check_in(c, (size_t)(n_out * EXPERTS) * w.row_bytes);
-    float row[D];
-    for (int64_t r = 0; r < n_out * EXPERTS; r++) {
-        sr_error err;
-        sr_check_fill_normal(c, row, n_in, 0.2);
-        if (sr_quantize_row(dtype, row, data + (size_t)r * w.row_bytes, n_in, &err) != SR_OK) abort();
-    }
+    struct rng rng;
+    sr_rng_seed(&rng, (uint64_t)sr_check_pick(c, 1 << 30));
+    sr_random_row(dtype, &rng, 0.06, data, n_in * n_out * EXPERTS);
     w.data = data;
     return w;
 }
@@ -75,10 +72,11 @@ static double dot(const struct weight *w, int32_t expert, int64_t row, const dou
     float v[D];
     double sum = 0.0;
     sr_dequantize_row(w->dtype, row_of(w, expert, row), v, w->n_in);
+    double most = 0.0; /* of the block of 32 */
     *off = 1e-9;
     for (int64_t k = 0; k < w->n_in; k++) {
-        double most = 0.0;
-        for (int64_t j = k / 32 * 32; j < k / 32 * 32 + 32 && j < w->n_in; j++) most = fmax(most, fabs(x[j]));
+        if (k % 32 == 0) most = 0.0;
+        for (int64_t j = k; k % 32 == 0 && j < k + 32; j++) most = fmax(most, fabs(x[j]));
         sum += (double)v[k] * x[k];
         *off += fabs((double)v[k]) * (x_off[k] + fmax(most / SR_ACT_MAX, bf16 ? fabs(x[k]) / 128 : 0) + D * SR_CHECK_U * fabs(x[k]));
     }
@@ -109,8 +107,10 @@ static void check_token(struct check *c, const struct mixture *m, int32_t t, int
 
 static void test_moe(struct check *c, enum cpu_isa isa)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q4_0, SR_DTYPE_Q5_1, SR_DTYPE_Q8_0};
-    static const int32_t tokens[] = {1, 2, 5, 17, 33, MAX_N};
+    static const sr_dtype types[] = {SR_DTYPE_F32,  SR_DTYPE_F16,  SR_DTYPE_BF16, SR_DTYPE_Q4_0, SR_DTYPE_Q4_1, SR_DTYPE_Q5_0, SR_DTYPE_Q5_1,
+                                     SR_DTYPE_Q8_0, SR_DTYPE_Q2_K, SR_DTYPE_Q3_K, SR_DTYPE_Q4_K, SR_DTYPE_Q5_K, SR_DTYPE_Q6_K, SR_DTYPE_IQ4_NL};
+    static const int32_t tokens[] = {1, 3, 20, MAX_N};
+    enum { CHECKED = 2 }; /* of each number of tokens: the first ones */
     for (size_t k = 0; k < sizeof(types) / sizeof(types[0]); k++) {
         struct backend *b = sr_ops_backend(isa, 2);
         struct mixture m = make_mixture(c, types[k], (int)k % 2);
@@ -118,7 +118,7 @@ static void test_moe(struct check *c, enum cpu_isa isa)
         const uint64_t allocations = sr_alloc_count();
         for (size_t i = 0; i < sizeof(tokens) / sizeof(tokens[0]); i++) {
             run(b, &m, tokens[i]);
-            for (int32_t t = 0; t < tokens[i]; t++) check_token(c, &m, t, isa == ISA_AMX && types[k] != SR_DTYPE_F32);
+            for (int32_t t = 0; t < tokens[i] && t < CHECKED; t++) check_token(c, &m, t, isa == ISA_AMX && types[k] != SR_DTYPE_F32);
         }
         if (sr_alloc_count() != allocations) sr_check_fail(c, "the experts allocated");
         sr_backend_close(b);
@@ -132,9 +132,8 @@ static void test_planted(struct check *c, enum cpu_isa isa)
     struct check planted = *c;
     reserve(c, b);
     run(b, &m, 3);
-    const int32_t swapped = m.ids[2 * USED];
-    m.ids[2 * USED] = m.ids[2 * USED + 1]; /* as if another expert had been taken */
-    m.ids[2 * USED + 1] = swapped;
+    do m.ids[2 * USED] = (m.ids[2 * USED] + 1) % EXPERTS; /* as if another expert had been taken */
+    while (m.ids[2 * USED] == m.ids[2 * USED + 1]);
     check_token(&planted, &m, 2, 0);
     if (planted.n_failed == c->n_failed) sr_check_fail(c, "another expert's result went unnoticed");
     sr_backend_close(b);
@@ -160,7 +159,7 @@ static void test_in_place(struct check *c, enum cpu_isa isa)
 static void test_threads(struct check *c, enum cpu_isa isa)
 {
     struct mixture m = make_mixture(c, SR_DTYPE_Q4_0, 1);
-    for (int32_t n = 1; n <= MAX_N; n += 13) {
+    for (int32_t n = 1; n <= MAX_N; n += 23) {
         float *first = NULL;
         const size_t bytes = (size_t)n * D * sizeof(float);
         for (int threads = 1; threads <= 4; threads++) {

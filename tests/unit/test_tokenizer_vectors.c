@@ -135,6 +135,18 @@ static const char *ids_of(const json_t *array)
     return out;
 }
 
+/* The text that ends Qwen3's thinking early, as its documentation lists the tokens (src/engine/budget.c). */
+static void early_end_of_thinking(void **state)
+{
+    static const char text[] = "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+                               "</think>\n\n";
+    (void)state;
+    struct tokenizer *t = open_named("qwen2");
+    assert_string_equal(sr_tv_ids(t, text, sizeof text - 1, SPECIAL_PARSE),
+                        "271 82796 279 7199 882 553 279 1196 11 358 614 311 2968 279 6291 3118 389 279 7274 5961 1431 624 151668 271");
+    sr_tokenizer_close(t);
+}
+
 static void extra_vectors(void **state)
 {
     static const struct {
@@ -257,6 +269,7 @@ int main(void)
         REFUSED("deepseek-llm"),
         REFUSED("bert-bge"),
         cmocka_unit_test(extra_vectors),
+        cmocka_unit_test(early_end_of_thinking),
         BOOKS("gpt-2"),
         BOOKS("starcoder"),
         BOOKS("refact"),
