@@ -5,7 +5,8 @@ for whole books and code, and tests/golden/spm_small.model, the small SentencePi
 
     make-tokenizer-hashes.py SHARED [--new-model]
 
-SHARED is the folder with data/text, data/code and data/tokenizers. Needs: pip install tokenizers sentencepiece.
+SHARED is the folder with data/text, data/code, data/tokenizers and data/tokenizer-vectors, whose GGUF of Llama 2's vocabulary
+is made into a SentencePiece model in memory. Needs: pip install tokenizers sentencepiece gguf.
 --new-model trains the small vocabulary again: 3,000 pieces of BPE with byte fallback, digits split, no space before the
 first word and no other normalization, as Yi's is. Also the same vocabulary as a tokenizer.json of merges, in both forms.
 """
@@ -13,8 +14,10 @@ import io
 import json
 import lzma
 import os
+import struct
 import sys
 
+import gguf
 import sentencepiece
 import tokenizers
 
@@ -78,6 +81,33 @@ def as_json(sp, merge_lists, prefix):
                   "vocab": ids, "merges": [list(m) if merge_lists else " ".join(m) for m in merges]}}, ensure_ascii=False)
 
 
+def varint(n):
+    out = b""
+    while n > 127:
+        out += bytes([n & 127 | 128])
+        n >>= 7
+    return out + bytes([n])
+
+
+def field(number, value):
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    return varint(number << 3) + varint(value)
+
+
+def model_of_gguf(path):
+    """A SentencePiece processor with a GGUF file's tokens, scores and types: BPE, byte fallback, a space in front."""
+    f = gguf.GGUFReader(path).fields
+    texts = [bytes(f["tokenizer.ggml.tokens"].parts[i]) for i in f["tokenizer.ggml.tokens"].data]
+    scores = [float(f["tokenizer.ggml.scores"].parts[i][0]) for i in f["tokenizer.ggml.scores"].data]
+    kinds = [int(f["tokenizer.ggml.token_type"].parts[i][0]) for i in f["tokenizer.ggml.token_type"].data]
+    raw = b"".join(field(1, field(1, t) + field(2, s) + field(3, k)) for t, s, k in zip(texts, scores, kinds))
+    raw += field(2, field(3, 2) + field(35, 1)) + field(3, field(1, b"identity") + field(3, 1) + field(4, 0) + field(5, 1))
+    return sentencepiece.SentencePieceProcessor(model_proto=raw)
+
+
 def main():
     data = os.path.join(sys.argv[1], "data")
     texts = [open(os.path.join(data, f), encoding="utf-8", newline="").read() for f in FILES]
@@ -89,6 +119,7 @@ def main():
         raw = lzma.open(os.path.join(data, "tokenizers", name + ".tokenizer.json.xz")).read().decode("utf-8")
         t = tokenizers.Tokenizer.from_str(raw)
         encoders.append((name, lambda s, t=t: t.encode(s, add_special_tokens=False).ids))
+    encoders.append(("llama-spm", model_of_gguf(os.path.join(data, "tokenizer-vectors", "ggml-vocab-llama-spm.gguf")).encode))
     encoders.append(("spm_small.model", sp.encode))
     for name, lists, prefix in (("spm_small.json", True, False), ("spm_prefix.json", False, True)):
         text = as_json(sp, lists, prefix)

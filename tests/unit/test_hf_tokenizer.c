@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Tokenizers of model folders: tokenizer.json of Llama 3 and Qwen 3 and tokenizer.model and tokenizer.json of a small
- * SentencePiece vocabulary, over whole books in four languages and code, against numbers and hashes of the ids that
+ * SentencePiece vocabulary, and for comparison the GGUF of Llama 2's, over whole books in four languages and code, against numbers and hashes of the ids that
  * PyPI's tokenizers and sentencepiece give (tools/make-tokenizer-hashes.py). The published vocabularies and the books
  * lie outside of the tree; without them those tests are skipped.
  */
@@ -82,6 +82,7 @@ static struct tokenizer *open_published(const char *name)
 static struct tokenizer *open_named(const char *name)
 {
     char path[128];
+    if (strcmp(name, "llama-spm") == 0) return sr_tv_open_file(shared_or_skip("data/tokenizer-vectors/ggml-vocab-llama-spm.gguf"));
     if (strncmp(name, "spm", 3) != 0) return open_published(name);
     snprintf(path, sizeof path, GOLDEN "%s", name);
     return open_folder(folder_of(strstr(name, ".model") ? "tokenizer.model" : "tokenizer.json", "cat", path));
@@ -370,7 +371,7 @@ static int clean(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        BOOKS("llama3_1"), BOOKS("qwen3"), BOOKS("spm_small.model"), BOOKS("spm_small.json"), BOOKS("spm_prefix.json"),
+        BOOKS("llama3_1"), BOOKS("qwen3"), BOOKS("llama-spm"), BOOKS("spm_small.model"), BOOKS("spm_small.json"), BOOKS("spm_prefix.json"),
         VECTORS("llama3_1", "llama-bpe"), VECTORS("qwen3", "qwen2"), VECTORS("qwen3", "deepseek-r1-qwen"),
         cmocka_unit_test(normal_forms), cmocka_unit_test(many_marks), cmocka_unit_test(both_forms_of_merges),
         cmocka_unit_test(refused_parts), cmocka_unit_test(refused_content), cmocka_unit_test(deep), cmocka_unit_test(no_files),
