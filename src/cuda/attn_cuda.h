@@ -22,12 +22,12 @@
 #ifndef SR_CUDA_ATTN_CUDA_H
 #define SR_CUDA_ATTN_CUDA_H
 
-#include "backend/args.h"
-#include "base/status.h"
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#include "backend/args.h"
+#include "base/status.h"
 
 typedef struct CUstream_st *sr_cuda_stream; /* is cudaStream_t */
 
@@ -39,14 +39,15 @@ struct attn_cuda_card { int32_t n_sms, capability; /* 80, 90 */ };
 /* Of the current device. SR_ERR_UNSUPPORTED below compute capability 8.0. */
 sr_status sr_attn_cuda_card(struct attn_cuda_card *out, sr_error *err);
 
-/* kv_type: BF16, F16, F8_E4M3 (value = code * scale of its head), Q8_0 (head_dim a multiple of 32).
+/* kv_type: BF16, F16, F8_E4M3 (value = code * scale of its head; it saturates, and a NaN is read as 480 scales), Q8_0
+ * (head_dim a multiple of 32).
  * head_dim 64, 80, 96, 128 or 256; group 1..16. */
 struct attn_cuda_shape { int32_t head_dim, group, n_kv_heads; sr_dtype kv_type; };
 
 /* SR_ERR_UNSUPPORTED names the field. */
 sr_status sr_attn_cuda_check(const struct attn_cuda_shape *s, sr_error *err);
 
-/* A page holds SR_PAGE_ROWS rows of K or of V of one unit; 16-byte aligned. Rows lie one after another; in Q8_0 the
+/* A page holds SR_PAGE_ROWS rows of K or of V of one unit; 64-byte aligned. Rows lie one after another; in Q8_0 the
  * codes of all rows come first ([64][head_dim] int8), then the scales ([64][head_dim / 32] f16): as many bytes as in a
  * file, all of them aligned. */
 size_t sr_attn_cuda_page_bytes(const struct attn_cuda_shape *s);

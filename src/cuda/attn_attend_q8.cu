@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The attend kernel's instances for one cache type: a file each, so that they compile side by side.
+#include "cuda/attn_attend.cuh"
+
+sr::attend_kernel *sr::attend_q8(int d, int nt) { return instance_of<ELEM_Q8>(d, nt); }

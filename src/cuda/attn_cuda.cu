@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Launchers of the attention kernels: arguments checked, grids chosen, nothing waited for.
+#include "cuda/sketch_parts.cuh"
+
+using namespace sr;
+
+static sr_status launched(cudaError_t e, const char *what, sr_error *err)
+{
+    if (e == cudaSuccess) e = cudaGetLastError();
+    if (e == cudaSuccess) return SR_OK;
+    return sr_fail(err, SR_ERR_RESOURCE, "CUDA: %s: %s", what, cudaGetErrorString(e));
+}
+
+// ---- what does not change ----
+
+sr_status sr_attn_cuda_card(struct attn_cuda_card *out, sr_error *err)
+{
+    int device, sms, major, minor;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e != cudaSuccess) return launched(e, "no usable device", err);
+    if (major < 8)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "GPU of compute capability %d.%d: want 8.0 or more", major, minor);
+    *out = attn_cuda_card{sms, 10 * major + minor};
+    return SR_OK;
+}
+
+static int elem_of(sr_dtype t)
+{
+    switch ((int)t) {
+    case SR_DTYPE_BF16: return ELEM_BF16;
+    case SR_DTYPE_F16: return ELEM_F16;
+    case SR_DTYPE_F8_E4M3: return ELEM_F8;
+    case SR_DTYPE_Q8_0: return ELEM_Q8;
+    default: return -1;
+    }
+}
+
+static int head_blocks(int d, int group) { return group > 8 && d < 256 ? 2 : 1; }
+
+static attend_kernel *kernel_of(const struct attn_cuda_shape *s)
+{
+    const int nt = head_blocks(s->head_dim, s->group);
+    switch (elem_of(s->kv_type)) {
+    case ELEM_BF16: return attend_bf16(s->head_dim, nt);
+    case ELEM_F16: return attend_f16(s->head_dim, nt);
+    case ELEM_F8: return attend_f8(s->head_dim, nt);
+    case ELEM_Q8: return attend_q8(s->head_dim, nt);
+    default: return NULL;
+    }
+}
+
+sr_status sr_attn_cuda_check(const struct attn_cuda_shape *s, sr_error *err)
+{
+    if (s->group < 1 || s->group > 16)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d query heads per KV head: want 1..16", s->group);
+    if (elem_of(s->kv_type) < 0) {
+        const char *name = sr_dtype_name(s->kv_type);
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: K/V type %s: want f16, bf16, f8_e4m3 or q8_0", name ? name : "(unknown)");
+    }
+    if (kernel_of(s)) return SR_OK;
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: head size %d with K/V type %s: want 64, 80 (not q8_0), 96, 128 or 256",
+                   s->head_dim, sr_dtype_name(s->kv_type));
+}
+
+size_t sr_attn_cuda_page_bytes(const struct attn_cuda_shape *s)
+{
+    const size_t elems = (size_t)SR_PAGE_ROWS * (size_t)s->head_dim;
+    switch (elem_of(s->kv_type)) {
+    case ELEM_F8: return elems;
+    case ELEM_Q8: return elems / 32 * 34;
+    default: return elems * 2;
+    }
+}
+
+size_t sr_attn_cuda_sketch_page_bytes(int32_t rank, int32_t bits)
+{
+    return (size_t)((rank + 15) / 16) * 16 * SR_PAGE_ROWS * (size_t)bits / 8;
+}
+
+// ---- workspace ----
+
+static void *take(void *base, size_t *used, size_t n, size_t bytes)
+{
+    void *p = base ? (char *)base + *used : NULL;
+    *used += (n * bytes + 255) / 256 * 256;
+    return p;
+}
+
+size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cuda_card *card, const struct attn_cuda_limits *l)
+{
+    size_t used = 0;
+    const size_t slots = 2 * (size_t)card->n_sms, units = (size_t)l->n_units;
+    w->slots = (int32_t)slots;
+    w->done = (unsigned *)take(base, &used, WORK_UNITS, 4);
+    w->done_1 = (unsigned *)take(base, &used, slots, 4);
+    w->barrier = (unsigned *)take(base, &used, 64, 4);
+    w->part_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
+    w->part_ml = (float *)take(base, &used, slots * 16 * 2, 4);
+    w->part_rows = (int32_t *)take(base, &used, slots, 4);
+    const size_t parts = units > (size_t)card->n_sms ? units : (size_t)card->n_sms;
+    w->near_m = (float *)take(base, &used, parts * 16, 4);
+    w->near_l = (float *)take(base, &used, parts * 16, 4);
+    w->share_m = (float *)take(base, &used, parts * 16, 4);
+    w->share_l = (float *)take(base, &used, parts * 16, 4);
+    w->bins = (uint32_t *)take(base, &used, units * CHOOSE_BINS * 16, 4);
+    w->rows_below = (uint32_t *)take(base, &used, parts * CHOOSE_BINS, 4);
+    w->bin_of = (uint16_t *)take(base, &used, units * (size_t)l->max_len, 2);
+    w->max_len = l->max_len;
+    return used;
+}
+
+size_t sr_attn_cuda_workspace_bytes(const struct attn_cuda_card *card, const struct attn_cuda_limits *l)
+{
+    struct attn_work w;
+    return sr_attn_work_place(&w, NULL, card, l);
+}
+
+// ---- launches ----
+
+static int n_units_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache) { return cache->n_seqs * c->shape.n_kv_heads; }
+
+sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_append *a, sr_error *err)
+{
+    const append_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type)};
+    const int64_t rows = (int64_t)cache->n_seqs * a->n * c->shape.n_kv_heads * 2;
+    return launched(launch(append_kernel, (int)((rows + 3) / 4), 4 * WARP, 0, c, p), "append", err);
+}
+
+static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a)
+{
+    struct attn_work w;
+    sr_attn_work_place(&w, c->workspace, &c->card, &c->limits);
+    const int heads = 8 * head_blocks(c->shape.head_dim, c->shape.group);
+    attend_params p = {};
+    p.q = a->q;
+    p.scale = a->scale;
+    p.kinds = a->kinds;
+    p.kind = a->kind;
+    p.list = a->list;
+    p.n_list = a->n_list;
+    p.list_stride = a->list_stride;
+    p.n_sinks = a->n_sinks;
+    p.window = a->window;
+    p.cache = *cache;
+    p.n_units = n_units_of(c, cache);
+    p.n_kv_heads = c->shape.n_kv_heads;
+    p.group = c->shape.group;
+    p.n_sub = (c->shape.group + heads - 1) / heads;
+    p.out = a->out;
+    p.o = a->state.o;
+    p.m = a->state.m;
+    p.l = a->state.l;
+    p.merge = a->merge;
+    p.audit = a->audit;
+    p.counters = a->counters;
+    p.part_o = w.part_o;
+    p.part_ml = w.part_ml;
+    p.part_rows = w.part_rows;
+    p.done = w.done;
+    p.done_1 = w.done_1;
+    return p;
+}
+
+sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a, sr_error *err)
+{
+    const int d = c->shape.head_dim, nt = head_blocks(d, c->shape.group), t = elem_of(c->shape.kv_type);
+    attend_kernel *kernel = kernel_of(&c->shape);
+    if (!kernel) return sr_attn_cuda_check(&c->shape, err);
+    const attend_params p = params_of(c, cache, a);
+    if (p.n_units * p.n_sub > MAX_UNITS)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of %d KV heads: at most %d units a launch", cache->n_seqs,
+                       c->shape.n_kv_heads, MAX_UNITS / p.n_sub);
+    const size_t smem = attend_smem(d, nt, t);
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+    if (e != cudaSuccess) return launched(e, "shared memory of attend", err);
+    return launched(launch(kernel, c->card.n_sms, attend_warps(d, nt, t) * WARP, smem, c, p), "attend", err);
+}
+
+sr_status sr_attn_cuda_paper(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_paper *a, sr_error *err)
+{
+    const paper_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache), elem_of(c->shape.kv_type)};
+    return launched(launch(paper_kernel, p.n_units, WARP, 0, c, p), "paper", err);
+}
+
+sr_status sr_attn_cuda_audit(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_audit *a, sr_error *err)
+{
+    const audit_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache)};
+    SR_TRY(launched(launch(audit_mark_kernel, (p.n_units + 127) / 128, 128, 0, c, p), "audit", err));
+    struct attn_cuda_attend dense = {};
+    dense.q = a->q;
+    dense.scale = a->scale;
+    dense.kinds = a->kinds;
+    dense.state = a->dense;
+    dense.counters = a->counters;
+    dense.audit = 1;
+    SR_TRY(sr_attn_cuda_attend(c, cache, &dense, err));
+    return launched(launch(audit_record_kernel, p.n_units, WARP, 0, c, p), "audit", err);
+}
+
+static sr_status check_sketch(const struct attn_cuda_sketch *s, const struct attn_cuda_cache *cache, int32_t head_dim, sr_error *err)
+{
+    if (s->bits != 4 && s->bits != 8) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA sketch: %d bits: want 4 or 8", s->bits);
+    if (s->rank < 1 || s->rank > head_dim) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA sketch: rank %d: want 1..%d", s->rank, head_dim);
+    if (!cache->y_page) return sr_fail(err, SR_ERR_USAGE, "CUDA sketch: no pages");
+    return SR_OK;
+}
+
+sr_status sr_attn_cuda_encode(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_encode *a, sr_error *err)
+{
+    SR_TRY(check_sketch(&a->sketch, cache, c->shape.head_dim, err));
+    const int64_t pages = (int64_t)a->n_last / SR_PAGE_ROWS + 2;
+    const encode_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type),
+                             a->n_last == 1 ? 1 : (int32_t)(pages < cache->max_pages ? pages : cache->max_pages)};
+    const size_t smem = sr_attn_cuda_sketch_page_bytes(a->sketch.rank, a->sketch.bits);
+    return launched(launch(encode_kernel, n_units_of(c, cache) * p.n_pages, 8 * WARP, smem, c, p), "encode", err);
+}
+
+sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, sr_error *err)
+{
+    SR_TRY(check_sketch(&a->sketch, cache, c->shape.head_dim, err));
+    choose_params p = {*a, *cache, {}, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache), elem_of(c->shape.kv_type), 1};
+    sr_attn_work_place(&p.w, c->workspace, &c->card, &c->limits);
+    if (p.n_units < c->card.n_sms) p.n_parts = c->card.n_sms / p.n_units;
+    choose_kernel *kernel = choose_kernel_of(a->sketch.bits, c->shape.group);
+    const size_t smem = sr_choose_smem();
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+    if (e != cudaSuccess) return launched(e, "shared memory of choose", err);
+    void *args[] = {&p};
+    return launched(cudaLaunchCooperativeKernel((const void *)kernel, dim3((unsigned)c->card.n_sms), dim3((unsigned)sr_choose_threads()), args, smem,
+                                                (cudaStream_t)c->stream), "choose", err);
+}

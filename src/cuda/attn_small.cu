@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The small kernels around attention: new rows into the cache, the paper's cosine, the record of an audit.
+#include "cuda/attn_small.cuh"
+
+namespace sr {
+
+// ---- append ----
+
+template <typename S> static __device__ __forceinline__ float source(const void *p, int64_t i) { return (float)((const S *)p)[i]; }
+
+static __device__ __forceinline__ float source_of(const append_params &p, const void *x, int64_t i)
+{
+    if (p.a.src_type == SR_DTYPE_F32) return source<float>(x, i);
+    return p.a.src_type == SR_DTYPE_F16 ? source<__half>(x, i) : source<__nv_bfloat16>(x, i);
+}
+
+// A block of 32 elements, one a lane, as the CPU rounds it: NaN and infinity show in the scale.
+static __device__ __forceinline__ void store_q8(uint8_t *page, int slot, int d, int block, float x)
+{
+    const int lane = threadIdx.x % WARP;
+    float max = isnan(x) ? 0.0f : fabsf(x);
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, i));
+    const bool bad = __any_sync(~0u, isnan(x)) || isinf(max);
+    const float scale = bad ? CUDART_NAN_F : max / 127.0f, inverse = !bad && max > 0 ? 127.0f / max : 0.0f;
+    page[slot * d + block * 32 + lane] = (uint8_t)(int8_t)(bad ? 0 : __float2int_rn(x * inverse));
+    if (lane == 0) ((__half *)(page + SR_PAGE_ROWS * d))[slot * (d / 32) + block] = __float2half_rn(scale);
+}
+
+// One warp a row, of K or of V.
+__global__ void append_kernel(const __grid_constant__ append_params p)
+{
+    wait_for_previous();
+    let_next_start();
+    const int lane = threadIdx.x % WARP, d = p.head_dim;
+    const int64_t n_rows = (int64_t)p.cache.n_seqs * p.a.n * p.n_kv_heads * 2;
+    const int64_t at = (int64_t)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (at >= n_rows) return;
+    const bool is_v = at % 2;
+    const int head = (int)(at / 2 % p.n_kv_heads);
+    const int64_t token = at / 2 / p.n_kv_heads; // of all sequences
+    const int seq = (int)(token / p.a.n), row = p.cache.kv_len[seq] - p.a.n + (int)(token % p.a.n), slot = row % SR_PAGE_ROWS;
+    if (row < 0) return;
+    void *const *table = is_v ? p.cache.v_page : p.cache.k_page;
+    uint8_t *page = (uint8_t *)table[((int64_t)seq * p.n_kv_heads + head) * p.cache.max_pages + row / SR_PAGE_ROWS];
+    const void *src = is_v ? p.a.v : p.a.k;
+    const float *scales = is_v ? p.cache.v_scale : p.cache.k_scale;
+    const float inverse = p.type == ELEM_F8 && scales ? 1.0f / scales[head] : 1.0f;
+    for (int i = lane; i < d; i += WARP) {
+        const float x = source_of(p, src, token * p.a.stride + head * d + i);
+        if (p.type == ELEM_Q8) store_q8(page, slot, d, i / 32, x);
+        else if (p.type == ELEM_BF16) ((__nv_bfloat16 *)page)[slot * d + i] = __float2bfloat16_rn(x);
+        else if (p.type == ELEM_F16) ((__half *)page)[slot * d + i] = __float2half_rn(x);
+        else page[slot * d + i] = __nv_cvt_float_to_fp8(x * inverse, __NV_SATFINITE, __NV_E4M3);
+    }
+}
+
+// ---- the paper's cosine ----
+
+static __device__ __forceinline__ double sum_of_warp(double x)
+{
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) x += __shfl_xor_sync(~0u, x, i);
+    return x;
+}
+
+static __device__ double tau_of(const struct attn_cuda_paper &a, int32_t kv_len)
+{
+    if (a.tau[1] == 0 && a.tau[2] == 0 && a.tau[3] == 0) return a.tau[0];
+    double len = kv_len;
+    if (len > a.tau_max_len) len = a.tau_max_len;
+    if (len < a.tau_min_len) len = a.tau_min_len;
+    const double x = len / a.tau_scale;
+    return a.tau[0] + x * (a.tau[1] + x * (a.tau[2] + x * a.tau[3]));
+}
+
+// One warp a unit.
+__global__ void paper_kernel(const __grid_constant__ paper_params p)
+{
+    wait_for_previous();
+    let_next_start();
+    const int lane = threadIdx.x % WARP, d = p.head_dim, u = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (u >= p.n_units) return;
+    const uint8_t *page = (const uint8_t *)p.cache.k_page[(int64_t)u * p.cache.max_pages];
+    float k[8];
+    double kk = 0, sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        k[i] = lane + i * WARP < d ? element_of(p.type, page, 0, d, lane + i * WARP) : 0.0f;
+        kk += (double)k[i] * k[i];
+    }
+    const double k_norm = sqrt(sum_of_warp(kk));
+    for (int g = 0; g < p.group; g++) {
+        const float *q = p.a.q + ((int64_t)u * p.group + g) * d;
+        double qk = 0, qq = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float x = lane + i * WARP < d ? q[lane + i * WARP] : 0.0f;
+            qk += (double)x * k[i];
+            qq += (double)x * x;
+        }
+        const double norms = sqrt(sum_of_warp(qq)) * k_norm;
+        qk = sum_of_warp(qk);
+        sum += norms == 0 ? 0 : qk / norms; // a zero vector has no direction
+    }
+    if (lane != 0) return;
+    const int32_t len = p.cache.kv_len[u / p.n_kv_heads];
+    const float score = (float)(sum / p.group);
+    const bool routed = len >= p.a.min_len;
+    if (p.a.score) p.a.score[u] = score;
+    p.a.kinds[u] = routed && (double)score > tau_of(p.a, len) ? CUDA_READ_NONE : CUDA_READ_ALL;
+    if (p.a.counters && routed) p.a.counters[u].k_rows++;
+}
+
+// ---- audits ----
+
+static __device__ __forceinline__ uint64_t mix(uint64_t x)
+{
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+static __device__ bool is_audited(const audit_params &p, int u)
+{
+    const int32_t len = p.cache.kv_len[u / p.n_kv_heads];
+    if (len < p.a.min_len || (p.a.keeps_near && len <= p.a.n_sinks + p.a.window)) return false;
+    uint64_t h = mix(p.a.seed + 0x9e3779b97f4a7c15ull);
+    h = mix(h ^ (uint64_t)(uint32_t)p.a.layer << 32 ^ (uint32_t)(u % p.n_kv_heads));
+    h = mix(h ^ (uint64_t)(uint32_t)(len - 1));
+    return (double)(h >> 11) * 0x1p-53 < (double)p.a.fraction;
+}
+
+static __device__ __forceinline__ int routed_kind(const audit_params &p, int u) { return p.a.routed ? p.a.routed[u] : CUDA_READ_NEAR; }
+
+__global__ void audit_mark_kernel(const __grid_constant__ audit_params p)
+{
+    wait_for_previous();
+    let_next_start();
+    const int u = blockIdx.x * blockDim.x + threadIdx.x;
+    if (u < p.n_units) p.a.kinds[u] = is_audited(p, u) && routed_kind(p, u) != CUDA_READ_ALL ? CUDA_READ_ALL : CUDA_READ_NONE;
+}
+
+// One warp a unit: its heads one after another.
+__global__ void audit_record_kernel(const __grid_constant__ audit_params p)
+{
+    wait_for_previous();
+    let_next_start();
+    const int lane = threadIdx.x % WARP, u = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (u >= p.n_units || !is_audited(p, u)) return;
+    const double eps = p.a.eps[u / p.n_kv_heads];
+    struct attn_cuda_counters *c = p.a.counters + u;
+    if (lane == 0) c->audits++;
+    for (int g = 0; g < p.group; g++) {
+        const int64_t h = (int64_t)u * p.group + g;
+        double unread = 0, error = 0;
+        if (routed_kind(p, u) != CUDA_READ_ALL) { // with everything read the routed state is the dense one
+            const double l_all = p.a.dense.l[h], l_read = p.a.state.l[h];
+            double diff = 0, norm = 0;
+            for (int i = lane; i < p.head_dim; i += WARP) {
+                const double dense = p.a.dense.o[h * p.head_dim + i] / l_all, e = p.a.out[h * p.head_dim + i] - dense;
+                diff += e * e;
+                norm += dense * dense;
+            }
+            diff = sum_of_warp(diff);
+            norm = sum_of_warp(norm);
+            unread = l_read > 0 ? 1 - l_read / l_all * exp((double)p.a.state.m[h] - (double)p.a.dense.m[h]) : 1;
+            unread = unread < 0 ? 0 : unread;
+            error = norm > 0 ? sqrt(diff / norm) : diff > 0;
+        }
+        if (lane != 0) continue;
+        c->cases++;
+        c->above_eps += unread > eps;
+        c->broken += unread > 2 * eps;
+        c->unread_sum += unread;
+        c->output_error_sum += error;
+        c->unread_max = unread > c->unread_max ? unread : c->unread_max;
+        c->output_error_max = error > c->output_error_max ? error : c->output_error_max;
+        if (p.a.unread && !isnan(p.a.unread[h])) c->estimate_sum += (double)p.a.unread[h];
+    }
+}
+
+} // namespace sr

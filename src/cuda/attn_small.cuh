@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The small kernels around attention, for their launchers.
+#ifndef SR_CUDA_ATTN_SMALL_CUH
+#define SR_CUDA_ATTN_SMALL_CUH
+
+#include "cuda/attn_parts.cuh"
+
+namespace sr {
+
+struct append_params { struct attn_cuda_append a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, type; };
+struct paper_params { struct attn_cuda_paper a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, group, n_units, type; };
+struct audit_params { struct attn_cuda_audit a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, group, n_units; };
+
+__global__ void append_kernel(const __grid_constant__ append_params p);
+__global__ void paper_kernel(const __grid_constant__ paper_params p);
+__global__ void audit_mark_kernel(const __grid_constant__ audit_params p);
+__global__ void audit_record_kernel(const __grid_constant__ audit_params p);
+
+// Element i of a row of a page, without its head's scale.
+static __device__ __forceinline__ float element_of(int type, const uint8_t *page, int slot, int d, int i)
+{
+    if (type == ELEM_BF16) return __bfloat162float(((const __nv_bfloat16 *)page)[slot * d + i]);
+    if (type == ELEM_F16) return __half2float(((const __half *)page)[slot * d + i]);
+    if (type == ELEM_F8) {
+        const __half_raw h = __nv_cvt_fp8_to_halfraw(page[slot * d + i], __NV_E4M3);
+        return __half2float(*(const __half *)&h);
+    }
+    return (float)(int8_t)page[slot * d + i] * __half2float(((const __half *)(page + SR_PAGE_ROWS * d))[slot * (d / 32) + i / 32]);
+}
+
+} // namespace sr
+
+#endif

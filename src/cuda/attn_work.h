@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The workspace of the attention kernels: one list of its parts, measured without a base and placed with one.
+ */
+#ifndef SR_CUDA_ATTN_WORK_H
+#define SR_CUDA_ATTN_WORK_H
+
+#include "cuda/attn_cuda.h"
+
+enum {
+    WORK_UNITS = 1024,    /* head blocks of units in one launch */
+    WORK_HEAD_WORDS = 2048, /* o of a partial state: 8 heads of 256, or 16 of 128 */
+    CHOOSE_BINS = 512
+};
+
+struct attn_work {
+    /* attend: partial states by slot */
+    unsigned *done, *done_1;              /* stay zero between launches */
+    float *part_o, *part_ml;
+    int32_t *part_rows;
+    /* choose: a part of a unit is one block's */
+    unsigned *barrier;                    /* 64 bits, counts on forever */
+    float *near_m, *near_l;               /* [parts][16] maxima and sums of near rows */
+    float *share_m, *share_l;             /* [parts][16] likewise of far rows, estimated */
+    uint32_t *bins;                       /* [n_units][CHOOSE_BINS][16] fixed-point shares */
+    uint32_t *rows_below;                 /* [parts][CHOOSE_BINS] rows of a part in bins up to one */
+    uint16_t *bin_of;                     /* [n_units][max_len] bin of each far row */
+    int32_t max_len;
+    int32_t slots;
+};
+
+/* Returns the bytes used from `base`, which may be NULL. */
+size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cuda_card *card, const struct attn_cuda_limits *l);
+
+#endif

@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Checks the CUDA attention ops against plain loops in double: new rows, every kind of choice in every shape and type,
+// sketch codes, the choice of `mass`, the paper's cosine, audits, counters, and the same bits twice. Tolerances come from
+// the element types and the sizes of the sums. Without a GPU it says SKIP. SR_PLANT=1 spoils one output, so that the
+// program must fail.
+#include "cuda/attn_small.cuh"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+static int passed, failed, plant;
+static sr_error err;
+static std::mt19937 rng(11);
+
+#define CHECK(call)                                                                                      \
+    do {                                                                                                 \
+        const cudaError_t e_ = (call);                                                                   \
+        if (e_ != cudaSuccess) printf("Bail out! %s: %s\n", #call, cudaGetErrorString(e_)), exit(1);     \
+    } while (0)
+#define TRY(call)                                                                                        \
+    do {                                                                                                 \
+        if ((call) != SR_OK) printf("Bail out! %s\n", err.text), exit(1);                                \
+    } while (0)
+
+static void report(bool good, const std::string &name, const std::string &why)
+{
+    good ? passed++ : failed++;
+    printf("%s %d - %s%s%s\n", good ? "ok" : "not ok", passed + failed, name.c_str(), good ? "" : ": ", good ? "" : why.c_str());
+}
+
+// Memory of the device that copies itself back and forth; ends with a guard that must stay.
+template <typename T> struct array {
+    T *p = nullptr;
+    size_t n = 0;
+    explicit array(size_t n_, int fill = 0) : n(n_)
+    {
+        CHECK(cudaMalloc(&p, n * sizeof(T) + 256));
+        CHECK(cudaMemset(p, fill, n * sizeof(T)));
+        CHECK(cudaMemset((char *)p + n * sizeof(T), 0x5a, 256));
+    }
+    explicit array(const std::vector<T> &v) : array(v.size()) { CHECK(cudaMemcpy(p, v.data(), n * sizeof(T), cudaMemcpyHostToDevice)); }
+    array(const array &) = delete;
+    ~array() { cudaFree(p); }
+    std::vector<T> get() const
+    {
+        std::vector<T> v(n);
+        CHECK(cudaMemcpy(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
+        return v;
+    }
+    bool guarded() const
+    {
+        unsigned char g[256];
+        CHECK(cudaMemcpy(g, (char *)p + n * sizeof(T), 256, cudaMemcpyDeviceToHost));
+        return std::all_of(g, g + 256, [](unsigned char c) { return c == 0x5a; });
+    }
+};
+
+// ---- a cache with random rows ----
+
+struct shape { int d, group, n_kv, n_seqs, len; sr_dtype type; };
+
+static float unit_of(sr_dtype t) { return t == SR_DTYPE_BF16 ? 0x1p-8f : 0x1p-11f; } // of what a product's operands are rounded to
+
+static std::string name_of(const shape &s)
+{
+    char text[96];
+    snprintf(text, sizeof text, "%s d %d group %d kv %d seqs %d len %d", sr_dtype_name(s.type), s.d, s.group, s.n_kv, s.n_seqs, s.len);
+    return text;
+}
+
+struct world {
+    shape s;
+    attn_cuda c = {};
+    attn_cuda_cache cache = {};
+    int n_units, max_pages, rank, bits;
+    size_t page, y_page;
+    array<uint8_t> k, v, y, work;
+    array<void *> kt, vt, yt;
+    array<float> q, ks, vs;
+    array<int32_t> lens;
+    std::vector<double> kd, vd; // rows as the cache holds them
+    std::vector<float> qh;
+    std::vector<int> len;
+
+    world(const shape &s_, int rank_ = 16, int bits_ = 4);
+    double kr(int u, int row, int i) const { return kd[((size_t)u * max_pages * SR_PAGE_ROWS + row) * s.d + i]; }
+    double vr(int u, int row, int i) const { return vd[((size_t)u * max_pages * SR_PAGE_ROWS + row) * s.d + i]; }
+    void fill();
+    void read_back(const array<uint8_t> &from, const float *scales, std::vector<double> &to) const;
+    double scale() const { return 1 / std::sqrt((double)s.d); }
+};
+
+static attn_cuda context_of(const shape &s)
+{
+    attn_cuda c = {};
+    TRY(sr_attn_cuda_card(&c.card, &err));
+    c.shape = attn_cuda_shape{s.d, s.group, s.n_kv, s.type};
+    c.limits = attn_cuda_limits{s.n_seqs * s.n_kv, s.len + 64, s.group, s.d};
+    TRY(sr_attn_cuda_check(&c.shape, &err));
+    return c;
+}
+
+static std::vector<void *> pages_of(uint8_t *base, size_t bytes, int n)
+{
+    std::vector<void *> v(n);
+    for (int i = 0; i < n; i++) v[i] = base + (size_t)i * bytes;
+    std::shuffle(v.begin(), v.end(), rng);
+    return v;
+}
+
+static std::vector<int> lens_of(const shape &s)
+{
+    std::vector<int> v(s.n_seqs);
+    for (int i = 0; i < s.n_seqs; i++) v[i] = i == 0 ? s.len : 1 + (int)(rng() % s.len);
+    return v;
+}
+
+static std::vector<float> normals(size_t n, float scale)
+{
+    std::normal_distribution<float> d(0, scale);
+    std::vector<float> v(n);
+    for (float &x : v) x = d(rng);
+    return v;
+}
+
+world::world(const shape &s_, int rank_, int bits_)
+    : s(s_), c(context_of(s_)), n_units(s.n_seqs * s.n_kv), max_pages((s.len + 63) / 64), rank(rank_), bits(bits_),
+      page(sr_attn_cuda_page_bytes(&c.shape)), y_page(sr_attn_cuda_sketch_page_bytes(rank, bits)), k(page * n_units * max_pages, 0xff),
+      v(page * n_units * max_pages, 0xff), y(y_page * n_units * max_pages), work(sr_attn_cuda_workspace_bytes(&c.card, &c.limits)),
+      kt(pages_of(k.p, page, n_units * max_pages)), vt(pages_of(v.p, page, n_units * max_pages)), yt(pages_of(y.p, y_page, n_units * max_pages)),
+      q(normals((size_t)n_units * s.group * s.d, 1.0f)), ks(std::vector<float>(s.n_kv, 0.5f)), vs(std::vector<float>(s.n_kv, 2.0f)),
+      lens(lens_of(s))
+{
+    c.workspace = work.p;
+    cache = attn_cuda_cache{kt.p, vt.p, yt.p, ks.p, vs.p, lens.p, max_pages, s.n_seqs};
+    qh = q.get();
+    len = lens.get();
+    fill();
+}
+
+// Rows through the append op: first all but one with n = len - 1, then one more, as prefill and a step do.
+void world::fill()
+{
+    const int most = *std::max_element(len.begin(), len.end());
+    const size_t width = (size_t)s.n_kv * s.d;
+    const std::vector<float> kf = normals((size_t)s.n_seqs * most * width, 1.0f), vf = normals((size_t)s.n_seqs * most * width, 1.0f);
+    const array<float> dk(kf), dv(vf);
+    const attn_cuda_append a = {dk.p, dv.p, SR_DTYPE_F32, (int64_t)width, most};
+    TRY(sr_attn_cuda_append(&c, &cache, &a, &err)); // shorter sequences keep the last rows
+    CHECK(cudaDeviceSynchronize());
+    read_back(k, s.type == SR_DTYPE_F8_E4M3 ? ks.get().data() : nullptr, kd);
+    read_back(v, s.type == SR_DTYPE_F8_E4M3 ? vs.get().data() : nullptr, vd);
+    double worst = 0;
+    const double u = s.type == SR_DTYPE_BF16 ? 0x1p-8 : s.type == SR_DTYPE_F16 ? 0x1p-11 : s.type == SR_DTYPE_Q8_0 ? 0 : 0x1p-4;
+    for (int seq = 0; seq < s.n_seqs; seq++)
+        for (int row = 0; row < len[seq]; row++)
+            for (size_t i = 0; i < width; i++) {
+                const double want = kf[((size_t)seq * most + row + most - len[seq]) * width + i];
+                const double got = kr(seq * s.n_kv + (int)i / s.d, row, (int)i % s.d);
+                const double tolerance = s.type == SR_DTYPE_Q8_0 ? 5.0 / 127 : std::fabs(want) * u + (s.type == SR_DTYPE_F8_E4M3 ? 0x1p-10 : 1e-7);
+                worst = std::max(worst, std::fabs(got - want) / tolerance);
+            }
+    report(worst <= 1, "append " + name_of(s), "worst " + std::to_string(worst) + " of the tolerance");
+}
+
+void world::read_back(const array<uint8_t> &from, const float *scales, std::vector<double> &to) const
+{
+    const std::vector<uint8_t> bytes = from.get();
+    const std::vector<void *> table = (&from == &k ? kt : vt).get();
+    to.assign((size_t)n_units * max_pages * SR_PAGE_ROWS * s.d, 0);
+    for (int u = 0; u < n_units; u++)
+        for (int row = 0; row < len[u / s.n_kv]; row++) {
+            const uint8_t *p = bytes.data() + ((uint8_t *)table[(size_t)u * max_pages + row / 64] - from.p);
+            for (int i = 0; i < s.d; i++) {
+                const size_t e = (size_t)(row % 64) * s.d + i;
+                double x;
+                if (s.type == SR_DTYPE_BF16) x = __bfloat162float(((const __nv_bfloat16 *)p)[e]);
+                else if (s.type == SR_DTYPE_F16) x = __half2float(((const __half *)p)[e]);
+                else if (s.type == SR_DTYPE_Q8_0) x = (double)(int8_t)p[e] * __half2float(((const __half *)(p + 64 * s.d))[e / 32]);
+                else x = __half2float(__half(__nv_cvt_fp8_to_halfraw(p[e], __NV_E4M3))) * scales[u % s.n_kv];
+                to[((size_t)u * max_pages * SR_PAGE_ROWS + row) * s.d + i] = x;
+            }
+        }
+}
+
+// ---- attend ----
+
+struct truth { std::vector<double> o, size; double m, l; }; // of one head: o / l, and what the sums of o ran over
+
+static truth attend(const world &w, int u, int h, const std::vector<int> &rows)
+{
+    truth t = {std::vector<double>(w.s.d, 0), std::vector<double>(w.s.d, 0), -INFINITY, 0};
+    std::vector<double> x(rows.size());
+    const float *q = w.qh.data() + ((size_t)u * w.s.group + h) * w.s.d;
+    for (size_t i = 0; i < rows.size(); i++) {
+        for (int j = 0; j < w.s.d; j++) x[i] += q[j] * w.kr(u, rows[i], j);
+        x[i] *= w.scale();
+        t.m = std::max(t.m, x[i]);
+    }
+    for (double &y : x) t.l += y = std::exp(y - t.m);
+    for (size_t i = 0; i < rows.size(); i++)
+        for (int j = 0; j < w.s.d; j++) t.o[j] += x[i] / t.l * w.vr(u, rows[i], j), t.size[j] += x[i] / t.l * std::fabs(w.vr(u, rows[i], j));
+    return t;
+}
+
+static std::vector<int> rows_of(int kind, int len, int sinks, int window, const std::vector<int> &list)
+{
+    std::vector<int> rows;
+    const bool near = kind == CUDA_READ_NEAR || kind == CUDA_READ_NEAR_LIST;
+    for (int i = 0; i < len && kind != CUDA_READ_NONE; i++)
+        if (kind == CUDA_READ_ALL || (near && (sinks + window >= len || i < sinks || i >= len - window))) rows.push_back(i);
+    if (kind == CUDA_READ_LIST || (kind == CUDA_READ_NEAR_LIST && sinks + window < len)) rows.insert(rows.end(), list.begin(), list.end());
+    return rows;
+}
+
+// The error of a logit is that of its operands' rounding, which moves a weight by as much; weights are rounded too. Sums of
+// random roundings grow as a root; eight such deviations are never reached by chance.
+static double tolerance_of(const world &w, const truth &t, double x)
+{
+    const double u = unit_of(w.s.type), logit = std::sqrt((double)w.s.d) * w.scale() * 3 * u;
+    return x * 4 * (u + logit) + 2e-6 * x + 1e-6 + (t.l == 0);
+}
+
+static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with_state)
+{
+    world w(s);
+    const int sinks = 4, window = 48, heads = w.n_units * s.group;
+    std::vector<uint8_t> kh(w.n_units);
+    std::vector<int32_t> lh((size_t)w.n_units * s.len), nh(w.n_units);
+    std::vector<std::vector<int>> lists(w.n_units);
+    for (int u = 0; u < w.n_units; u++) {
+        kh[u] = (uint8_t)kinds[u % kinds.size()];
+        const int first = kh[u] == CUDA_READ_LIST ? 0 : sinks, end = kh[u] == CUDA_READ_LIST ? w.len[u / s.n_kv] : w.len[u / s.n_kv] - window;
+        if (kh[u] == CUDA_READ_NEAR_LIST && sinks + window >= w.len[u / s.n_kv]) kh[u] = CUDA_READ_NEAR;
+        for (int i = first; i < end; i++)
+            if (rng() % 3 == 0) lists[u].push_back(i);
+        nh[u] = (int)lists[u].size();
+        std::copy(lists[u].begin(), lists[u].end(), lh.begin() + (size_t)u * s.len);
+    }
+    const array<uint8_t> dk(kh);
+    const array<int32_t> dl(lh), dn(nh);
+    array<float> out((size_t)heads * s.d, 0xff), o((size_t)heads * s.d, 0xff), m(heads, 0xff), l(heads, 0xff);
+    array<attn_cuda_counters> counters(w.n_units);
+    attn_cuda_attend a = {};
+    a.q = w.q.p, a.scale = (float)w.scale(), a.kinds = dk.p, a.list = dl.p, a.n_list = dn.p, a.list_stride = s.len;
+    a.n_sinks = sinks, a.window = window, a.out = out.p, a.counters = counters.p;
+    if (with_state) a.state = attn_state{o.p, m.p, l.p};
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    std::vector<float> got = out.get(), go = o.get(), gm = m.get(), gl = l.get();
+    const std::vector<attn_cuda_counters> ch = counters.get();
+    if (plant) got[got.size() / 2] += 0.1f;
+    double worst = 0;
+    std::string why;
+    for (int u = 0; u < w.n_units; u++) {
+        const std::vector<int> rows = rows_of(kh[u], w.len[u / s.n_kv], sinks, window, lists[u]);
+        if (ch[u].k_rows != rows.size() || ch[u].v_rows != rows.size()) worst = INFINITY, why = "rows counted";
+        for (int h = 0; h < s.group; h++) {
+            const truth t = attend(w, u, h, rows);
+            const size_t at = (size_t)u * s.group + h;
+            for (int j = 0; j < s.d; j++) {
+                const double want = t.l == 0 ? 0 : t.o[j], tolerance = tolerance_of(w, t, t.size[j]);
+                const double e = std::fabs(got[at * s.d + j] - want) / tolerance;
+                const double f = with_state && t.l > 0 ? std::fabs(go[at * s.d + j] / gl[at] - want) / tolerance : 0;
+                if (!(e <= worst && f <= worst)) worst = std::isnan(e) || std::isnan(f) ? INFINITY : std::max({worst, e, f});
+            }
+            if (with_state && t.l > 0) worst = std::max(worst, std::fabs(gm[at] + std::log(gl[at]) - t.m - std::log(t.l)) / (16 * unit_of(s.type)));
+            if (with_state && t.l == 0 && (gl[at] != 0 || gm[at] != -INFINITY)) worst = INFINITY, why = "empty state";
+        }
+    }
+    report(worst <= 1, "attend " + name_of(s) + (with_state ? " with state" : ""), why + " worst " + std::to_string(worst) + " of the tolerance");
+    // again, near and list apart: the second call merges into the first one's state
+    const std::vector<float> first = out.get();
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    report(out.get() == first && out.guarded() && o.guarded() && m.guarded() && l.guarded(), "same bits twice " + name_of(s), "bits or guard");
+}
+
+// Attention over all rows is near rows merged with a list of the others.
+static void check_merge(const shape &s)
+{
+    world w(s);
+    const int heads = w.n_units * s.group, sinks = 4, window = 40;
+    std::vector<int32_t> lh((size_t)w.n_units * s.len), nh(w.n_units);
+    std::vector<uint8_t> k1(w.n_units), k2(w.n_units);
+    for (int u = 0; u < w.n_units; u++) {
+        const int len = w.len[u / s.n_kv];
+        k1[u] = CUDA_READ_NEAR, k2[u] = CUDA_READ_LIST;
+        for (int i = sinks; i < len - window; i++) lh[(size_t)u * s.len + nh[u]++] = i;
+        if (sinks + window >= len) nh[u] = 0, k2[u] = CUDA_READ_NONE;
+    }
+    const array<int32_t> dl(lh), dn(nh);
+    const array<uint8_t> d1(k1), d2(k2);
+    array<float> out((size_t)heads * s.d, 0xff), all((size_t)heads * s.d, 0xff), o((size_t)heads * s.d), m(heads), l(heads);
+    attn_cuda_attend a = {};
+    a.q = w.q.p, a.scale = (float)w.scale(), a.kinds = d1.p, a.list = dl.p, a.n_list = dn.p, a.list_stride = s.len, a.n_sinks = sinks, a.window = window;
+    a.state = attn_state{o.p, m.p, l.p};
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    a.kinds = d2.p, a.merge = 1, a.out = out.p;
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    attn_cuda_attend b = {};
+    b.q = w.q.p, b.scale = a.scale, b.kind = CUDA_READ_ALL, b.out = all.p;
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &b, &err));
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<float> x = out.get(), y = all.get();
+    double worst = 0;
+    for (size_t i = 0; i < x.size(); i++) worst = std::max(worst, std::fabs((double)x[i] - y[i]) / (8 * unit_of(s.type) * 0.5 + 1e-5));
+    report(worst <= 1, "near and list merge to all " + name_of(s), "worst " + std::to_string(worst));
+}
+
+// ---- sketch ----
+
+struct bases {
+    std::vector<std::vector<float>> host; // mu, analysis, synthesis, step, lambda of each unit
+    std::vector<array<float> *> owned;
+    std::vector<sketch_basis> table;
+    explicit bases(const world &w)
+    {
+        for (int u = 0; u < w.n_units; u++) {
+            std::vector<float> parts[5] = {normals(w.s.d, 0.2f), normals((size_t)w.rank * w.s.d, 0.1f), normals((size_t)w.s.d * w.s.d, 0.1f),
+                                           std::vector<float>(w.rank, w.bits == 4 ? 0.5f : 0.04f), std::vector<float>(w.s.d, 0.02f)};
+            const float *p[5];
+            for (int i = 0; i < 5; i++) owned.push_back(new array<float>(parts[i])), p[i] = owned.back()->p, host.push_back(parts[i]);
+            table.push_back(sketch_basis{p[0], p[1], p[2], p[3], p[4]});
+        }
+    }
+    ~bases() { for (auto *p : owned) delete p; }
+    const std::vector<float> &part(int u, int i) const { return host[(size_t)u * 5 + i]; }
+};
+
+static uint32_t code_at(const world &w, const std::vector<uint8_t> &bytes, const std::vector<void *> &table, int u, int row, int j)
+{
+    const uint32_t *p = (const uint32_t *)(bytes.data() + ((uint8_t *)table[(size_t)u * w.max_pages + row / 64] - w.y.p));
+    const int step = j / 16, t = j % 16 / 4, c = j % 4, r = row % 64, lane = r % 8 * 4 + t, i = r / 8;
+    if (w.bits == 8) return p[step * 256 + lane * 8 + i] >> (c * 8) & 255u;
+    return p[step * 128 + lane * 4 + i / 2] >> ((c / 2 * 2 + i % 2) * 4 + c % 2 * 16) & 15u;
+}
+
+// Codes that are not those of either side of a coordinate's rounding error.
+static int wrong_codes(const world &w, const bases &b, const std::vector<uint8_t> &yb, const std::vector<void *> &table, int sinks, int window)
+{
+    int wrong = 0;
+    for (int u = 0; u < w.n_units; u++)
+        for (int row = sinks; row < w.len[u / w.s.n_kv] - window; row++)
+            for (int j = 0; j < w.rank; j++) {
+                double y = 0;
+                for (int i = 0; i < w.s.d; i++) y += b.part(u, 1)[(size_t)j * w.s.d + i] * (w.kr(u, row, i) - b.part(u, 0)[i]);
+                y = y / b.part(u, 3)[j] + (1 << (w.bits - 1));
+                const double lo = std::floor(y - 1e-4), hi = std::floor(y + 1e-4), top = (1 << w.bits) - 1, code = code_at(w, yb, table, u, row, j);
+                wrong += code != std::min(std::max(lo, 0.0), top) && code != std::min(std::max(hi, 0.0), top);
+            }
+    return wrong;
+}
+
+static void check_mass(const shape &s, int rank, int bits, float eps)
+{
+    world w(s, rank, bits);
+    const bases b(w);
+    const int sinks = 4, window = 48, min_len = 100, heads = w.n_units * s.group;
+    const array<sketch_basis> db(b.table);
+    array<attn_cuda_counters> counters(w.n_units);
+    attn_cuda_encode e = {{rank, bits, db.p}, sinks, window, INT32_MAX, counters.p};
+    TRY(sr_attn_cuda_encode(&w.c, &w.cache, &e, &err));
+    e.n_last = 1;
+    TRY(sr_attn_cuda_encode(&w.c, &w.cache, &e, &err)); // the last row once more
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<uint8_t> yb = w.y.get();
+    const std::vector<void *> table = w.yt.get();
+    const int wrong = wrong_codes(w, b, yb, table, sinks, window);
+    char text[96];
+    snprintf(text, sizeof text, " rank %d bits %d eps %g", rank, bits, eps);
+    report(wrong == 0, "encode " + name_of(s) + text, std::to_string(wrong) + " codes");
+
+    array<uint8_t> kinds(w.n_units, 0xff);
+    array<int32_t> list((size_t)w.n_units * s.len, 0xff), n_list(w.n_units, 0xff);
+    array<float> unread(heads, 0xff), logits((size_t)heads * s.len), de(std::vector<float>(s.n_seqs, eps));
+    attn_cuda_choose a = {};
+    a.sketch = e.sketch, a.q = w.q.p, a.scale = (float)w.scale(), a.n_sinks = sinks, a.window = window, a.min_len = min_len, a.eps = de.p;
+    a.kinds = kinds.p, a.list = list.p, a.n_list = n_list.p, a.list_stride = s.len, a.unread = unread.p, a.logits = logits.p, a.counters = counters.p;
+    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<uint8_t> kh = kinds.get();
+    const std::vector<int32_t> lh = list.get(), nh = n_list.get();
+    std::vector<float> gl = logits.get(), un = unread.get();
+    if (plant) gl[(size_t)s.len / 2] += 1;
+    double worst = 0;
+    std::string why;
+    for (int u = 0; u < w.n_units; u++) {
+        const int len = w.len[u / s.n_kv], end = len - window, n_far = end - sinks;
+        if (len < min_len || len <= sinks + window) {
+            if (kh[u] != CUDA_READ_ALL) worst = INFINITY, why = "short sequences are read whole";
+            continue;
+        }
+        std::vector<double> top(len, -INFINITY), far(s.group), total(s.group);
+        std::vector<std::vector<double>> share(s.group, std::vector<double>(len, 0));
+        std::vector<int> near;
+        for (int i = 0; i < len; i++)
+            if (i < sinks || i >= end) near.push_back(i);
+        for (int h = 0; h < s.group; h++) {
+            const float *q = w.qh.data() + ((size_t)u * s.group + h) * s.d;
+            double base = 0, more = 0, spread = 0;
+            std::vector<double> z(s.d);
+            for (int j = 0; j < s.d; j++) {
+                for (int i = 0; i < s.d; i++) z[j] += b.part(u, 2)[(size_t)j * s.d + i] * q[i] * w.scale();
+                base += q[j] * w.scale() * b.part(u, 0)[j];
+                const double y = j < rank ? z[j] * b.part(u, 3)[j] : 0;
+                more += j < rank ? y * y / 12 : z[j] * z[j] * b.part(u, 4)[j];
+                spread += std::fabs(y) * (1 << bits);
+            }
+            const truth t = attend(w, u, h, near);
+            double sum = 0;
+            for (int row = sinks; row < end; row++) {
+                double x = base + more / 2;
+                for (int j = 0; j < rank; j++) x += z[j] * b.part(u, 3)[j] * ((double)code_at(w, yb, table, u, row, j) - (1 << (bits - 1)) + 0.5);
+                const double e1 = std::fabs(gl[((size_t)u * s.group + h) * s.len + row] - x) / (4e-6 * (spread + std::fabs(base) + more) + 1e-6);
+                if (!(e1 <= 1)) worst = std::isnan(e1) ? INFINITY : std::max(worst, e1), why = "logits ";
+                share[h][row] = x;
+                sum += std::exp(x - t.m);
+            }
+            total[h] = t.m + std::log(t.l + sum);
+            far[h] = sum / (t.l + sum);
+            for (int row = sinks; row < end; row++) top[row] = std::max(top[row], share[h][row] - total[h]), share[h][row] = std::exp(share[h][row] - total[h]);
+        }
+        // what is not on the list weighs at most eps, and with one bin less it would be more
+        const double cut = std::min(std::log(eps / (double)n_far), -1e-3), width = -cut / 512;
+        std::vector<char> chosen(len, 0);
+        double least = 0;
+        for (int i = 0; i < nh[u]; i++) {
+            const int row = lh[(size_t)u * s.len + i];
+            if (row < sinks || row >= end || chosen[row] || (i && row <= lh[(size_t)u * s.len + i - 1])) { worst = INFINITY, why = "list"; break; }
+            chosen[row] = 1;
+            least = std::min(least, top[row]);
+        }
+        bool tight = nh[u] == 0;
+        std::string loose;
+        for (int h = 0; h < s.group; h++) {
+            double left = 0, with_last = 0;
+            for (int row = sinks; row < end; row++) {
+                left += chosen[row] ? 0 : share[h][row];
+                with_last += chosen[row] && top[row] > least + width + 1e-4 ? 0 : share[h][row];
+            }
+            if (!(left <= eps + 1e-4)) worst = INFINITY, why = "left " + std::to_string(left);
+            if (std::fabs(left - un[u * s.group + h]) > 1e-3 && nh[u] > 0) worst = INFINITY, why = "unread " + std::to_string(left) + " and " + std::to_string(un[u * s.group + h]);
+            tight |= with_last > eps - 1e-4;
+            loose += ", " + std::to_string(left) + " to " + std::to_string(with_last) + " of " + std::to_string(far[h]);
+        }
+        for (int row = sinks; row < end; row++)
+            if (nh[u] && !chosen[row] && top[row] > least + width + 1e-4) worst = INFINITY, why = "a larger share left out";
+        if (!tight) worst = INFINITY, why += " more than needed: " + std::to_string(nh[u]) + " rows, least " + std::to_string(least) + loose;
+        if (kh[u] != (nh[u] ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR)) worst = INFINITY, why = "kind";
+    }
+    report(worst <= 1, "choose " + name_of(s) + text, why + " worst " + std::to_string(worst));
+    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    report(list.get() == lh && n_list.get() == nh && list.guarded() && n_list.guarded() && logits.guarded(), "same list twice " + name_of(s) + text, "list or guard");
+}
+
+// ---- paper and audit ----
+
+static void check_paper(const shape &s)
+{
+    world w(s);
+    array<float> score(w.n_units, 0xff);
+    array<uint8_t> kinds(w.n_units, 0xff);
+    attn_cuda_paper a = {};
+    a.q = w.q.p, a.tau[0] = 0.0, a.min_len = 8, a.score = score.p, a.kinds = kinds.p;
+    TRY(sr_attn_cuda_paper(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<float> got = score.get();
+    const std::vector<uint8_t> kh = kinds.get();
+    bool good = true;
+    for (int u = 0; u < w.n_units; u++) {
+        double want = 0;
+        for (int h = 0; h < s.group; h++) {
+            double qk = 0, qq = 0, kk = 0;
+            for (int i = 0; i < s.d; i++) {
+                const double x = w.qh[((size_t)u * s.group + h) * s.d + i], y = w.kr(u, 0, i);
+                qk += x * y, qq += x * x, kk += y * y;
+            }
+            want += qk / std::sqrt(qq * kk) / s.group;
+        }
+        good &= std::fabs(got[u] - want) < 1e-6 && kh[u] == (w.len[u / s.n_kv] >= 8 && got[u] > 0 ? CUDA_READ_NONE : CUDA_READ_ALL);
+    }
+    report(good, "paper " + name_of(s), "score or kind");
+}
+
+static void check_audit(const shape &s)
+{
+    world w(s);
+    const int heads = w.n_units * s.group, sinks = 4, window = 48;
+    const float eps = 0.3f;
+    array<float> out((size_t)heads * s.d), o((size_t)heads * s.d), m(heads), l(heads), o2((size_t)heads * s.d), m2(heads), l2(heads), de(std::vector<float>(s.n_seqs, eps));
+    array<uint8_t> kinds(w.n_units);
+    array<attn_cuda_counters> counters(w.n_units);
+    attn_cuda_attend a = {};
+    a.q = w.q.p, a.scale = (float)w.scale(), a.kind = CUDA_READ_NEAR, a.n_sinks = sinks, a.window = window, a.out = out.p, a.state = attn_state{o.p, m.p, l.p};
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    attn_cuda_audit x = {};
+    x.q = w.q.p, x.scale = a.scale, x.fraction = 1, x.n_sinks = sinks, x.window = window, x.keeps_near = 1, x.eps = de.p, x.state = a.state, x.out = out.p;
+    x.dense = attn_state{o2.p, m2.p, l2.p}, x.kinds = kinds.p, x.counters = counters.p;
+    TRY(sr_attn_cuda_audit(&w.c, &w.cache, &x, &err));
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<attn_cuda_counters> got = counters.get();
+    bool good = true;
+    for (int u = 0; u < w.n_units; u++) {
+        const int len = w.len[u / s.n_kv];
+        double unread = 0;
+        uint64_t above = 0;
+        for (int h = 0; h < s.group && len > sinks + window; h++) {
+            const truth near = attend(w, u, h, rows_of(CUDA_READ_NEAR, len, sinks, window, {})), all = attend(w, u, h, rows_of(CUDA_READ_ALL, len, sinks, window, {}));
+            const double x1 = 1 - near.l / all.l * std::exp(near.m - all.m);
+            unread += x1;
+            above += x1 > eps;
+        }
+        const bool routed = len > sinks + window;
+        good &= got[u].audits == (routed ? 1u : 0u) && got[u].cases == (routed ? (uint64_t)s.group : 0u) && got[u].audit_rows == (routed ? (uint64_t)len : 0u);
+        good &= std::fabs(got[u].unread_sum - unread) < 0.02 * s.group && std::llabs((long long)got[u].above_eps - (long long)above) <= 1;
+    }
+    report(good, "audit " + name_of(s), "record");
+}
+
+int main(void)
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
+        printf("1..0 # SKIP no GPU\n");
+        return 0;
+    }
+    plant = getenv("SR_PLANT") != NULL;
+    const bool quick = getenv("SR_QUICK") != NULL;
+    const sr_dtype types[] = {SR_DTYPE_BF16, SR_DTYPE_F16, SR_DTYPE_F8_E4M3, SR_DTYPE_Q8_0};
+    const std::vector<int> all = {CUDA_READ_ALL}, mixed = {CUDA_READ_ALL, CUDA_READ_NONE, CUDA_READ_NEAR, CUDA_READ_LIST, CUDA_READ_NEAR_LIST};
+    for (sr_dtype t : types) {
+        for (int d : {64, 80, 96, 128, 256}) {
+            if (d == 80 && t == SR_DTYPE_Q8_0) continue;
+            check_kinds(shape{d, 4, 2, 1, 777, t}, all, false);
+            check_kinds(shape{d, 12, 5, 3, 301, t}, mixed, true);
+            if (quick) continue;
+            check_kinds(shape{d, 1, 3, 2, 130, t}, mixed, true);
+            check_kinds(shape{d, 7, 2, 2, 1500, t}, mixed, false);
+            check_kinds(shape{d, 16, 1, 1, 5000, t}, all, true);
+            check_kinds(shape{d, 5, 8, 12, 200, t}, mixed, true); // more units than a warp has lanes
+        }
+        check_merge(shape{128, 8, 2, 2, 400, t});
+        check_paper(shape{128, 4, 3, 2, 70, t});
+        check_audit(shape{64, 4, 2, 2, 300, t});
+        check_mass(shape{128, 4, 2, 1, 1200, t}, 32, 4, 0.1f);
+        if (quick) continue;
+        check_mass(shape{64, 3, 3, 2, 900, t}, 16, 4, 0.3f);
+        check_mass(shape{128, 8, 8, 20, 150, t}, 32, 8, 0.2f); // more units than blocks
+        check_mass(shape{96, 16, 2, 1, 2000, t}, 24, 4, 0.02f);
+    }
+    for (int len : {1, 15, 16, 17, 63, 64, 65}) check_kinds(shape{128, 4, 2, 1, len, SR_DTYPE_BF16}, mixed, true);
+    if (!quick) check_kinds(shape{128, 4, 1, 1, 20000, SR_DTYPE_BF16}, all, true); // one unit over all blocks: merged in two levels
+    if (!quick) check_kinds(shape{64, 2, 30, 10, 90, SR_DTYPE_F16}, mixed, true);  // a line: blocks cross units
+    printf("1..%d\n%d passed, %d failed, 0 skipped\n", passed + failed, passed, failed);
+    return failed != 0;
+}
