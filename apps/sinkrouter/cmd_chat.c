@@ -52,7 +52,10 @@ static sr_status add_message(struct chat *c, sr_role role, const char *s, size_t
 
 static void drop_messages(struct chat *c, int32_t keep)
 {
-    while (c->n_messages > keep) free((char *)c->messages[--c->n_messages].text);
+    while (c->n_messages > keep) {
+        free((char *)c->messages[--c->n_messages].text);
+        free((char *)c->messages[c->n_messages].reasoning);
+    }
 }
 
 static sr_status clear(struct chat *c, sr_error *err)
@@ -101,36 +104,53 @@ static sr_status continue_tokens(struct chat *c, struct ids *out, sr_error *err)
     return st;
 }
 
+/* A template drops the thinking of earlier turns, so what the session holds is not what comes next: the last answer is
+ * read again without it. */
 static sr_status take_turn(struct chat *c, struct answer *a, sr_error *err)
 {
     struct ids whole = {0}, part = {0};
     int32_t held = sr_session_len(c->t.session);
+    int forgets = c->t.thinking && c->knows_all, with_thinking = sr_talk_mode(&c->t, c->messages, c->n_messages);
     sr_status st = c->knows_all || held == 0 ? render(c, c->messages, c->n_messages, &whole, err) : SR_OK;
     int is_usable = whole.v && begins_with(&whole, sr_session_tokens(c->t.session), held);
-    if (!st && !is_usable && held > 0) st = continue_tokens(c, &part, err);
+    if (!st && !is_usable && !forgets && held > 0) st = continue_tokens(c, &part, err);
     if (!st && !part.v && !whole.v) st = render(c, c->messages, c->n_messages, &whole, err);
     const struct ids *next = part.v ? &part : &whole;
     if (!st) {
         sr_prompt_show_ids(&c->t, next->v, next->n);
-        st = sr_talk_answer(&c->t, next->v, next->n, a, err);
+        st = sr_talk_answer(&c->t, next->v, next->n, with_thinking, a, err);
     }
     sr_tokens_free(whole.v);
     free(part.v);
     return st;
 }
 
-static void keep_answer(struct chat *c, const struct answer *a)
+/* Takes the answer's texts over. */
+static void keep_answer(struct chat *c, struct answer *a)
 {
     struct answer *grown = realloc(c->answers, ((size_t)c->n_answers + 1) * sizeof *grown);
-    if (!grown) return; /* --stats then lacks it */
-    c->answers = grown;
-    c->answers[c->n_answers++] = *a;
+    if (grown) c->answers = grown;
+    if (grown) c->answers[c->n_answers++] = *a;
+    if (!grown) sr_answer_free(a); /* --stats then lacks it */
+}
+
+/* The answer as a message, its thinking beside it. */
+static sr_status add_answer(struct chat *c, const struct answer *a, sr_error *err)
+{
+    struct text reasoning = {0};
+    const struct text *kept = &c->t.out.kept;
+    sr_status st = add_message(c, SR_ROLE_ASSISTANT, kept->data ? kept->data : "", kept->bytes, err);
+    if (st || !a->reasoning.bytes) return st;
+    st = sr_text_add(&reasoning, "", a->reasoning.data, a->reasoning.bytes, err);
+    c->messages[c->n_messages - 1].reasoning = reasoning.data;
+    c->messages[c->n_messages - 1].reasoning_bytes = reasoning.bytes;
+    return st;
 }
 
 /* Asks and prints. A prompt that does not fit is said and forgotten: the conversation goes on. */
 static sr_status ask(struct chat *c, const char *text, size_t bytes, sr_error *err)
 {
-    struct answer a;
+    struct answer a = {0};
     struct text message = {0};
     int32_t before = c->n_messages;
     sr_status st = SR_OK;
@@ -144,13 +164,16 @@ static sr_status ask(struct chat *c, const char *text, size_t bytes, sr_error *e
         drop_messages(c, before);
         return SR_OK;
     }
-    if (st) return st;
+    if (st) {
+        sr_answer_free(&a);
+        return st;
+    }
     sr_text_free(&c->first);
     sr_stream_raw(&c->t.out, "\n");
-    keep_answer(c, &a);
     if (!c->t.o->no_timings) sr_summary_show(&a);
-    return add_message(c, SR_ROLE_ASSISTANT, c->t.out.kept.data ? c->t.out.kept.data : "",
-                       c->t.out.kept.bytes, err);
+    st = add_answer(c, &a, err);
+    keep_answer(c, &a);
+    return st;
 }
 
 /* ---- commands
@@ -210,9 +233,24 @@ static void show_help(void)
     sr_say("/help            this text");
     sr_say("/clear           forget the conversation and free its cache");
     sr_say("/route [M [X]]   show or set the mode: dense, mass EPS, paper TAU, window");
+    sr_say("/think, /no_think  alone: thinking on or off from here on; in a message: for this turn");
     sr_say("/stats           context used and the last answer's numbers");
     sr_say("/quit            end (also Ctrl-D)");
     sr_say("a line that ends in \\ goes on in the next one; Ctrl-C stops an answer");
+}
+
+/* Qwen3's switches are words of a message; alone on a line they are for all turns to come. */
+static int is_switched_message(const char *line)
+{
+    size_t n = strcspn(line, " \t\n");
+    if (!((n == 6 && memcmp(line, "/think", n) == 0) || (n == 9 && memcmp(line, "/no_think", n) == 0))) return 0;
+    return line[n + strspn(line + n, " \t\n")] != '\0';
+}
+
+static void set_think(struct chat *c, int on)
+{
+    if (c->t.thinks == SR_THINKS_CHOICE) c->t.chat.think = on;
+    sr_say("%s", c->t.thinks != SR_THINKS_CHOICE ? "this model's thinking cannot be switched" : on ? "thinking on" : "thinking off");
 }
 
 /* A line that begins with a slash. 1: quit. */
@@ -228,6 +266,8 @@ static int command(struct chat *c, const char *line, sr_status *st, sr_error *er
         set_route(c, line + n);
     else if (n == 6 && memcmp(line, "/stats", n) == 0)
         show_stats(c);
+    else if ((n == 6 && memcmp(line, "/think", n) == 0) || (n == 9 && memcmp(line, "/no_think", n) == 0))
+        set_think(c, n == 6);
     else
         sr_say("unknown command; /help lists them");
     return 0;
@@ -263,7 +303,7 @@ static sr_status converse(struct chat *c, sr_error *err)
         warned = 0;
         size_t blank = strspn(line.data, " \t");
         if (line.data[blank] == '\0') continue;
-        if (line.data[0] == '/') {
+        if (line.data[0] == '/' && !is_switched_message(line.data)) {
             if (command(c, line.data, &st, err)) break;
             continue;
         }
@@ -327,6 +367,7 @@ int sr_cmd_chat(const struct options *o, sr_error *err)
     sr_line_input_free(c.input);
     drop_messages(&c, 0);
     free(c.messages);
+    for (int32_t i = 0; i < c.n_answers; i++) sr_answer_free(&c.answers[i]);
     free(c.answers);
     sr_text_free(&c.system);
     sr_text_free(&c.first);

@@ -14,7 +14,7 @@
 
 /* Tokens of the whole prompt: through the chat template, or raw. */
 static sr_status tokens_of(const struct talk *t, const struct text *prompt, int32_t **ids, int32_t *n,
-                           sr_error *err)
+                           int *with_thinking, sr_error *err)
 {
     if (!t->use_template)
         return sr_tokenize(t->model, prompt->data, prompt->bytes, sr_setup_bos(t->o), 1, ids, n, err);
@@ -24,6 +24,7 @@ static sr_status tokens_of(const struct talk *t, const struct text *prompt, int3
     sr_message m[2] = {{.role = SR_ROLE_SYSTEM, .text = system.data, .bytes = system.bytes},
                        {.role = SR_ROLE_USER, .text = prompt->data, .bytes = prompt->bytes}};
     int skip = system.bytes == 0;
+    *with_thinking = sr_talk_mode(t, m + skip, 2 - skip);
     st = sr_chat_tokens(t->model, &t->chat, m + skip, 2 - skip, ids, n, err);
     sr_text_free(&system);
     return st;
@@ -40,14 +41,15 @@ static sr_status answer_prompt(struct talk *t, struct answer *a, sr_error *err)
 {
     struct text prompt;
     int32_t *ids = NULL, n = 0;
+    int with_thinking = 0;
     sr_status st = sr_prompt_text(&prompt, t, err);
     if (st) return st;
-    st = tokens_of(t, &prompt, &ids, &n, err);
+    st = tokens_of(t, &prompt, &ids, &n, &with_thinking, err);
     if (!st && n == 0) st = sr_refuse(err, SR_ERR_USAGE, "-p: the prompt has no tokens");
     if (!st) {
         sr_prompt_show_ids(t, ids, n);
         if (t->o->display_prompt) show_prompt(t, prompt.data);
-        st = sr_talk_answer(t, ids, n, a, err);
+        st = sr_talk_answer(t, ids, n, with_thinking, a, err);
     }
     if (!st && t->out.kept.bytes && t->out.kept.data[t->out.kept.bytes - 1] != '\n')
         sr_stream_raw(&t->out, "\n");
@@ -72,12 +74,13 @@ static int finish(struct talk *t, const struct answer *a, sr_error *err)
 int sr_cmd_run(const struct options *o, sr_error *err)
 {
     struct talk t;
-    struct answer a;
+    struct answer a = {0};
     if (!o->prompt && !o->file)
         return sr_refuse(err, SR_ERR_USAGE, "-p: missing; give a prompt, a document with -f, or both");
     int rc = (int)sr_talk_open(&t, o, err);
     if (!rc) rc = (int)answer_prompt(&t, &a, err);
     if (!rc) rc = finish(&t, &a, err);
+    sr_answer_free(&a);
     sr_talk_close(&t);
     return rc;
 }

@@ -81,14 +81,19 @@ struct options {
     /* text in */
     const char *prompt, *file, *system, *system_file, *chat_template, *chat_template_file,
         *chat_template_kwargs;
+    enum on_off think, show_thinking;
+    int64_t think_budget; /* -1: no limit */
+    const char *think_message, *reasoning_format;
     int64_t file_tokens, offset;
     int escape, no_escape, conversation, no_conversation, single_turn;
     enum on_off bos;
     struct text_list stops;
 
     /* sampling */
-    double temp, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
-    int64_t top_k, repeat_last_n, seed;
+    double temp, top_p, min_p; /* -1: not given */
+    double repeat_penalty, presence_penalty, frequency_penalty;
+    int64_t top_k; /* -1: not given */
+    int64_t repeat_last_n, seed;
     int greedy, ignore_eos;
     const char *samplers;
 

@@ -203,29 +203,38 @@ static sr_status sampler_order(char *out, size_t out_bytes, const char *given, s
     return SR_OK;
 }
 
-sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab,
+uint64_t sr_setup_seed(const struct options *o)
+{
+    /* 32 bits of a random seed: short enough to be typed again. */
+    uint64_t seed = o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
+    if (o->seed < 0 && !o->greedy && o->temp != 0) sr_note("seed %llu", (unsigned long long)seed);
+    return seed;
+}
+
+sr_status sr_setup_sampler(sr_sampler **out, uint64_t seed, const struct options *o, const sr_model *m, int thinking,
                            sr_error *err)
 {
     sr_sampler_options s = sr_sampler_options_default();
+    sr_model_info info;
     char order[256];
-    s.temperature = o->greedy ? 0.0f : (float)o->temp;
-    s.top_p = (float)o->top_p;
-    s.min_p = (float)o->min_p;
-    s.top_k = (int32_t)o->top_k;
+    sr_model_get_info(m, &info);
+    sr_sampler_advice(m, thinking, &s);
+    if (o->temp >= 0) s.temperature = (float)o->temp;
+    if (o->greedy) s.temperature = 0;
+    if (o->top_p >= 0) s.top_p = (float)o->top_p;
+    if (o->min_p >= 0) s.min_p = (float)o->min_p;
+    if (o->top_k >= 0) s.top_k = (int32_t)o->top_k;
     s.repeat_penalty = (float)o->repeat_penalty;
     s.presence_penalty = (float)o->presence_penalty;
     s.frequency_penalty = (float)o->frequency_penalty;
     s.repeat_last_n = (int32_t)o->repeat_last_n;
-    /* 32 bits of a random seed: short enough to be typed again. */
-    s.seed = o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
+    s.seed = seed;
     if (o->samplers) {
         sr_status st = sampler_order(order, sizeof order, o->samplers, err);
         if (st) return st;
         s.order = order;
     }
-    *seed = s.seed;
-    if (o->seed < 0 && s.temperature > 0) sr_note("seed %llu", (unsigned long long)s.seed);
-    return sr_sampler_new(out, &s, n_vocab, err);
+    return sr_sampler_new(out, &s, info.n_vocab, err);
 }
 
 sr_bos sr_setup_bos(const struct options *o)

@@ -17,8 +17,11 @@ void sr_setup_warn_tau(const sr_route_options *r, int32_t len);
 /* Routing for a mode by name (NULL: --route, or the library's default), with the first of each list. */
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err);
 sr_status sr_setup_session(sr_session_options *out, const struct options *o, sr_error *err);
-sr_status sr_setup_sampler(sr_sampler **out, uint64_t *seed, const struct options *o, int32_t n_vocab,
+/* What the flags say, the rest as the model's authors advise for answers with or without thinking, or as the library has it.
+ * *seed: the one to use; sr_setup_seed draws it where none was given. */
+sr_status sr_setup_sampler(sr_sampler **out, uint64_t seed, const struct options *o, const sr_model *m, int thinking,
                            sr_error *err);
+uint64_t sr_setup_seed(const struct options *o);
 sr_status sr_setup_dtype(sr_dtype *out, const char *name, sr_error *err);
 /* Tokens of one prefill batch: the smaller of -ub and -b. */
 int32_t sr_setup_batch(int64_t batch, int64_t ubatch);

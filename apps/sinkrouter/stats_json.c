@@ -100,6 +100,18 @@ static json_t *routing(const sr_route_stats *r)
     return j;
 }
 
+static json_t *thinking_json(const struct answer *a)
+{
+    json_t *j = json_object();
+    put_count(j, "tokens", a->thinking.thinking);
+    put_count(j, "answer_tokens", a->thinking.answer);
+    put_count(j, "forced_tokens", a->thinking.forced);
+    json_object_set_new(j, "ended_by_budget", json_boolean(a->thinking.ended_by_budget));
+    json_object_set_new(j, "open", json_boolean(a->thinking.is_open));
+    json_object_set_new(j, "reasoning_content", json_stringn(a->reasoning.data ? a->reasoning.data : "", a->reasoning.bytes));
+    return j;
+}
+
 static json_t *answer_json(const struct answer *a)
 {
     const sr_session_stats *s = &a->stats;
@@ -115,6 +127,7 @@ static json_t *answer_json(const struct answer *a)
     json_object_set_new(j, "prefill_per_second", share(1e3 * (double)s->prefill_tokens, s->prefill_ms));
     json_object_set_new(j, "decode_per_second", share(1e3 * (double)s->decode_tokens, s->decode_ms));
     json_object_set_new(j, "routing", routing(&s->route));
+    if (a->thinks) json_object_set_new(j, "thinking", thinking_json(a));
     return j;
 }
 

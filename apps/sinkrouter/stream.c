@@ -26,13 +26,13 @@ void sr_stream_restart(struct stream *s)
 {
     s->hold = (sr_utf8_hold){0};
     s->n_held = 0;
-    s->is_stopped = 0;
+    s->is_stopped = s->skips_newlines = 0;
     sr_text_free(&s->kept);
 }
 
 static void write_all(struct stream *s, const char *data, size_t n)
 {
-    while (n && !s->error) {
+    while (n && !s->error && s->fd >= 0) {
         ssize_t w = write(s->fd, data, n);
         if (w < 0 && errno == EINTR) continue;
         if (w <= 0) {
@@ -53,6 +53,8 @@ void sr_stream_raw(struct stream *s, const char *text)
 static sr_status release(struct stream *s, size_t n, sr_error *err)
 {
     if (n == 0) return SR_OK;
+    if (s->before) write_all(s, s->before, strlen(s->before));
+    s->before = NULL;
     write_all(s, s->held, n);
     sr_status st = sr_text_add(&s->kept, "", s->held, n, err);
     memmove(s->held, s->held + n, s->n_held - n);
@@ -79,10 +81,28 @@ static size_t find_stop(const struct stream *s, size_t *keep)
     return first;
 }
 
+static size_t newlines_at_end(const struct stream *s)
+{
+    size_t n = 0;
+    while (n < s->n_held && s->held[s->n_held - 1 - n] == '\n') n++;
+    return n;
+}
+
+static void skip_newlines(struct stream *s)
+{
+    size_t n = strspn(s->held, "\n");
+    memmove(s->held, s->held + n, s->n_held - n + 1);
+    s->n_held -= n;
+    if (s->n_held) s->skips_newlines = 0;
+}
+
 /* Takes n more characters' bytes, already whole, at the end of held. */
 static sr_status settle(struct stream *s, sr_error *err)
 {
+    s->held[s->n_held] = '\0';
+    if (s->skips_newlines) skip_newlines(s);
     size_t keep, at = find_stop(s, &keep);
+    if (s->drops_newlines && newlines_at_end(s) > keep) keep = newlines_at_end(s);
     if (at == SIZE_MAX) return release(s, s->n_held - keep, err);
     s->is_stopped = 1;
     sr_status st = release(s, at, err);
@@ -92,7 +112,7 @@ static sr_status settle(struct stream *s, sr_error *err)
 
 static sr_status make_room(struct stream *s, size_t more, sr_error *err)
 {
-    if (s->n_held + more <= s->held_room) return SR_OK;
+    if (s->n_held + more + 1 <= s->held_room) return SR_OK; /* and a terminator */
     size_t room = 2 * (s->n_held + more) + 64;
     char *grown = realloc(s->held, room);
     if (!grown) return sr_refuse(err, SR_ERR_RESOURCE, "no memory for %zu bytes of output", room);
@@ -117,5 +137,6 @@ sr_status sr_stream_finish(struct stream *s, sr_error *err)
     if (st) return st;
     s->n_held += sr_utf8_finish(&s->hold, s->held + s->n_held);
     st = settle(s, err);
+    if (s->drops_newlines) s->n_held -= newlines_at_end(s);
     return st || s->is_stopped ? st : release(s, s->n_held, err);
 }

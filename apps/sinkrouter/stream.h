@@ -10,9 +10,12 @@
 #include "text_source.h"
 
 struct stream {
-    int fd;
+    int fd;                      /* -1: nothing is written, only kept */
     int error;                   /* errno of the write that failed, or 0 */
     int is_stopped;              /* a stop text has come */
+    int skips_newlines;          /* those before the first other character are dropped; set by the caller */
+    const char *before;          /* written before the first character; set by the caller */
+    int drops_newlines;          /* those at the end too */
     const char *const *stops[2]; /* two NULL-terminated lists, borrowed; either may be NULL */
     struct text kept;            /* all that was written */
     sr_utf8_hold hold;

@@ -48,4 +48,7 @@ void sr_summary_show(const struct answer *a)
                      100.0 * (double)r->units_open / (double)r->units);
     }
     sr_note("%s", text);
+    if (a->thinks && (a->thinking.thinking || a->thinking.forced))
+        sr_note("thinking %d tok%s%s, answer %d tok", a->thinking.thinking,
+                a->thinking.ended_by_budget ? ", ended by the budget" : "", a->thinking.is_open ? ", not ended" : "", a->thinking.answer);
 }

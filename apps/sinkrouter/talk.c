@@ -7,6 +7,7 @@
 #include "interrupt.h"
 #include "progress.h"
 #include "setup.h"
+#include "talk_think.h"
 
 #include <errno.h>
 #include <math.h>
@@ -66,7 +67,8 @@ static sr_status pick_template(struct talk *t, const char *const **stop_texts, s
                          "the model has no chat template; give --chat-template NAME, or use run");
     }
     t->use_template = 1;
-    return sr_chat_template_check(t->model, &t->chat, stop_texts, err);
+    st = sr_chat_template_check(t->model, &t->chat, stop_texts, err);
+    return st ? st : sr_talk_think_open(t, err);
 }
 
 static sr_status list_stops(struct talk *t, sr_error *err)
@@ -149,18 +151,23 @@ sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
     if (st) return st;
     st = pick_template(t, &stop_texts, err);
     if (!st) st = list_stops(t, err);
-    if (!st) st = sr_setup_sampler(&t->sampler, &t->seed, o, t->info.n_vocab, err);
+    if (!st) t->seed = sr_setup_seed(o);
+    for (int i = 0; i < 2 && !st; i++) st = sr_setup_sampler(&t->sampler[i], t->seed, o, t->model, i, err);
     if (!st) st = open_session(t, err);
     if (!st && o->ignore_eos && !(t->logits = malloc((size_t)t->info.n_vocab * sizeof *t->logits)))
         st = sr_refuse(err, SR_ERR_RESOURCE, "no memory for %d logits", t->info.n_vocab);
     sr_stream_init(&t->out, 1, t->stop_list, stop_texts);
+    sr_stream_init(&t->thoughts, t->thoughts_shown ? 1 : -1, NULL, NULL);
+    t->thoughts.drops_newlines = 1;
     return st;
 }
 
 void sr_talk_close(struct talk *t)
 {
     sr_stream_fini(&t->out);
-    sr_sampler_free(t->sampler);
+    sr_stream_fini(&t->thoughts);
+    sr_thinking_free(t->thinking);
+    for (int i = 0; i < 2; i++) sr_sampler_free(t->sampler[i]);
     sr_session_free(t->session);
     sr_model_close(t->model);
     for (int i = 0; i < LIST_MAX; i++) sr_text_free(&t->stop_texts[i]);
@@ -182,7 +189,7 @@ static const float *logits_without_end(struct talk *t)
     return t->logits;
 }
 
-static sr_status show_token(struct talk *t, int32_t id, sr_error *err)
+static sr_status push_token(struct talk *t, struct stream *to, int32_t id, sr_error *err)
 {
     char small[256], *bytes = small;
     size_t n = sr_token_text(t->model, id, t->o->special, small, sizeof small);
@@ -191,27 +198,44 @@ static sr_status show_token(struct talk *t, int32_t id, sr_error *err)
             return sr_refuse(err, SR_ERR_RESOURCE, "no memory for a token of %zu bytes", n);
         sr_token_text(t->model, id, t->o->special, bytes, n);
     }
-    sr_status st = sr_stream_push(&t->out, bytes, n, err);
+    sr_status st = sr_stream_push(to, bytes, n, err);
     if (bytes != small) free(bytes);
     return st;
 }
 
+/* Shows a token where it belongs: thinking apart from the answer. */
+static sr_status show_token(struct talk *t, int32_t id, sr_error *err)
+{
+    sr_part part;
+    sr_status st = sr_talk_think_push(t, id, &part, err);
+    if (st || part == SR_PART_MARK) return st;
+    return push_token(t, part == SR_PART_THOUGHT ? &t->thoughts : &t->out, id, err);
+}
+
+/* The next token: one that ends thinking, or the sampler's. */
+static sr_status next_token(struct talk *t, int with_thinking, int32_t *id, sr_error *err)
+{
+    *id = t->thinking ? sr_thinking_forced(t->thinking) : -1;
+    if (*id >= 0) return SR_OK;
+    return sr_sampler_next(t->sampler[with_thinking], logits_without_end(t), sr_session_tokens(t->session),
+                           sr_session_len(t->session), id, err);
+}
+
 /* Decodes until something ends the answer. */
-static sr_status generate(struct talk *t, struct answer *a, sr_error *err)
+static sr_status generate(struct talk *t, int with_thinking, struct answer *a, sr_error *err)
 {
     for (;;) {
         int32_t id;
         if (t->o->n_predict >= 0 && a->generated >= t->o->n_predict) return a->stop = STOP_LIMIT, SR_OK;
         if (sr_interrupt_pending()) return a->stop = STOP_SIGNAL, SR_OK;
-        sr_status st = sr_sampler_next(t->sampler, logits_without_end(t), sr_session_tokens(t->session),
-                                       sr_session_len(t->session), &id, err);
+        sr_status st = next_token(t, with_thinking, &id, err);
         if (st) return st;
         int is_end = sr_token_is_end(t->model, id);
         if (!is_end || t->o->special) st = show_token(t, id, err);
         if (st) return st;
         if (is_end) return a->stop = STOP_END, SR_OK;
         a->generated++;
-        if (t->out.error) return a->stop = STOP_OUTPUT, SR_OK;
+        if (t->out.error || t->thoughts.error) return a->stop = STOP_OUTPUT, SR_OK;
         if (sr_session_len(t->session) == sr_session_n_ctx(t->session)) return a->stop = STOP_FULL, SR_OK;
         /* The last token is decoded too: the session then holds the whole answer, for the next turn and for
          * --session. */
@@ -220,7 +244,7 @@ static sr_status generate(struct talk *t, struct answer *a, sr_error *err)
     }
 }
 
-sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct answer *a, sr_error *err)
+sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, int with_thinking, struct answer *a, sr_error *err)
 {
     int32_t n_ctx = sr_session_n_ctx(t->session);
     *a = (struct answer){.prompt_tokens = n, .stop = STOP_SIGNAL};
@@ -229,6 +253,7 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct a
                          "the prompt has %d tokens, the context %d (-c; the model was trained for %d)", n,
                          n_ctx, t->info.n_ctx_train);
     sr_stream_restart(&t->out);
+    sr_talk_think_begin(t, ids, n);
     sr_session_stats_reset(t->session);
     sr_status st = sr_model_limit_threads(t->model, t->batch_threads, err);
     if (!st) st = sr_session_sync(t->session, ids, n, sr_progress_show, NULL, &a->reused, err);
@@ -238,9 +263,9 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct a
     sr_setup_warn_tau(&t->route, sr_session_len(t->session));
     if (sr_session_len(t->session) == n) {
         st = sr_model_limit_threads(t->model, t->decode_threads, err);
-        if (!st) st = generate(t, a, err);
-        sr_status finished = sr_stream_finish(&t->out, err);
-        if (!st) st = finished;
+        if (!st) st = generate(t, with_thinking, a, err);
+        sr_status thought = sr_talk_think_end(t, a, err), finished = sr_stream_finish(&t->out, err);
+        if (!st) st = thought ? thought : finished;
         if (t->out.error) a->stop = STOP_OUTPUT;
     }
     sr_session_get_stats(t->session, &a->stats);

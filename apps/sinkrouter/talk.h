@@ -23,14 +23,22 @@ struct answer {
     int32_t prompt_tokens, reused, prefilled, generated;
     enum stop_reason stop;
     sr_session_stats stats;
+    int thinks; /* thinking was followed: the counts are of this answer */
+    sr_thinking_counts thinking;
+    struct text reasoning; /* owned */
 };
+void sr_answer_free(struct answer *a);
 
 struct talk {
     const struct options *o;
     sr_model *model;
     sr_model_info info;
     sr_session *session;
-    sr_sampler *sampler;
+    sr_sampler *sampler[2]; /* for answers without and with thinking */
+    sr_thinks thinks;
+    sr_thinking *thinking;  /* NULL: the model does not think, or its thinking is left in the text */
+    struct stream thoughts;
+    int thoughts_shown, thoughts_open;
     sr_route_options route;
     uint64_t seed;
     int use_template; /* apply the chat template */
@@ -47,8 +55,10 @@ struct talk {
 
 /* Opens all of it; says what happened on standard error. */
 sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err);
-/* Answers ids[0..n): keeps what the session has of it, prefills the rest, decodes. */
-sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, struct answer *a, sr_error *err);
+/* Answers ids[0..n): keeps what the session has of it, prefills the rest, decodes. with_thinking: see sr_talk_mode. */
+sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, int with_thinking, struct answer *a, sr_error *err);
+/* Whether the answer to these messages will begin with thinking, as far as one can tell. */
+int sr_talk_mode(const struct talk *t, const sr_message *msgs, int32_t n_msgs);
 /* --session: nothing without it. */
 sr_status sr_talk_save(struct talk *t, sr_error *err);
 void sr_talk_close(struct talk *t);

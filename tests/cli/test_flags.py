@@ -15,7 +15,8 @@ BASE = {"run": ["-p", "x"], "chat": [], "bench": [], "perplexity": ["-f", TEXT],
 SAMPLES = {"N": "2", "N,..": "1,2", "MODE": "window", "MODE,..": "dense,window", "TYPE": "q8_0", "TYPE,..": "f16,q8_0",
            "TEXT": "x", "WHEN": "on", "on|off": "off", "E": "0.2", "E,..": "0.1,0.2", "D": "0.1", "D,..": "0,0.1", "T": "0.5", "T,..": "0.4,0.5",
            "R": "8", "R,..": "8,16", "P": "0.5", "X": "1.5", "SHARE": "0.5", "NAME": "chatml", "P,N": "16,8",
-           "FORMAT": "md", "JSON": "{}", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn", "DEVICE": "none"}
+           "FORMAT": "md", "JSON": "{}", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn", "DEVICE": "none",
+           "HOW": "none"}
 BY_FLAG = {"--samplers": "top_k;temperature", "-fa": "on,off", "-lm": "mmap", "--load-mode": "mmap",
            "--route-tau-file": TAU, "-ngl": "all"}
 
@@ -123,7 +124,7 @@ def version():
 @test
 def wrong_values_name_the_flag():
     negative = {"-n", "--predict", "--n-predict", "-s", "--seed", "--repeat-last-n", "--presence-penalty",
-                "--frequency-penalty", "--route-tau", "--yarn-ext-factor"}
+                "--frequency-penalty", "--route-tau", "--yarn-ext-factor", "--think-budget"}
     numeric = {"N", "N,..", "E", "E,..", "T", "T,..", "R", "R,..", "P", "X", "SHARE", "SECONDS", "CHARS", "0|1", "4|8", "P,N"}
     n = 0
     for command, flag, value in first_names(WORKS + OURS):
