@@ -108,8 +108,8 @@ size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cud
     w->share_l = (float *)take(base, &used, parts * 16, 4);
     w->bins = (uint32_t *)take(base, &used, units * CHOOSE_BINS * 16, 4);
     w->rows_below = (uint32_t *)take(base, &used, parts * CHOOSE_BINS, 4);
-    w->bin_of = (uint16_t *)take(base, &used, units * (size_t)l->max_len, 2);
-    w->max_len = l->max_len;
+    w->max_len = (l->max_len + 7) / 8 * 8; // read 16 bytes at a time
+    w->bin_of = (uint16_t *)take(base, &used, units * (size_t)w->max_len, 2);
     return used;
 }
 

@@ -50,10 +50,14 @@ attend_kernel *attend_f16(int d, int nt);
 attend_kernel *attend_f8(int d, int nt);
 attend_kernel *attend_q8(int d, int nt);
 
-// One block an SM. 16-bit rows under way fill the registers of 8 warps; 8-bit ones are half as many and more work each,
-// which 16 warps hide better.
-__host__ __device__ constexpr int attend_warps(int d, int nt, int t) { return !is_wide(t) && d * nt <= 128 ? 16 : 8; }
-__host__ __device__ constexpr int attend_tiles(int d, int nt, int t) { return is_wide(t) && d * nt <= 64 ? 2 : 1; }
+// One block an SM. Long 16-bit rows under way fill the registers of 8 warps; short and 8-bit ones are less in registers and
+// more work for each byte, which more warps hide.
+__host__ __device__ constexpr int attend_warps(int d, int nt, int t)
+{
+    return d * nt <= (is_wide(t) ? 80 : 128) ? 16 : is_wide(t) && d * nt <= 96 ? 12 : 8;
+}
+// Tiles of 16 rows that a warp has under way.
+__host__ __device__ constexpr int attend_tiles(int d, int nt, int t) { return !is_wide(t) && d * nt <= 64 ? 2 : 1; }
 __host__ __device__ constexpr size_t attend_smem(int d, int nt, int t)
 {
     return (size_t)attend_warps(d, nt, t) * (size_t)(d / 4 * nt) * WARP * sizeof(float);

@@ -190,7 +190,7 @@ static __device__ __forceinline__ float cut_of(float eps, int32_t n_far)
 template <int BITS, int NT> static __device__ void fill_bins(const choose_params &p, const part &x, int item, uint16_t *bin_of, choose_space &s)
 {
     constexpr int HEADS = NT == 4 ? 2 : 1;
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x % WARP, g = lane >> 2, t = lane & 3;
     const float cut = cut_of(x.eps, max(x.end - x.first, 1)), per_nat = CHOOSE_BINS / -cut;
     for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x) s.bins[i] = 0;
     for (int i = threadIdx.x; i < CHOOSE_BINS; i += blockDim.x) s.rows[i] = 0;
@@ -231,19 +231,10 @@ template <int BITS, int NT> static __device__ void fill_bins(const choose_params
     uint32_t *bins = p.w.bins + (int64_t)x.u * CHOOSE_BINS * 16;
     for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x)
         if (s.bins[i]) atomicAdd(&bins[i], s.bins[i]);
-    if (w == 0) { // rows in bins up to each
-        uint32_t before = 0;
-        for (int i = 0; i < CHOOSE_BINS; i += WARP) {
-            uint32_t sum = s.rows[i + lane];
-#pragma unroll
-            for (int j = 1; j < WARP; j *= 2) {
-                const uint32_t y = __shfl_up_sync(~0u, sum, j);
-                if (lane >= j) sum += y;
-            }
-            p.w.rows_below[(int64_t)item * CHOOSE_BINS + i + lane] = before + sum;
-            before += __shfl_sync(~0u, sum, WARP - 1);
-        }
-    }
+    static_assert(CHOOSE_BINS == CHOOSE_THREADS, "one bin a thread"); // rows in bins up to each
+    int32_t all;
+    const int32_t own = (int32_t)s.rows[threadIdx.x];
+    p.w.rows_below[(int64_t)item * CHOOSE_BINS + threadIdx.x] = (uint32_t)(sum_before(own, s.sums, &all) + own);
 }
 
 // ---- the choice ----
@@ -296,25 +287,25 @@ static __device__ void find_end(const choose_params &p, const part &x, choose_sp
     __syncthreads();
 }
 
+// Eight neighbouring rows a thread.
 static __device__ void write_list(const choose_params &p, const part &x, const uint16_t *bin_of, choose_space &s)
 {
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP;
     int32_t *list = p.a.list + x.u * p.a.list_stride, at = s.offset;
     const int first = max(x.first, x.page0 * SR_PAGE_ROWS), end = min(x.end, x.page1 * SR_PAGE_ROWS);
-    for (int base = first; base < end; base += CHOOSE_THREADS) {
-        const int row = base + threadIdx.x;
-        const bool kept = row < end && bin_of[row] < s.end;
-        const unsigned mask = __ballot_sync(~0u, kept);
-        __syncthreads();
-        if (lane == 0) s.sums[w] = __popc(mask);
-        __syncthreads();
-        int32_t before = 0, all = 0;
-        for (int i = 0; i < CHOOSE_WARPS; i++) {
-            before += i < w ? s.sums[i] : 0;
-            all += s.sums[i];
+    for (int base = first & ~7; base < end; base += 8 * CHOOSE_THREADS) {
+        const int row = base + 8 * threadIdx.x;
+        unsigned kept = 0;
+        if (row < end) {
+            const uint4 bins = *(const uint4 *)(bin_of + row);
+            const uint32_t words[4] = {bins.x, bins.y, bins.z, bins.w};
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (row + i >= first && row + i < end && (int)(words[i / 2] >> i % 2 * 16 & 0xffffu) < s.end) kept |= 1u << i;
         }
-        if (kept) list[at + before + __popc(mask & ((1u << lane) - 1u))] = row;
+        int32_t all, before = sum_before(__popc(kept), s.sums, &all);
+        for (; kept; kept &= kept - 1) list[at + before++] = row + __ffs(kept) - 1;
         at += all;
+        __syncthreads();
     }
 }
 

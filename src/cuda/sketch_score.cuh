@@ -7,6 +7,7 @@
 #ifndef SR_CUDA_SKETCH_SCORE_CUH
 #define SR_CUDA_SKETCH_SCORE_CUH
 
+#include "cuda/attn_deal.cuh"
 #include "cuda/sketch_parts.cuh"
 
 namespace sr {
