@@ -96,6 +96,10 @@ $(BUILD)/%.o: %.cu | deps
 	@mkdir -p $(@D)
 	$(CUDA_HOME)/bin/nvcc $(NVCCFLAGS) -c $< -o $@
 
+# With CUDA=1: build/bench/attn_gpu, and build/tests/cuda/test_cuda_attn by the rule of the tests.
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsinkrouter.a
+	$(CC) $(SAN) -o $@ $^ $(LDLIBS)
+
 $(BUILD)/libsinkrouter.a: $(LIB_OBJ)
 	@rm -f $@
 	$(AR) rcs $@ $^

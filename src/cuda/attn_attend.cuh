@@ -470,7 +470,7 @@ __device__ __forceinline__ void merge_blocks(const attend_params &p, const share
         const int32_t from = level == 0 ? near : 0, step = level == 0 ? 1 : stride;
         const int32_t parts = level == 0 ? min(n - near, stride) : (n + stride - 1) / stride;
         if (!is_last(level == 0 ? p.done_1 + slot_of_part(s, near) : p.done + s.u, (unsigned)parts, ms)) return;
-        merge_parts<NT, attend_warps(D, NT, T) == 16 ? 4 : 8>(p, s, from, step, parts, order, n_heads, words, red, ms);
+        merge_parts<NT, T == ELEM_Q8 ? 2 : attend_warps(D, NT, T) == 16 ? 4 : 8>(p, s, from, step, parts, order, n_heads, words, red, ms);
     }
     const float v_scale = T != ELEM_F8 ? 1.0f : p.cache.v_scale ? F8_UNIT * p.cache.v_scale[u % p.n_kv_heads] : F8_UNIT;
 #pragma unroll 1

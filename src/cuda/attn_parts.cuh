@@ -54,7 +54,7 @@ attend_kernel *attend_q8(int d, int nt);
 // more work for each byte, which more warps hide.
 __host__ __device__ constexpr int attend_warps(int d, int nt, int t)
 {
-    return d * nt <= (is_wide(t) ? 80 : 128) ? 16 : is_wide(t) && d * nt <= 96 ? 12 : 8;
+    return d * nt <= (is_wide(t) ? 80 : 128) ? 16 : 8;
 }
 // Tiles of 16 rows that a warp has under way.
 __host__ __device__ constexpr int attend_tiles(int d, int nt, int t) { return !is_wide(t) && d * nt <= 64 ? 2 : 1; }
