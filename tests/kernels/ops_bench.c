@@ -214,13 +214,15 @@ static void bench_shape(int32_t n_units, int32_t group, int32_t d, sr_dtype type
     sr_check_free_buffers(&c);
 }
 
-void sr_ops_bench(int n_threads)
+void sr_ops_bench(int n_threads, const char *only)
 {
     if (n_threads == 1) bench_clock = CLOCK_THREAD_CPUTIME_ID;
     static const int32_t shapes[][3] = {{8, 4, 128}, {3, 3, 64}, {2, 7, 64}};
     static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     for (int i = 0; i < 3; i++)
-        for (int t = 0; t < 3; t++)
+        for (int t = 0; t < 3; t++) {
+            if (only && strcmp(only, sr_check_type_name(types[t])) != 0) continue;
             for (int32_t len = 4096; len <= 32768; len *= len == 4096 ? 2 : 4)
                 bench_shape(shapes[i][0], shapes[i][1], shapes[i][2], types[t], len, n_threads);
+        }
 }

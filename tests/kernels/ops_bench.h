@@ -6,7 +6,7 @@
 #ifndef SR_TESTS_KERNELS_OPS_BENCH_H
 #define SR_TESTS_KERNELS_OPS_BENCH_H
 
-/* All shapes, on n_threads threads (0: one per core). */
-void sr_ops_bench(int n_threads);
+/* All shapes, on n_threads threads (0: one per core); of all types, or of the one named. */
+void sr_ops_bench(int n_threads, const char *only);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The attention ops as a whole: what they read, that the thread count and the split change nothing, that states merge.
- * test_attn_ops --bench [THREADS] times them instead.
+ * test_attn_ops --bench [THREADS [TYPE]] times them instead.
  */
 #include "ops_bench.h"
 #include "ops_units.h"
@@ -370,7 +370,7 @@ int main(int argc, char **argv)
         {"state merge is associative", test_merge},
     };
     if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
-        sr_ops_bench(argc > 2 ? atoi(argv[2]) : 0);
+        sr_ops_bench(argc > 2 ? atoi(argv[2]) : 0, argc > 3 ? argv[3] : NULL);
         return 0;
     }
     return sr_ops_main(tests, sizeof(tests) / sizeof(tests[0]), argc, argv);

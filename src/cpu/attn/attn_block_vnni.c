@@ -13,19 +13,17 @@
 
 enum { ROWS = 16, BLOCK_BYTES = 18, MAX_BLOCKS = SR_ATTN_MAX_DIM / SR_KV_BLOCK };
 
-/* One block of a head's query, four elements to a lane; and -8 times its sums, since codes stand for themselves less 8. */
-struct query_block { int32_t high[8], low[8], high_start, low_start; };
-struct query { float scale; struct query_block block[MAX_BLOCKS]; };
+/* One block of a head's query, four elements to a lane. */
+struct query_block { int32_t high[8], low[8]; };
+/* start: -8 times the sum of a block's elements, since codes stand for themselves less 8. */
+struct query { float scale; int32_t start[MAX_BLOCKS]; struct query_block block[MAX_BLOCKS]; };
 
-/* 16 whole numbers as pairs of bytes: x = 256 high + low. */
-SR_INLINE void split16(__m512i x, int32_t *high, int32_t *low, __m512i *high_sum, __m512i *low_sum)
+/* 16 whole numbers as pairs of bytes: x = 256 high + low. The low byte of x, taken with its sign, is low. */
+SR_INLINE void split16(__m512i x, int32_t *high, int32_t *low)
 {
     const __m512i top = _mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8);
-    const __m512i rest = _mm512_sub_epi32(x, _mm512_slli_epi32(top, 8));
-    *high_sum = _mm512_add_epi32(*high_sum, top);
-    *low_sum = _mm512_add_epi32(*low_sum, rest);
     _mm_storeu_si128((__m128i *)(void *)high, _mm512_cvtepi32_epi8(top));
-    _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(rest));
+    _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(x));
 }
 
 /* A query with NaN or an infinity gets a NaN scale. */
@@ -41,13 +39,21 @@ static void split_query(const float *q, int32_t d, struct query *out)
     const int bad = _mm512_cmp_ps_mask(zeros, zeros, _CMP_UNORD_Q) != 0;
     const __m512 inverse = _mm512_set1_ps(isfinite(one_over) && !bad ? one_over : 0.0f);
     out->scale = bad ? NAN : max / 32512.0f;
-    for (int32_t i = 0; i < d; i += SR_KV_BLOCK) {
-        struct query_block *b = &out->block[i / SR_KV_BLOCK];
-        __m512i high = _mm512_setzero_si512(), low = high;
-        for (int32_t j = 0; j < 2; j++)
-            split16(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(q + i + 16 * j), inverse)), b->high + 4 * j, b->low + 4 * j, &high, &low);
-        b->high_start = -8 * _mm512_reduce_add_epi32(high);
-        b->low_start = -8 * _mm512_reduce_add_epi32(low);
+    for (int32_t b = 0; b < d / SR_KV_BLOCK; b += 4) { /* four sums at once: whole numbers below 2^24, exact as floats */
+        __m512 sum[4];
+        SR_UNROLL for (int j = 0; j < 4; j++) {
+            sum[j] = _mm512_setzero_ps();
+            if (b + j >= d / SR_KV_BLOCK) continue;
+            struct query_block *to = &out->block[b + j];
+            const float *from = q + (b + j) * SR_KV_BLOCK;
+            const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from), inverse));
+            const __m512i y = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + 16), inverse));
+            split16(x, to->high, to->low);
+            split16(y, to->high + 4, to->low + 4);
+            sum[j] = _mm512_cvtepi32_ps(_mm512_add_epi32(x, y));
+        }
+        const __m128 four = _mm_mul_ps(sr_sum4_avx512(sum[0], sum[1], sum[2], sum[3]), _mm_set1_ps(-8));
+        _mm_storeu_si128((__m128i *)(void *)&out->start[b], _mm_cvtps_epi32(four));
     }
 }
 
@@ -80,9 +86,9 @@ SR_INLINE void turn_codes(const uint8_t *const *row, size_t at, __m512i *code)
 }
 
 /* Products of a block of 16 rows with one head's query, in steps of its scale. */
-SR_INLINE __m512 block_products(const __m512i *code, const struct query_block *q)
+SR_INLINE __m512 block_products(const __m512i *code, const struct query_block *q, int32_t start)
 {
-    __m512i high = _mm512_set1_epi32(q->high_start), low = _mm512_set1_epi32(q->low_start);
+    __m512i high = _mm512_setzero_si512(), low = _mm512_set1_epi32(start);
     SR_UNROLL for (int i = 0; i < 8; i++) {
         high = _mm512_dpbusd_epi32(high, code[i], _mm512_set1_epi32(q->high[i]));
         low = _mm512_dpbusd_epi32(low, code[i], _mm512_set1_epi32(q->low[i]));
@@ -104,7 +110,7 @@ static void logits_of_rows(const struct attn_block *a, const struct query *q, sr
         for (int32_t r = n * b / n_blocks; r < n * (b + 1) / n_blocks; r++) sr_prefetch_row_avx512(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0; g < s->group; g++) {
             const __m512 sum = b ? _mm512_loadu_ps(&p[g][i]) : _mm512_setzero_ps();
-            const __m512 x = _mm512_fmadd_ps(block_products(code, &q[g].block[b]), by, sum);
+            const __m512 x = _mm512_fmadd_ps(block_products(code, &q[g].block[b], q[g].start[b]), by, sum);
             _mm512_storeu_ps(&p[g][i], b + 1 < n_blocks ? x : _mm512_mul_ps(x, _mm512_set1_ps(q[g].scale)));
         }
     }
