@@ -25,14 +25,16 @@ SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int
     vec acc[BLOCK_HEADS][BLOCK_ROWS];
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_all(0);
-    for (int32_t i = 0; i < d; i += VEC) {
-        vec k[BLOCK_ROWS];
-        SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) k[r] = vec_value(type, row[r], i);
-        SR_UNROLL for (int g = 0; g < heads; g++) {
-            const vec x = vec_load(q + g * d + i);
-            SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_fma(x, k[r], acc[g][r]);
+    const int32_t step = sr_kv_is_blocked(type) ? SR_KV_BLOCK : VEC;
+    for (int32_t i = 0; i < d; i += step)
+        SR_UNROLL for (int32_t j = 0; j < step; j += VEC) {
+            vec k[BLOCK_ROWS];
+            SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) k[r] = vec_value_at(type, row[r], i, j);
+            SR_UNROLL for (int g = 0; g < heads; g++) {
+                const vec x = vec_load(q + g * d + i + j);
+                SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_fma(x, k[r], acc[g][r]);
+            }
         }
-    }
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) out[g * SR_ATTN_BLOCK + r] = vec_sum(acc[g][r]);
 }
@@ -95,6 +97,7 @@ struct pv_tile { const struct attn_block *a; const float *p; float *o; const flo
 SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, struct pv_tile *t)
 {
     const int32_t d = t->a->shape->head_dim;
+    const int32_t step = sr_kv_is_blocked(type) ? SR_KV_BLOCK : 1; /* the two vectors are parts of one block */
     vec acc[BLOCK_HEADS][2], v[2];
     int32_t i = 0;
     SR_UNROLL for (int g = 0; g < heads; g++)
@@ -103,7 +106,7 @@ SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, st
     for (; i < t->a->n; i++) {
         const uint8_t *row = t->a->v[i];
         if (t->at == 0 && i < t->a->n_next) prefetch_row(t->a->next_k[i], t->a->shape->k_row_bytes);
-        SR_UNROLL for (int j = 0; j < n_vec; j++) v[j] = vec_value(type, row, t->at + VEC * j);
+        SR_UNROLL for (int j = 0; j < n_vec; j++) v[j] = vec_value_at(type, row, t->at / step * step, t->at % step + VEC * j);
         SR_UNROLL for (int g = 0; g < heads; g++) {
             const vec w = vec_all(t->p[g * SR_ATTN_BLOCK + i]);
             SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = vec_fma(w, v[j], acc[g][j]);

@@ -72,7 +72,7 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
             _mm_loadl_epi64((const __m128i *)(const void *)(row + i / 32 * 34 + 2 + i % 32))));
     default: {
         const __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(row + i / 32 * 18 + 2 + i % 16)));
-        const __m256i code = _mm256_and_si256(_mm256_srl_epi32(w, _mm_cvtsi32_si128(i % 32 / 16 * 4)), _mm256_set1_epi32(15));
+        const __m256i code = _mm256_and_si256(i % 32 < 16 ? w : _mm256_srli_epi32(w, 4), _mm256_set1_epi32(15));
         return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
     }
     }

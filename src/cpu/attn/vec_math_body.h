@@ -34,6 +34,14 @@ SR_INLINE vec vec_value(sr_dtype type, const uint8_t *row, int32_t i)
     return sr_kv_is_blocked(type) ? vec_mul(x, vec_all(vec_scale(type, row, i))) : x;
 }
 
+/* The same, elements [i + j, i + j + VEC): where j is a constant below 32 and i a multiple of 32, most of the work on a
+ * blocked type's addresses is the compiler's, and the vectors of a block share its scale. */
+SR_INLINE vec vec_value_at(sr_dtype type, const uint8_t *row, int32_t i, const int32_t j)
+{
+    if (!sr_kv_is_blocked(type)) return vec_value(type, row, i + j);
+    return vec_value(type, row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), j);
+}
+
 /* A whole row as floats; d is a multiple of 8. */
 SR_INLINE void vec_unpack(sr_dtype type, const uint8_t *row, int32_t d, float *out)
 {
