@@ -61,12 +61,13 @@ static void put_machine(json_t *j, const struct bench_test *t)
     put(j, "poll", json_integer(0));
     put(j, "type_k", json_string(t->type_k));
     put(j, "type_v", json_string(t->type_v));
-    put(j, "n_gpu_layers", json_integer(0));
+    const int is_gpu = strncmp(t->model->backend, "cuda", 4) == 0;
+    put(j, "n_gpu_layers", json_integer(is_gpu ? t->model->n_layers : 0));
     put(j, "split_mode", json_string("none"));
     put(j, "main_gpu", json_integer(0));
     put(j, "no_kv_offload", json_false());
     put(j, "flash_attn", json_string(t->flash));
-    put(j, "devices", json_string("none"));
+    put(j, "devices", json_string(is_gpu ? "CUDA" : "none"));
     put(j, "tensor_split", json_string("0.00"));
     put(j, "tensor_buft_overrides", json_string("none"));
     put(j, "use_mmap", json_boolean(t->model->is_mapped));
@@ -128,6 +129,7 @@ json_t *sr_bench_row(const struct bench_test *t)
     put(j, "n_prompt", json_integer(t->n_prompt));
     put(j, "n_gen", json_integer(t->n_gen));
     put(j, "n_depth", json_integer(t->n_depth));
+    put(j, "fill", json_string(t->is_random ? "random" : "prefill"));
     put(j, "n_parallel", json_integer(t->n_parallel));
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     put(j, "test_time", json_string(when));
@@ -176,7 +178,9 @@ static void cell_test(char *dst, size_t n, const json_t *row)
     double p = sr_field(row, "n_prompt"), g = sr_field(row, "n_gen"), d = sr_field(row, "n_depth");
     char depth[40] = "";
     if (sr_field(row, "n_parallel") > 1) snprintf(depth, sizeof depth, " x%.0f", sr_field(row, "n_parallel"));
-    if (d > 0) snprintf(depth + strlen(depth), sizeof depth - strlen(depth), " @ d%.0f", d);
+    const char *fill = json_string_value(json_object_get(row, "fill"));
+    if (d > 0)
+        snprintf(depth + strlen(depth), sizeof depth - strlen(depth), " @ d%.0f%s", d, fill && *fill == 'r' ? " random" : "");
     if (p > 0 && g > 0)
         snprintf(dst, n, "pp%.0f+tg%.0f%s", p, g, depth);
     else

@@ -15,6 +15,7 @@ struct bench_test {
     const char *type_k, *type_v, *flash;
     int64_t n_batch, n_ubatch;
     int64_t n_prompt, n_gen, n_depth;
+    int is_random; /* the cache at this depth holds random numbers */
     int32_t n_parallel; /* sessions that decode together; rates are of all of them */
     sr_route_options route;
     int64_t n_samples;

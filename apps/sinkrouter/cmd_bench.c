@@ -46,6 +46,7 @@ static sr_status go_to_depth(const struct bench *b, sr_session *s, int32_t depth
     sr_status st = SR_OK;
     if (len > depth) st = sr_session_truncate(s, depth, err);
     if (st || len >= depth) return st;
+    if (b->o->fill) return sr_session_fill_random(s, depth, 1, err);
     st = sr_session_prefill(s, b->corpus.ids + len, depth - len, sr_progress_show, NULL, &done, err);
     sr_progress_clear();
     return st;
@@ -132,6 +133,7 @@ static sr_status run_test(struct bench *b, int32_t depth, int32_t p, int32_t n, 
     b->test.n_prompt = p;
     b->test.n_gen = n;
     b->test.n_depth = depth;
+    b->test.is_random = b->o->fill && depth > 0;
     b->test.n_parallel = b->parallel;
     b->test.stats = n ? &stats.route : NULL;
     b->test.compared = NULL;

@@ -137,6 +137,8 @@ const struct flag sr_flag_table[] = {
     {"-r --repetitions", "N", FLAG_INT, CMD_BENCH, AT(repetitions), 1, 10000, 0, NULL,
      "runs of each test (default 5)"},
     {"--delay", "SECONDS", FLAG_INT, CMD_BENCH, AT(delay), 0, 3600, 0, NULL, "pause between tests"},
+    {"--fill", "FILL", FLAG_NAME, CMD_BENCH, AT(fill), 0, 0, 0, "random",
+     "random: the cache at a depth holds random numbers, made at once, not a prefill"},
     {"--no-warmup", NULL, FLAG_SET, CMD_BENCH, AT(no_warmup), 1, 0, 0, NULL, "no untimed first run"},
     {"-b --batch-size", "N", FLAG_INTS, TALK | CMD_PERPLEXITY | CMD_CALIBRATE, AT(batch), 1, INT_TOP, 1, NULL,
      "upper limit of -ub (default 2048)"},

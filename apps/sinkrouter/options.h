@@ -103,6 +103,7 @@ struct options {
     struct pair_list prompt_gen;
     int64_t repetitions, delay;
     int no_warmup, profile, speed;
+    const char *fill; /* bench: "random" or NULL */
     const char *task;
     int64_t needles;
 

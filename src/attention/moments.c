@@ -144,6 +144,27 @@ void sr_moments_note(struct moments *m, int32_t layer, int is_key, int64_t pos0,
     if (*from < *to) c[is_key ? K_COUNT : Q_COUNT] += *to - *from;
 }
 
+void sr_moments_make_plain(struct moments *m)
+{
+    const struct moments_shape *s = &m->shape;
+    const int64_t all = SR_MOMENTS_LAST - SR_MOMENTS_FIRST, d = s->head_dim;
+    const double n_q = (double)all * (s->n_heads / s->n_kv_heads) / (double)d; /* queries are divided by sqrt(d) */
+    memset(m->sums, 0, sr_moments_sums_bytes(m));
+    for (size_t u = 0; u < sr_moments_units(s); u++) {
+        double *unit = m->sums + u * sr_moments_unit(s);
+        for (int64_t i = 0; i < d; i++) {
+            unit[i * d + i] = n_q;
+            unit[d * d + i * d + i] = (double)all;
+        }
+    }
+    for (int32_t l = 0; l < s->n_layers; l++) {
+        int64_t *c = m->counts + l * N_COUNTS;
+        c[Q_NEXT] = c[K_NEXT] = SR_MOMENTS_LAST;
+        c[Q_COUNT] = c[K_COUNT] = all;
+        c[Q_HELD] = c[K_HELD] = 0;
+    }
+}
+
 double *sr_moments_sums(struct moments *m)
 {
     return m->sums;

@@ -41,6 +41,8 @@ void sr_moments_add_k(struct moments *m, struct pool *pool, int32_t layer, const
 /* The counting alone, for rows whose products somebody else adds to a copy of the sums: of positions [pos0, pos0 + n)
  * those in [*from, *to) count and were not counted before. */
 void sr_moments_note(struct moments *m, int32_t layer, int is_key, int64_t pos0, int32_t n, int64_t *from, int64_t *to);
+/* Complete at once, as if all coordinates were independent and of variance 1: for caches of random numbers. */
+void sr_moments_make_plain(struct moments *m);
 double *sr_moments_sums(struct moments *m); /* [n_layers][n_kv_heads][2 d d + d]: M_q, M_k (elements j >= i), m_k */
 size_t sr_moments_sums_bytes(const struct moments *m);
 /* Whether anything is still to be collected for the layer, and whether all of it has been for all layers. */

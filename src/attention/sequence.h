@@ -71,6 +71,8 @@ void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos
 sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer,
                          float *q, float *out, sr_error *err);
 
+/* Holds len random rows afterwards and nothing else: to measure speed without a prefill. */
+sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed, sr_error *err);
 /* What queries are multiplied by. */
 float sr_attn_scale(const struct attention *a);
 

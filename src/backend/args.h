@@ -51,8 +51,8 @@ struct rope_spec {
     double magnitude;      /* cos and sin are multiplied by it (YaRN); else 1 */
 };
 
-/* In place on x [n][heads][head_dim]; position of row t is pos0 + t, and plus *pos where that is given. Angles in
- * double. `spec` is the host's. */
+/* In place on x [n][heads][head_dim] and, where given, on x2 likewise; position of row t is pos0 + t, and plus *pos
+ * where that is given. Angles in double. `spec` is the host's. */
 struct rope_args {
     float *x;
     const struct rope_spec *spec;
@@ -60,6 +60,9 @@ struct rope_args {
     int32_t n, heads, head_dim;
     int64_t pos0;
     const int32_t *pos;
+    float *x2;
+    int64_t stride2;
+    int32_t heads2;
 };
 
 /* h[t][i] = silu(gate[t][i]) * up[t][i]; h may be gate. */

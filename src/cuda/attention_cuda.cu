@@ -148,6 +148,7 @@ static void append(struct backend *b, const struct device_rows_args *a) { append
 static void prefill(struct backend *b, const struct device_rows_args *a)
 {
     const struct device_cache *cache = a->cache;
+    sr_cuda_of(b)->acts_of = NULL;
     const struct attn_cuda_cache rows = layer_of(cache, a->layer);
     const struct prefill_params p = {rows.k_page, rows.v_page, a->q, a->out, cache->shape.k_type, cache->max_pages, cache->n_kv_heads,
                                      cache->shape.group, cache->shape.head_dim, a->n, a->pos0,
@@ -243,6 +244,7 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
 static void step(struct backend *b, const struct device_step_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    c->acts_of = NULL; /* out may be anything */
     const struct attn_cuda call = common(c, a->cache);
     const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
     sr_error err;

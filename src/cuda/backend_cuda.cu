@@ -48,6 +48,7 @@ static uint64_t mem_available(struct backend *b)
 
 sr_status sr_cuda_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err)
 {
+    sr_cuda_of(b)->acts_of = NULL;
     const cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
     if (e == cudaSuccess) return SR_OK;
     *out = NULL;
@@ -66,6 +67,7 @@ void sr_cuda_delete(struct backend *b, void *block)
 static void mem_clear(struct backend *b, void *dst, size_t bytes)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    c->acts_of = NULL;
     sr_cuda_note(c, cudaMemsetAsync(dst, 0, bytes, c->stream), "clear");
 }
 
@@ -73,6 +75,7 @@ static void mem_clear(struct backend *b, void *dst, size_t bytes)
 static void upload(struct backend *b, void *dst, const void *src, size_t bytes)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    c->acts_of = NULL;
     sr_cuda_note(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
 }
 
@@ -98,6 +101,7 @@ static sr_status record_begin(struct backend *b, sr_error *err)
     const cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
     if (e != cudaSuccess) return sr_cuda_fail(e, "recording a step", err);
     c->recording = true;
+    c->acts_of = NULL;
     c->recordings++;
     return SR_OK;
 }
@@ -107,6 +111,7 @@ static sr_status record_end(struct backend *b, struct recording **out, sr_error 
     struct backend_cuda *c = sr_cuda_of(b);
     cudaGraph_t graph = NULL;
     c->recording = false;
+    c->acts_of = NULL;
     cudaError_t e = cudaStreamEndCapture(c->stream, &graph);
     if (e != cudaSuccess) return c->fault.status != SR_OK ? (*err = c->fault, c->fault.status) : sr_cuda_fail(e, "recording a step", err);
     struct recording *r = static_cast<struct recording *>(sr_alloc_zero(1, sizeof *r));
@@ -127,6 +132,7 @@ static sr_status record_end(struct backend *b, struct recording **out, sr_error 
 static void replay(struct backend *b, struct recording *r)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    c->acts_of = NULL;
     sr_cuda_note(c, cudaGraphLaunch(r->exec, c->stream), "replaying a step");
 }
 

@@ -29,6 +29,7 @@ struct backend_cuda {
     bool overlaps; /* kernels may be launched dependently */
     bool recording;
     uint64_t recordings; /* begun so far */
+    const float *acts_of; /* whose codes the scratch holds (acts_cuda.h); NULL: nobody's */
     cudaStream_t stream;
     struct matmul_cuda *matmul;
     struct rope_cuda *rope;
@@ -57,7 +58,11 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
 sr_status sr_cuda_matmul_init(struct backend_cuda *c, sr_error *err);
 void sr_cuda_matmul_fini(struct backend_cuda *c);
 
+uint8_t *sr_cuda_acts(struct backend_cuda *c); /* sr_cuda_acts_bytes of scratch, for rows up to the width */
+int64_t sr_cuda_acts_width(const struct backend_cuda *c);
+
 /* matvec_cuda.cu */
+size_t sr_cuda_acts_bytes(int64_t max_in);
 void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, int32_t t0, int32_t n);
 
 /* smallops_cuda.cu */

@@ -43,6 +43,7 @@ void sr_cuda_embed(struct backend *b, const struct embed_args *a)
     struct backend_cuda *c = sr_cuda_of(b);
     const struct cuda_planes p = *sr_planes_of(a->w);
     const int64_t n_in = a->w->n_in;
+    c->acts_of = NULL;
     const dim3 groups((unsigned)a->n, (unsigned)((p.groups + 63) / 64));
     const dim3 elements((unsigned)a->n, (unsigned)((n_in + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS));
     switch (a->w->dtype) {

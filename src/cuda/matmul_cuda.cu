@@ -22,8 +22,8 @@ struct matmul_cuda {
     cublasLtHandle_t lt;
     cublasLtMatmulDesc_t desc[2]; /* bf16, f32 */
     __nv_bfloat16 *x, *tile;      /* [max_n][max_in]; rows of weights */
-    void *workspace;
-    int64_t x_elems;
+    void *workspace, *acts;       /* acts: codes of a few tokens of max_in */
+    int64_t x_elems, max_in;
     struct plan plans[N_PLANS];
     int next; /* plans found so far; a new one takes the place of the oldest */
 };
@@ -57,8 +57,27 @@ void sr_cuda_matmul_fini(struct backend_cuda *c)
     sr_cuda_delete(&c->base, m->x);
     sr_cuda_delete(&c->base, m->tile);
     sr_cuda_delete(&c->base, m->workspace);
+    sr_cuda_delete(&c->base, m->acts);
     sr_free(m);
     c->matmul = NULL;
+}
+
+uint8_t *sr_cuda_acts(struct backend_cuda *c) { return static_cast<uint8_t *>(c->matmul->acts); }
+
+int64_t sr_cuda_acts_width(const struct backend_cuda *c) { return c->matmul->max_in; }
+
+static sr_status reserve_acts(struct backend_cuda *c, int64_t max_in, sr_error *err)
+{
+    struct matmul_cuda *m = c->matmul;
+    void *acts;
+    if (max_in <= m->max_in) return SR_OK;
+    SR_TRY(sr_cuda_new(&c->base, &acts, sr_cuda_acts_bytes(max_in), "matmul scratch", err));
+    sr_cuda_delete(&c->base, m->acts);
+    m->acts = acts;
+    c->acts_of = NULL;
+    m->max_in = max_in;
+    c->base.generation++;
+    return SR_OK;
 }
 
 sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err)
@@ -67,6 +86,7 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
     struct matmul_cuda *m = c->matmul;
     (void)max_out;
     SR_TRY(sr_cuda_rope_reserve(c, max_n, err));
+    SR_TRY(reserve_acts(c, max_in, err));
     if (max_n < GEMM_MIN_TOKENS || max_n * max_in <= m->x_elems) return SR_OK;
     void *x;
     SR_TRY(sr_cuda_new(b, &x, (size_t)(max_n * max_in) * sizeof *m->x, "matmul scratch", err));
@@ -235,6 +255,7 @@ void sr_cuda_matmul(struct backend *b, const struct matmul_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
     const int64_t n_in = a->w[0]->n_in;
+    for (int i = 0; a->n >= GEMM_MIN_TOKENS && i < a->n_weights; i++) c->acts_of = c->acts_of == a->y[i] ? NULL : c->acts_of;
     if (a->n < GEMM_MIN_TOKENS) {
         for (int32_t t = 0, n; t < a->n; t += n) {
             n = a->n - t >= MATVEC_TOKENS ? MATVEC_TOKENS : 1;

@@ -4,7 +4,7 @@
  * angles of the rotary embedding are computed in double once per (spec, positions) and kept, since every layer of a
  * pass asks for the same ones.
  */
-#include "cuda/device_cuda.h"
+#include "cuda/acts_cuda.h"
 
 #include <assert.h>
 #include <string.h>
@@ -23,7 +23,7 @@ static __device__ float block_sum(float x)
     return x;
 }
 
-struct norm_params { const float *x, *add, *w; float *sum, *y; int64_t d; float eps; };
+struct norm_params { const float *x, *add, *w; float *sum, *y; uint8_t *acts; int64_t d; float eps; };
 
 /* y = norm(x + add) * w; x + add is stored to `sum`. Without `add`, of x alone. */
 static __global__ void norm_kernel(const struct norm_params p)
@@ -38,7 +38,11 @@ static __global__ void norm_kernel(const struct norm_params p)
     }
     const float scale = 1.0f / sqrtf(block_sum(squares) / (float)p.d + p.eps);
     const float *from = p.add ? p.sum : p.x; /* each thread reads what it wrote */
-    for (int64_t i = threadIdx.x; i < p.d; i += blockDim.x) p.y[row + i] = from[row + i] * scale * p.w[i];
+    for (int64_t i = threadIdx.x; i < p.d; i += blockDim.x) {
+        const float y = from[row + i] * scale * p.w[i];
+        p.y[row + i] = y;
+        if (p.acts) quantize_group(acts_at(p.acts, p.d / 32, 0), y, i / 32, (int)i % 32); /* whole warps: d % 32 == 0 */
+    }
 }
 
 static void launch_norm(struct backend_cuda *c, const struct norm_params *p, int64_t rows)
@@ -50,24 +54,29 @@ static void launch_norm(struct backend_cuda *c, const struct norm_params *p, int
 
 void sr_cuda_norm(struct backend *b, const struct norm_args *a)
 {
-    const struct norm_params p = {a->x, NULL, a->w, NULL, a->y, a->d, a->eps};
-    launch_norm(sr_cuda_of(b), &p, (int64_t)a->n * a->heads);
+    struct backend_cuda *c = sr_cuda_of(b);
+    const struct norm_params p = {a->x, NULL, a->w, NULL, a->y, sr_cuda_acts_for(c, a->y, a->d, a->n * a->heads), a->d, a->eps};
+    launch_norm(c, &p, (int64_t)a->n * a->heads);
 }
 
 void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n)
 {
     assert(a->x == n->x && a->d == n->d && n->heads == 1);
-    const struct norm_params p = {a->x, a->y, n->w, a->x, n->y, n->d, n->eps};
-    launch_norm(sr_cuda_of(b), &p, n->n);
+    struct backend_cuda *c = sr_cuda_of(b);
+    const struct norm_params p = {a->x, a->y, n->w, a->x, n->y, sr_cuda_acts_for(c, n->y, n->d, n->n), n->d, n->eps};
+    launch_norm(c, &p, n->n);
 }
 
 /* ---- silu_mul, add ---- */
 
-static __global__ void silu_kernel(const float *gate, const float *up, float *h, int64_t n)
+static __global__ void silu_kernel(const float *gate, const float *up, float *h, uint8_t *acts, int64_t n)
 {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     sr_grid_begin();
-    if (i < n) h[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    if (i >= n) return;
+    const float y = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    h[i] = y;
+    if (acts) quantize_group(acts_at(acts, n / 32, 0), y, i / 32, (int)i % 32);
 }
 
 static __global__ void add_kernel(float *x, const float *y, int64_t n)
@@ -81,13 +90,16 @@ static dim3 blocks_for(int64_t n) { return dim3((unsigned)((n + SR_CUDA_THREADS 
 
 void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a)
 {
+    struct backend_cuda *c = sr_cuda_of(b);
     const int64_t n = a->d * a->n;
-    sr_cuda_launch(sr_cuda_of(b), "silu_mul", silu_kernel, blocks_for(n), dim3(SR_CUDA_THREADS), 0, a->gate, a->up, a->h, n);
+    uint8_t *acts = sr_cuda_acts_for(c, a->h, a->d, a->n);
+    sr_cuda_launch(c, "silu_mul", silu_kernel, blocks_for(n), dim3(SR_CUDA_THREADS), 0, a->gate, a->up, a->h, acts, n);
 }
 
 void sr_cuda_add(struct backend *b, const struct add_args *a)
 {
     const int64_t n = a->d * a->n;
+    sr_cuda_of(b)->acts_of = NULL;
     sr_cuda_launch(sr_cuda_of(b), "add", add_kernel, blocks_for(n), dim3(SR_CUDA_THREADS), 0, a->x, a->y, n);
 }
 
@@ -118,17 +130,20 @@ static __global__ void angle_kernel(const __grid_constant__ struct angle_params 
     p.sin[at * half + i] = (float)(s * p.spec.magnitude);
 }
 
-static __global__ void rope_kernel(float *x, int64_t stride, int heads, int head_dim, int half, int neox, const float *cos_at,
-                                   const float *sin_at)
+struct rope_params { float *x[2]; int64_t stride[2]; int heads[2], head_dim, half, neox; const float *cos, *sin; };
+
+static __global__ void rope_kernel(const struct rope_params p)
 {
     sr_grid_begin();
-    const int at = blockIdx.y * blockDim.x + threadIdx.x;
-    if (at >= heads * half) return;
+    const int at = blockIdx.y * blockDim.x + threadIdx.x, half = p.half, neox = p.neox;
     const int64_t t = blockIdx.x;
-    const int h = at / half, i = at % half;
-    float *v = x + t * stride + (int64_t)h * head_dim;
+    int h = at / half;
+    const int i = at % half, second_array = h >= p.heads[0];
+    h -= second_array ? p.heads[0] : 0;
+    if (h >= p.heads[second_array]) return;
+    float *v = p.x[second_array] + t * p.stride[second_array] + (int64_t)h * p.head_dim;
     float *first = neox ? v + i : v + 2 * i, *second = neox ? v + i + half : v + 2 * i + 1;
-    const float c = cos_at[t * half + i], s = sin_at[t * half + i], a = *first, b = *second;
+    const float c = p.cos[t * half + i], s = p.sin[t * half + i], a = *first, b = *second;
     *first = a * c - b * s;
     *second = a * s + b * c;
 }
@@ -158,12 +173,14 @@ void sr_cuda_rope(struct backend *b, const struct rope_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
     if (a->spec->kind == ROPE_NONE) return;
+    c->acts_of = NULL;
     assert(a->n <= c->rope->max_n && a->spec->n_dims <= 2 * MAX_HALF);
     find_angles(c, a);
     const int half = a->spec->n_dims / 2;
-    const dim3 grid((unsigned)a->n, (unsigned)((a->heads * half + 127) / 128));
-    sr_cuda_launch(c, "rope", rope_kernel, grid, dim3(128), 0, a->x, a->stride, a->heads, a->head_dim, half, a->spec->kind == ROPE_NEOX,
-                   c->rope->cos, c->rope->sin);
+    const struct rope_params p = {{a->x, a->x2}, {a->stride, a->stride2}, {a->heads, a->x2 ? a->heads2 : 0}, a->head_dim, half,
+                                  a->spec->kind == ROPE_NEOX, c->rope->cos, c->rope->sin};
+    const dim3 grid((unsigned)a->n, (unsigned)(((p.heads[0] + p.heads[1]) * half + 127) / 128));
+    sr_cuda_launch(c, "rope", rope_kernel, grid, dim3(128), 0, p);
 }
 
 sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *err)

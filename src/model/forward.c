@@ -169,12 +169,9 @@ static void qkv(struct forward *f, const struct layer_weights *y, int32_t n)
 static void rotate(struct forward *f, int64_t row, int32_t n, int64_t pos0, const int32_t *pos)
 {
     const struct model_config *c = f->c;
-    struct rope_args a = {.x = f->q + row * f->q_dim, .spec = &c->rope, .stride = f->q_dim, .n = n, .heads = c->n_heads,
-                          .head_dim = c->head_dim, .pos0 = pos0, .pos = pos};
-    f->b->ops->rope(f->b, &a);
-    a.x = f->k + row * f->kv_dim;
-    a.stride = f->kv_dim;
-    a.heads = c->n_kv_heads;
+    const struct rope_args a = {.x = f->q + row * f->q_dim, .spec = &c->rope, .stride = f->q_dim, .n = n, .heads = c->n_heads,
+                          .head_dim = c->head_dim, .pos0 = pos0, .pos = pos, .x2 = f->k + row * f->kv_dim, .stride2 = f->kv_dim,
+                          .heads2 = c->n_kv_heads};
     f->b->ops->rope(f->b, &a);
 }
 

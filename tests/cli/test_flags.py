@@ -16,7 +16,7 @@ SAMPLES = {"N": "2", "N,..": "1,2", "MODE": "window", "MODE,..": "dense,window",
            "TEXT": "x", "WHEN": "on", "on|off": "off", "E": "0.2", "E,..": "0.1,0.2", "D": "0.1", "D,..": "0,0.1", "T": "0.5", "T,..": "0.4,0.5",
            "R": "8", "R,..": "8,16", "P": "0.5", "X": "1.5", "SHARE": "0.5", "NAME": "chatml", "P,N": "16,8",
            "FORMAT": "md", "JSON": "{}", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn", "DEVICE": "none",
-           "HOW": "none"}
+           "HOW": "none", "FILL": "random"}
 BY_FLAG = {"--samplers": "top_k;temperature", "-fa": "on,off", "-lm": "mmap", "--load-mode": "mmap",
            "--route-tau-file": TAU, "-ngl": "all"}
 

@@ -134,17 +134,17 @@ static void tiny_case(int32_t head_dim, int32_t group, sr_dtype dtype, const cha
     unlink(path);
 }
 
-/* f32 weights are multiplied in f32; only attention rounds, to f16. */
+/* f32 weights are multiplied in f32; attention rounds to f16, whose 2^-11 a random model multiplies a few times over. */
 static void tiny_models(void **state)
 {
     (void)state;
     need_gpu();
-    tiny_case(64, 1, SR_DTYPE_F32, "llama", 2e-3);
-    tiny_case(64, 3, SR_DTYPE_F32, "qwen2", 2e-3);
-    tiny_case(80, 4, SR_DTYPE_F32, "llama", 2e-3);
-    tiny_case(96, 5, SR_DTYPE_F32, "qwen2", 2e-3);
-    tiny_case(128, 8, SR_DTYPE_F32, "llama", 2e-3);
-    tiny_case(256, 2, SR_DTYPE_F32, "qwen2", 2e-3);
+    tiny_case(64, 1, SR_DTYPE_F32, "llama", 5e-3);
+    tiny_case(64, 3, SR_DTYPE_F32, "qwen2", 5e-3);
+    tiny_case(80, 4, SR_DTYPE_F32, "llama", 5e-3);
+    tiny_case(96, 5, SR_DTYPE_F32, "qwen2", 5e-3);
+    tiny_case(128, 8, SR_DTYPE_F32, "llama", 5e-3);
+    tiny_case(256, 2, SR_DTYPE_F32, "qwen2", 5e-3);
 }
 
 /* Prefill rounds weights and activations to bf16. */

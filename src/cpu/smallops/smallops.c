@@ -140,6 +140,12 @@ void sr_cpu_rope(struct backend *b, const struct rope_args *a)
         part.pos0 = pos0 + t;
         find_angles(c, a->spec, part.pos0, part.n);
         for_rows(c, part.n, (int64_t)a->heads * a->head_dim, rope_row, &part);
+        if (!a->x2) continue;
+        struct rope_args second = part;
+        second.x = a->x2 + t * a->stride2;
+        second.stride = a->stride2;
+        second.heads = a->heads2;
+        for_rows(c, part.n, (int64_t)a->heads2 * a->head_dim, rope_row, &second);
     }
 }
 
