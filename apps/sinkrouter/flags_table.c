@@ -316,11 +316,11 @@ const struct flag sr_flag_table[] = {
     /* ---- accepted without effect ---- */
     IDLE_1("-sm --split-mode -ts --tensor-split -mg --main-gpu -ncmoe --n-cpu-moe -fit --fit -fitt "
            "--fit-target -fitc --fit-ctx",
-           ENGINE, "this build computes on the CPU"),
+           ENGINE, "a model lies on one device as a whole"),
     IDLE("-kvo --kv-offload -cmoe --cpu-moe --op-offload --no-op-offload --no-host", ENGINE,
-         "this build computes on the CPU"),
-    IDLE("-nkvo --no-kv-offload", ENGINE & ~CMD_BENCH, "this build computes on the CPU"),
-    IDLE_1("-nkvo --no-kv-offload -nopo", CMD_BENCH, "this build computes on the CPU"),
+         "a model lies on one device as a whole"),
+    IDLE("-nkvo --no-kv-offload", ENGINE & ~CMD_BENCH, "a model lies on one device as a whole"),
+    IDLE_1("-nkvo --no-kv-offload -nopo", CMD_BENCH, "a model lies on one device as a whole"),
     IDLE("--repack -nr --no-repack", ENGINE, "weights are laid out as this build needs them"),
     IDLE("--warmup", ENGINE, "bench always runs each test once before timing it, the others need none"),
     IDLE("--no-warmup", ENGINE & ~CMD_BENCH, "only bench runs anything before it is needed"),
