@@ -108,6 +108,11 @@ static sr_status open_session(struct talk *t, sr_error *err)
     sr_status st = sr_setup_session(&s, t->o, err);
     if (!st) st = sr_setup_route(&s.route, t->o, NULL, err);
     if (st) return st;
+    if (t->o->min_len < 0) {
+        sr_model_info info;
+        sr_model_get_info(t->model, &info);
+        s.route.min_len = info.route_min;
+    }
     t->route = s.route;
     if ((st = sr_session_new(&t->session, t->model, &s, err)) != SR_OK) return st;
     if (s.route.mode == SR_ROUTE_PAPER && t->o->tau_file &&

@@ -83,6 +83,7 @@ typedef struct sr_model_info {
     uint64_t file_bytes;
     int32_t n_parts, n_tensors, n_threads;
     int is_mapped;               /* the weights are read from the mapped file */
+    int32_t route_min;           /* the min_len from which routed steps were measured faster than dense ones on this device */
 } sr_model_info;
 
 SR_API void sr_model_get_info(const sr_model *m, sr_model_info *out);

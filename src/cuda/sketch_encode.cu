@@ -14,29 +14,40 @@ static __device__ __forceinline__ uint32_t code_of(float y, float step, int32_t 
     return c >= 2 * half ? (uint32_t)(2 * half) - 1u : 0u; // NaN too
 }
 
-// One warp, one row. Lane j % 32 gets the code of coordinate j.
+enum { AT_ONCE = 4 }; // coordinates whose loads are under way together
+
+// One warp, one row, coordinates part, part + n_parts, ... of it. Lane j % 32 gets the code of coordinate j.
 static __device__ void encode_row(const encode_params &p, const struct sketch_basis &basis, const uint8_t *page, float scale, int row,
-                                  uint32_t *codes, int32_t *clipped)
+                                  int part, int n_parts, uint32_t *codes, int32_t *clipped)
 {
-    const int lane = threadIdx.x % WARP, d = p.head_dim, bits = p.a.sketch.bits;
+    const int lane = threadIdx.x % WARP, d = p.head_dim, bits = p.a.sketch.bits, rank = p.a.sketch.rank;
     float k[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int e = lane + i * WARP;
         k[i] = e < d ? element_of(p.type, page, row, d, e) * scale - basis.mu[e] : 0.0f;
     }
-    for (int j = 0; j < p.a.sketch.rank; j++) {
-        float y = 0;
+    for (int first = part; first < rank; first += AT_ONCE * n_parts) {
+        float y[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            if (lane + i * WARP < d) y += basis.analysis[j * d + lane + i * WARP] * k[i];
+        for (int c = 0; c < AT_ONCE; c++) {
+            const int j = min(first + c * n_parts, rank - 1);
+            y[c] = 0;
 #pragma unroll
-        for (int i = 1; i < WARP; i *= 2) y += __shfl_xor_sync(~0u, y, i);
-        if (lane != j % WARP) continue;
-        const code_place at = place_of(bits, row, j);
-        const uint32_t code = code_of(y, basis.step[j], bits, clipped), mask = (1u << bits) - 1u;
-        atomicAnd(&codes[at.word], ~(mask << at.shift));
-        atomicOr(&codes[at.word], code << at.shift);
+            for (int i = 0; i < 8; i++)
+                if (lane + i * WARP < d) y[c] += basis.analysis[j * d + lane + i * WARP] * k[i];
+        }
+#pragma unroll
+        for (int c = 0; c < AT_ONCE; c++) {
+            const int j = first + c * n_parts;
+#pragma unroll
+            for (int i = 1; i < WARP; i *= 2) y[c] += __shfl_xor_sync(~0u, y[c], i);
+            if (j >= rank || lane != j % WARP) continue;
+            const code_place at = place_of(bits, row, j);
+            const uint32_t code = code_of(y[c], basis.step[j], bits, clipped), mask = (1u << bits) - 1u;
+            atomicAnd(&codes[at.word], ~(mask << at.shift));
+            atomicOr(&codes[at.word], code << at.shift);
+        }
     }
 }
 
@@ -61,8 +72,11 @@ __global__ void encode_kernel(const __grid_constant__ encode_params p)
     for (int i = threadIdx.x; i < words; i += blockDim.x) codes[i] = whole ? 0 : y[i];
     if (threadIdx.x == 0) all_clipped = 0;
     __syncthreads();
-    for (int row = row0 + threadIdx.x / WARP; row < row1; row += blockDim.x / WARP)
-        encode_row(p, basis, page, scale, row % SR_PAGE_ROWS, codes, &clipped);
+    // A step encodes one row: then all warps share it, since one alone would wait for every coordinate's loads in turn.
+    const int warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP, n_rows = row1 - row0;
+    const int n_parts = n_rows < n_warps ? n_warps / n_rows : 1, rows_at_once = n_warps / n_parts;
+    for (int row = row0 + warp / n_parts; row < row1 && warp / n_parts < rows_at_once; row += rows_at_once)
+        encode_row(p, basis, page, scale, row % SR_PAGE_ROWS, warp % n_parts, n_parts, codes, &clipped);
     atomicAdd(&all_clipped, clipped);
     __syncthreads();
     for (int i = threadIdx.x; i < words; i += blockDim.x) y[i] = codes[i];
