@@ -12,27 +12,6 @@ static int max_depth(const struct jnode *n, int depth)
     return n && n->depth > depth ? n->depth : depth;
 }
 
-static int is_mark(const struct jparse *p, const char *s)
-{
-    return sr_jinja_lex_is(&p->x, JTOK_MARK, s);
-}
-static int is_name(const struct jparse *p, const char *s)
-{
-    return sr_jinja_lex_is(&p->x, JTOK_NAME, s);
-}
-static int accept_mark(struct jparse *p, const char *s)
-{
-    if (!is_mark(p, s)) return 0;
-    sr_jinja_lex_next(&p->x);
-    return 1;
-}
-static int accept_name(struct jparse *p, const char *s)
-{
-    if (!is_name(p, s)) return 0;
-    sr_jinja_lex_next(&p->x);
-    return 1;
-}
-
 /* Every way around a circle of expressions passes here or through expression(): both count levels. */
 static int deeper(struct jparse *p)
 {
@@ -49,10 +28,10 @@ static int deeper(struct jparse *p)
 static struct jnode *signed_value(struct jparse *p, int with_filters)
 {
     struct jnode *n = NULL;
-    int minus = is_mark(p, "-");
+    int minus = sr_jinja_is_mark(p, "-");
 
     if (!deeper(p)) return NULL;
-    if (minus || is_mark(p, "+")) {
+    if (minus || sr_jinja_is_mark(p, "+")) {
         sr_jinja_lex_next(&p->x);
         n = signed_value(p, 0);
         if (n) n = sr_jinja_node(p, minus ? JN_NEG : JN_POS, n, NULL);
@@ -77,7 +56,7 @@ static struct jnode *power(struct jparse *p)
 {
     struct jnode *a = signed_value(p, 1);
 
-    while (a && accept_mark(p, "**")) a = binary(p, '^', a, signed_value(p, 1));
+    while (a && sr_jinja_accept_mark(p, "**")) a = binary(p, '^', a, signed_value(p, 1));
     return a;
 }
 
@@ -86,11 +65,11 @@ static struct jnode *product(struct jparse *p)
     struct jnode *a = power(p);
 
     while (a) {
-        int op = accept_mark(p, "*")    ? '*'
-                 : accept_mark(p, "//") ? 'f'
-                 : accept_mark(p, "/")  ? '/'
-                 : accept_mark(p, "%")  ? '%'
-                                        : 0;
+        int op = sr_jinja_accept_mark(p, "*")    ? '*'
+                 : sr_jinja_accept_mark(p, "//") ? 'f'
+                 : sr_jinja_accept_mark(p, "/")  ? '/'
+                 : sr_jinja_accept_mark(p, "%")  ? '%'
+                                                 : 0;
         if (!op) break;
         a = binary(p, op, a, power(p));
     }
@@ -101,7 +80,7 @@ static struct jnode *concatenation(struct jparse *p)
 {
     struct jnode *a = product(p);
 
-    while (a && accept_mark(p, "~")) a = binary(p, '~', a, product(p));
+    while (a && sr_jinja_accept_mark(p, "~")) a = binary(p, '~', a, product(p));
     return a;
 }
 
@@ -110,7 +89,7 @@ static struct jnode *sum(struct jparse *p)
     struct jnode *a = concatenation(p);
 
     while (a) {
-        int op = accept_mark(p, "+") ? '+' : accept_mark(p, "-") ? '-' : 0;
+        int op = sr_jinja_accept_mark(p, "+") ? '+' : sr_jinja_accept_mark(p, "-") ? '-' : 0;
         if (!op) break;
         a = binary(p, op, a, concatenation(p));
     }
@@ -125,10 +104,10 @@ static int comparison_op(struct jparse *p)
     } marks[] = {{"==", '='}, {"!=", '!'}, {"<=", 'l'}, {">=", 'g'}, {"<", '<'}, {">", '>'}};
 
     for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
-        if (accept_mark(p, marks[i].mark)) return marks[i].op;
-    if (accept_name(p, "in")) return 'i';
-    if (!accept_name(p, "not")) return 0;
-    if (accept_name(p, "in")) return 'n';
+        if (sr_jinja_accept_mark(p, marks[i].mark)) return marks[i].op;
+    if (sr_jinja_accept_name(p, "in")) return 'i';
+    if (!sr_jinja_accept_name(p, "not")) return 0;
+    if (sr_jinja_accept_name(p, "in")) return 'n';
     sr_jinja_syntax(p, "\"in\"");
     return 0;
 }
@@ -157,7 +136,7 @@ static struct jnode *negation(struct jparse *p)
     int n_not = 0;
     struct jnode *a;
 
-    while (accept_name(p, "not")) n_not++;
+    while (sr_jinja_accept_name(p, "not")) n_not++;
     a = comparison(p);
     if (n_not == 0 || !a) return a;
     a = sr_jinja_node(p, JN_NOT, a, NULL); /* an even number of them still gives a boolean */
@@ -168,7 +147,7 @@ static struct jnode *conjunction(struct jparse *p)
 {
     struct jnode *a = negation(p);
 
-    while (a && accept_name(p, "and")) {
+    while (a && sr_jinja_accept_name(p, "and")) {
         struct jnode *b = negation(p);
         a = b ? sr_jinja_node(p, JN_AND, a, b) : NULL;
     }
@@ -181,7 +160,7 @@ struct jnode *sr_jinja_expression_plain(struct jparse *p)
 
     if (!deeper(p)) return NULL;
     a = conjunction(p);
-    while (a && accept_name(p, "or")) {
+    while (a && sr_jinja_accept_name(p, "or")) {
         struct jnode *b = conjunction(p);
         a = b ? sr_jinja_node(p, JN_OR, a, b) : NULL;
     }
@@ -193,10 +172,10 @@ struct jnode *sr_jinja_expression(struct jparse *p)
 {
     struct jnode *a = sr_jinja_expression_plain(p), *n;
 
-    while (a && accept_name(p, "if")) {
+    while (a && sr_jinja_accept_name(p, "if")) {
         struct jnode *condition = sr_jinja_expression_plain(p), *other = NULL;
         if (!condition) return NULL;
-        if (accept_name(p, "else")) {
+        if (sr_jinja_accept_name(p, "else")) {
             if (!deeper(p)) return NULL;
             other = sr_jinja_expression(p);
             p->nesting--;
@@ -217,10 +196,10 @@ struct jnode *sr_jinja_expressions(struct jparse *p, int plain)
     struct jnode *first = plain ? sr_jinja_expression_plain(p) : sr_jinja_expression(p), **tail;
     int depth;
 
-    if (!first || !is_mark(p, ",")) return first;
+    if (!first || !sr_jinja_is_mark(p, ",")) return first;
     depth = first->depth;
     tail = &first->next;
-    while (accept_mark(p, ",")) {
+    while (sr_jinja_accept_mark(p, ",")) {
         struct jnode *e;
         if (p->x.kind == JTOK_BLOCK_END || p->x.kind == JTOK_VAR_END) break;
         e = plain ? sr_jinja_expression_plain(p) : sr_jinja_expression(p);
@@ -236,7 +215,7 @@ static struct jnode *target_name(struct jparse *p)
 {
     struct jnode *n;
 
-    if (p->x.kind != JTOK_NAME || is_name(p, "in")) return sr_jinja_syntax(p, "a name to set");
+    if (p->x.kind != JTOK_NAME || sr_jinja_is_name(p, "in")) return sr_jinja_syntax(p, "a name to set");
     n = sr_jinja_node(p, JN_NAME, NULL, NULL);
     if (n) n->name = p->x.s;
     sr_jinja_lex_next(&p->x);
@@ -245,10 +224,10 @@ static struct jnode *target_name(struct jparse *p)
 
 struct jnode *sr_jinja_target(struct jparse *p)
 {
-    int bracket = accept_mark(p, "(");
+    int bracket = sr_jinja_accept_mark(p, "(");
     struct jnode *first = target_name(p), **tail;
 
-    if (first && !bracket && accept_mark(p, ".")) {
+    if (first && !bracket && sr_jinja_accept_mark(p, ".")) {
         struct jnode *n = sr_jinja_node(p, JN_ATTR, first, NULL);
         if (n && p->x.kind == JTOK_NAME) {
             n->name = p->x.s;
@@ -257,11 +236,11 @@ struct jnode *sr_jinja_target(struct jparse *p)
         }
         return sr_jinja_syntax(p, "the name of an attribute");
     }
-    if (!first || !is_mark(p, ",")) return bracket && !sr_jinja_expect(p, ")") ? NULL : first;
+    if (!first || !sr_jinja_is_mark(p, ",")) return bracket && !sr_jinja_expect(p, ")") ? NULL : first;
     tail = &first->next;
-    while (accept_mark(p, ",")) {
+    while (sr_jinja_accept_mark(p, ",")) {
         struct jnode *n;
-        if (p->x.kind != JTOK_NAME || is_name(p, "in")) break;
+        if (p->x.kind != JTOK_NAME || sr_jinja_is_name(p, "in")) break;
         n = target_name(p);
         if (!n) return NULL;
         *tail = n;

@@ -6,26 +6,31 @@
 
 #include <string.h>
 
-static struct jnode *body(struct jparse *p, const char *const *ends);
+int sr_jinja_is_mark(const struct jparse *p, const char *s)
+{
+    return sr_jinja_lex_is(&p->x, JTOK_MARK, s);
+}
 
-static int is_name(const struct jparse *p, const char *s)
+int sr_jinja_is_name(const struct jparse *p, const char *s)
 {
     return sr_jinja_lex_is(&p->x, JTOK_NAME, s);
 }
 
-static int accept_name(struct jparse *p, const char *s)
+int sr_jinja_accept_mark(struct jparse *p, const char *s)
 {
-    if (!is_name(p, s)) return 0;
+    if (!sr_jinja_is_mark(p, s)) return 0;
     sr_jinja_lex_next(&p->x);
     return 1;
 }
 
-static int accept_mark(struct jparse *p, const char *s)
+int sr_jinja_accept_name(struct jparse *p, const char *s)
 {
-    if (!sr_jinja_lex_is(&p->x, JTOK_MARK, s)) return 0;
+    if (!sr_jinja_is_name(p, s)) return 0;
     sr_jinja_lex_next(&p->x);
     return 1;
 }
+
+static struct jnode *body(struct jparse *p, const char *const *ends);
 
 static int end_block(struct jparse *p)
 {
@@ -57,12 +62,12 @@ static struct jnode *if_block(struct jparse *p)
         if (!n || !(n->a = sr_jinja_expressions(p, 0)) || !end_block(p)) return NULL;
         n->b = body(p, ends);
         at = &n->c;
-        if (accept_name(p, "elif")) continue;
-        if (accept_name(p, "else")) {
+        if (sr_jinja_accept_name(p, "elif")) continue;
+        if (sr_jinja_accept_name(p, "else")) {
             if (!end_block(p)) return NULL;
             n->c = body(p, last);
         }
-        if (p->x.kind == JTOK_BAD || !accept_name(p, "endif")) return sr_jinja_syntax(p, "endif");
+        if (p->x.kind == JTOK_BAD || !sr_jinja_accept_name(p, "endif")) return sr_jinja_syntax(p, "endif");
         return head;
     }
 }
@@ -73,10 +78,10 @@ static struct jnode *for_block(struct jparse *p)
     struct jnode *n = statement_node(p, JN_FOR, p->x.line);
 
     if (!n || !(n->a = sr_jinja_target(p))) return NULL;
-    if (n->a->kind == JN_ATTR || !accept_name(p, "in")) return sr_jinja_syntax(p, "\"in\"");
+    if (n->a->kind == JN_ATTR || !sr_jinja_accept_name(p, "in")) return sr_jinja_syntax(p, "\"in\"");
     if (!(n->b = sr_jinja_expressions(p, 1))) return NULL;
-    if (accept_name(p, "if") && !(n->e = sr_jinja_expression(p))) return NULL;
-    if (is_name(p, "recursive")) {
+    if (sr_jinja_accept_name(p, "if") && !(n->e = sr_jinja_expression(p))) return NULL;
+    if (sr_jinja_is_name(p, "recursive")) {
         p->r->line = p->x.line;
         sr_jinja_fail(p->r, SR_ERR_UNSUPPORTED, "recursive loops are not supported");
         p->x.kind = JTOK_BAD;
@@ -86,11 +91,11 @@ static struct jnode *for_block(struct jparse *p)
     p->in_loop++;
     n->c = body(p, ends);
     p->in_loop--;
-    if (accept_name(p, "else")) {
+    if (sr_jinja_accept_name(p, "else")) {
         if (!end_block(p)) return NULL;
         n->d = body(p, last);
     }
-    return accept_name(p, "endfor") ? n : sr_jinja_syntax(p, "endfor");
+    return sr_jinja_accept_name(p, "endfor") ? n : sr_jinja_syntax(p, "endfor");
 }
 
 static struct jnode *set_block(struct jparse *p)
@@ -99,7 +104,7 @@ static struct jnode *set_block(struct jparse *p)
     struct jnode *n = statement_node(p, JN_SET, p->x.line), *text;
 
     if (!n || !(n->a = sr_jinja_target(p))) return NULL;
-    if (accept_mark(p, "=")) return (n->b = sr_jinja_expressions(p, 0)) ? n : NULL;
+    if (sr_jinja_accept_mark(p, "=")) return (n->b = sr_jinja_expressions(p, 0)) ? n : NULL;
     n->kind = JN_SET_BLOCK;
     text = sr_jinja_node(p, JN_NAME, NULL, NULL); /* of a name that no program can write: the body's text */
     if (!text) return NULL;
@@ -107,7 +112,7 @@ static struct jnode *set_block(struct jparse *p)
     n->b = sr_jinja_filters_after(p, text);
     if (!n->b || !end_block(p)) return NULL;
     n->c = body(p, ends);
-    return accept_name(p, "endset") ? n : sr_jinja_syntax(p, "endset");
+    return sr_jinja_accept_name(p, "endset") ? n : sr_jinja_syntax(p, "endset");
 }
 
 static struct jnode *parameters(struct jparse *p)
@@ -116,13 +121,13 @@ static struct jnode *parameters(struct jparse *p)
     int count = 0;
 
     if (!sr_jinja_expect(p, "(")) return NULL;
-    while (!accept_mark(p, ")")) {
+    while (!sr_jinja_accept_mark(p, ")")) {
         struct jnode *n = sr_jinja_node(p, JN_ARG, NULL, NULL);
         if (!n || p->x.kind != JTOK_NAME) return sr_jinja_syntax(p, "the name of a parameter");
         if (++count > JINJA_MAX_ARGS) return sr_jinja_syntax(p, "one of at most 12 parameters");
         n->name = p->x.s;
         sr_jinja_lex_next(&p->x);
-        if (accept_mark(p, "=") && !(n->a = sr_jinja_expression(p))) return NULL;
+        if (sr_jinja_accept_mark(p, "=") && !(n->a = sr_jinja_expression(p))) return NULL;
         *tail = n;
         tail = &n->next;
         if (!sr_jinja_lex_is(&p->x, JTOK_MARK, ")") && !sr_jinja_expect(p, ",")) return NULL;
@@ -144,7 +149,7 @@ static struct jnode *macro_block(struct jparse *p)
     p->in_loop = 0;
     n->c = body(p, ends);
     p->in_loop = loops;
-    if (!accept_name(p, "endmacro")) return sr_jinja_syntax(p, "endmacro");
+    if (!sr_jinja_accept_name(p, "endmacro")) return sr_jinja_syntax(p, "endmacro");
     if (p->x.kind == JTOK_NAME) sr_jinja_lex_next(&p->x);
     return n;
 }
@@ -161,11 +166,11 @@ static struct jnode *with_block(struct jparse *p)
             return NULL;
         *tail = set;
         tail = &set->next;
-        if (!accept_mark(p, ",")) break;
+        if (!sr_jinja_accept_mark(p, ",")) break;
     }
     if (!n || !end_block(p)) return NULL;
     n->c = body(p, ends);
-    return accept_name(p, "endwith") ? n : sr_jinja_syntax(p, "endwith");
+    return sr_jinja_accept_name(p, "endwith") ? n : sr_jinja_syntax(p, "endwith");
 }
 
 /* {% generation %} marks an answer for training; its content is what counts. */
@@ -180,7 +185,7 @@ static struct jnode *generation_block(struct jparse *p)
     yes->value = sr_jinja_bool(1);
     n->a = yes;
     n->b = body(p, ends);
-    return accept_name(p, "endgeneration") ? n : sr_jinja_syntax(p, "endgeneration");
+    return sr_jinja_accept_name(p, "endgeneration") ? n : sr_jinja_syntax(p, "endgeneration");
 }
 
 static struct jnode *loop_control(struct jparse *p, enum jnode_kind kind)
@@ -234,7 +239,7 @@ static struct jnode *block(struct jparse *p)
 static int is_end(const struct jparse *p, const char *const *ends)
 {
     for (; ends && *ends; ends++)
-        if (is_name(p, *ends)) return 1;
+        if (sr_jinja_is_name(p, *ends)) return 1;
     return 0;
 }
 

@@ -69,6 +69,11 @@ struct jnode *sr_jinja_parse(struct jrun *r, const char *text, size_t bytes);
 
 /* ---- between the parser's files ---- */
 
+/* Whether the present token is this mark or name; accept moves past it then. */
+int sr_jinja_is_mark(const struct jparse *p, const char *s);
+int sr_jinja_is_name(const struct jparse *p, const char *s);
+int sr_jinja_accept_mark(struct jparse *p, const char *s);
+int sr_jinja_accept_name(struct jparse *p, const char *s);
 struct jnode *sr_jinja_expression(struct jparse *p);             /* with if-else */
 struct jnode *sr_jinja_expression_plain(struct jparse *p);       /* without */
 struct jnode *sr_jinja_expressions(struct jparse *p, int plain); /* one, or a tuple without brackets */

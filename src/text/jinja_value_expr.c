@@ -56,27 +56,6 @@ struct jnode *sr_jinja_node(struct jparse *p, enum jnode_kind kind, struct jnode
     return NULL;
 }
 
-static int is_mark(const struct jparse *p, const char *s)
-{
-    return sr_jinja_lex_is(&p->x, JTOK_MARK, s);
-}
-static int is_name(const struct jparse *p, const char *s)
-{
-    return sr_jinja_lex_is(&p->x, JTOK_NAME, s);
-}
-static int accept_mark(struct jparse *p, const char *s)
-{
-    if (!is_mark(p, s)) return 0;
-    sr_jinja_lex_next(&p->x);
-    return 1;
-}
-static int accept_name(struct jparse *p, const char *s)
-{
-    if (!is_name(p, s)) return 0;
-    sr_jinja_lex_next(&p->x);
-    return 1;
-}
-
 /* ---- values ---- */
 
 static struct jnode *constant(struct jparse *p, struct jval v)
@@ -93,11 +72,11 @@ static struct jnode *name_or_constant(struct jparse *p)
     static const char *const reserved[] = {"if", "else", "for", "in", "is", "and", "or", "not"};
     struct jnode *n;
 
-    if (is_name(p, "true") || is_name(p, "True")) return constant(p, sr_jinja_bool(1));
-    if (is_name(p, "false") || is_name(p, "False")) return constant(p, sr_jinja_bool(0));
-    if (is_name(p, "none") || is_name(p, "None")) return constant(p, sr_jinja_none());
+    if (sr_jinja_is_name(p, "true") || sr_jinja_is_name(p, "True")) return constant(p, sr_jinja_bool(1));
+    if (sr_jinja_is_name(p, "false") || sr_jinja_is_name(p, "False")) return constant(p, sr_jinja_bool(0));
+    if (sr_jinja_is_name(p, "none") || sr_jinja_is_name(p, "None")) return constant(p, sr_jinja_none());
     for (size_t i = 0; i < sizeof reserved / sizeof reserved[0]; i++)
-        if (is_name(p, reserved[i])) return sr_jinja_syntax(p, "a value");
+        if (sr_jinja_is_name(p, reserved[i])) return sr_jinja_syntax(p, "a value");
     n = sr_jinja_node(p, JN_NAME, NULL, NULL);
     if (n) n->name = p->x.s;
     sr_jinja_lex_next(&p->x);
@@ -127,13 +106,13 @@ static struct jnode *items(struct jparse *p, const char *close, struct jnode *fi
 {
     struct jnode *head = first, **tail = first ? &first->next : &head;
 
-    while (!accept_mark(p, close)) {
+    while (!sr_jinja_accept_mark(p, close)) {
         struct jnode *e = sr_jinja_expression(p);
         if (!e) return NULL;
         *n_depth = max_depth(e, *n_depth);
         *tail = e;
         tail = &e->next;
-        if (!is_mark(p, close) && !sr_jinja_expect(p, ",")) return NULL;
+        if (!sr_jinja_is_mark(p, close) && !sr_jinja_expect(p, ",")) return NULL;
     }
     return head;
 }
@@ -152,9 +131,9 @@ static struct jnode *brackets(struct jparse *p)
     struct jnode *e;
 
     sr_jinja_lex_next(&p->x);
-    if (accept_mark(p, ")")) return sr_jinja_node(p, JN_TUPLE, NULL, NULL);
+    if (sr_jinja_accept_mark(p, ")")) return sr_jinja_node(p, JN_TUPLE, NULL, NULL);
     e = sr_jinja_expression(p);
-    if (!e || accept_mark(p, ")")) return e;
+    if (!e || sr_jinja_accept_mark(p, ")")) return e;
     if (!sr_jinja_expect(p, ",")) return NULL;
     depth = e->depth;
     e = items(p, ")", e, &depth);
@@ -177,7 +156,7 @@ static struct jnode *dict(struct jparse *p)
     int depth = 0;
 
     sr_jinja_lex_next(&p->x);
-    while (!accept_mark(p, "}")) {
+    while (!sr_jinja_accept_mark(p, "}")) {
         struct jnode *key = sr_jinja_expression(p), *value, *pair;
         if (!key || !sr_jinja_expect(p, ":") || !(value = sr_jinja_expression(p))) return NULL;
         pair = sr_jinja_node(p, JN_ARG, key, value);
@@ -185,7 +164,7 @@ static struct jnode *dict(struct jparse *p)
         depth = max_depth(pair, depth);
         *tail = pair;
         tail = &pair->next;
-        if (!is_mark(p, "}") && !sr_jinja_expect(p, ",")) return NULL;
+        if (!sr_jinja_is_mark(p, "}") && !sr_jinja_expect(p, ",")) return NULL;
     }
     return sr_jinja_node_over(p, JN_DICT, head, depth);
 }
@@ -199,9 +178,9 @@ struct jnode *sr_jinja_primary(struct jparse *p)
     case JTOK_FLOAT: return constant(p, sr_jinja_float(p->x.f));
     default: break;
     }
-    if (is_mark(p, "(")) return brackets(p);
-    if (is_mark(p, "[")) return list(p);
-    if (is_mark(p, "{")) return dict(p);
+    if (sr_jinja_is_mark(p, "(")) return brackets(p);
+    if (sr_jinja_is_mark(p, "[")) return list(p);
+    if (sr_jinja_is_mark(p, "{")) return dict(p);
     return sr_jinja_syntax(p, "a value");
 }
 
@@ -212,7 +191,7 @@ static struct jnode *argument(struct jparse *p, int *named)
 {
     struct jnode *e, *n;
 
-    if (is_mark(p, "*") || is_mark(p, "**")) {
+    if (sr_jinja_is_mark(p, "*") || sr_jinja_is_mark(p, "**")) {
         p->r->line = p->x.line;
         sr_jinja_fail(p->r, SR_ERR_UNSUPPORTED, "* and ** arguments are not supported");
         p->x.kind = JTOK_BAD;
@@ -220,7 +199,7 @@ static struct jnode *argument(struct jparse *p, int *named)
     }
     e = sr_jinja_expression(p);
     if (!e) return NULL;
-    *named = e->kind == JN_NAME && accept_mark(p, "=");
+    *named = e->kind == JN_NAME && sr_jinja_accept_mark(p, "=");
     n = sr_jinja_node(p, JN_ARG, *named ? sr_jinja_expression(p) : e, NULL);
     if (n && *named) n->name = e->name;
     return n && n->a ? n : NULL;
@@ -232,7 +211,7 @@ static struct jnode *arguments(struct jparse *p, int *depth)
     struct jnode *head = NULL, **tail = &head;
     int count = 0, seen_name = 0;
 
-    while (!accept_mark(p, ")")) {
+    while (!sr_jinja_accept_mark(p, ")")) {
         int named = 0;
         struct jnode *n = argument(p, &named);
         if (!n) return NULL;
@@ -242,7 +221,7 @@ static struct jnode *arguments(struct jparse *p, int *depth)
         *depth = max_depth(n, *depth);
         *tail = n;
         tail = &n->next;
-        if (!is_mark(p, ")") && !sr_jinja_expect(p, ",")) return NULL;
+        if (!sr_jinja_is_mark(p, ")") && !sr_jinja_expect(p, ",")) return NULL;
     }
     return head;
 }
@@ -252,7 +231,7 @@ static struct jnode *call(struct jparse *p, enum jnode_kind kind, struct jnode *
     int depth = a->depth;
     struct jnode *args = NULL, *n;
 
-    if (accept_mark(p, "(")) args = arguments(p, &depth);
+    if (sr_jinja_accept_mark(p, "(")) args = arguments(p, &depth);
     if (p->x.kind == JTOK_BAD) return NULL;
     n = sr_jinja_node_over(p, kind, a, depth);
     if (!n) return NULL;
@@ -290,8 +269,8 @@ static struct jnode *subscript(struct jparse *p, struct jnode *a)
     struct jnode *part[3] = {NULL, NULL, NULL}, *n;
     int colons = 0, depth = a->depth;
 
-    while (!is_mark(p, "]")) {
-        if (is_mark(p, ":")) {
+    while (!sr_jinja_is_mark(p, "]")) {
+        if (sr_jinja_is_mark(p, ":")) {
             if (++colons > 2) return sr_jinja_syntax(p, "\"]\"");
             sr_jinja_lex_next(&p->x);
             continue;
@@ -315,11 +294,11 @@ static struct jnode *subscript(struct jparse *p, struct jnode *a)
 struct jnode *sr_jinja_postfix(struct jparse *p, struct jnode *a)
 {
     while (a) {
-        if (accept_mark(p, "."))
+        if (sr_jinja_accept_mark(p, "."))
             a = attribute(p, a);
-        else if (accept_mark(p, "["))
+        else if (sr_jinja_accept_mark(p, "["))
             a = subscript(p, a);
-        else if (is_mark(p, "("))
+        else if (sr_jinja_is_mark(p, "("))
             a = call(p, JN_CALL, a, NULL);
         else
             break;
@@ -358,16 +337,16 @@ static int begins_argument(const struct jparse *p)
     static const char *const others[] = {"else", "or", "and", "is", "if", "in", "not"};
 
     if (p->x.kind == JTOK_STRING || p->x.kind == JTOK_INT || p->x.kind == JTOK_FLOAT) return 1;
-    if (is_mark(p, "[") || is_mark(p, "{")) return 1;
+    if (sr_jinja_is_mark(p, "[") || sr_jinja_is_mark(p, "{")) return 1;
     if (p->x.kind != JTOK_NAME) return 0;
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
-        if (is_name(p, others[i])) return 0;
+        if (sr_jinja_is_name(p, others[i])) return 0;
     return 1;
 }
 
 static struct jnode *test(struct jparse *p, struct jnode *a)
 {
-    int negated = accept_name(p, "not");
+    int negated = sr_jinja_accept_name(p, "not");
     struct jstr name = p->x.s;
     struct jnode *n;
     jinja_fn *fn;
@@ -392,18 +371,18 @@ static struct jnode *test(struct jparse *p, struct jnode *a)
 
 struct jnode *sr_jinja_filters_after(struct jparse *p, struct jnode *a)
 {
-    while (a && accept_mark(p, "|")) a = filter(p, a);
+    while (a && sr_jinja_accept_mark(p, "|")) a = filter(p, a);
     return a;
 }
 
 struct jnode *sr_jinja_filters_and_tests(struct jparse *p, struct jnode *a)
 {
     while (a) {
-        if (accept_mark(p, "|"))
+        if (sr_jinja_accept_mark(p, "|"))
             a = filter(p, a);
-        else if (accept_name(p, "is"))
+        else if (sr_jinja_accept_name(p, "is"))
             a = test(p, a);
-        else if (is_mark(p, "("))
+        else if (sr_jinja_is_mark(p, "("))
             a = call(p, JN_CALL, a, NULL);
         else
             break;
