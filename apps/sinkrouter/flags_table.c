@@ -31,7 +31,7 @@ enum {
 };
 
 #define INT_TOP     2147483647.0
-#define CACHE_TYPES "f32 f16 bf16 q8_0 q4_0"
+#define CACHE_TYPES "f32 f16 bf16 q8_0 q4_0 fp8 fp8_e4m3 f8_e4m3"
 #define QUANT_TYPES "q8_0 q6_k q5_k_m q5_k q5_1 q5_0 q4_k_m q4_k q4_1 q4_0"
 #define MODES       "dense mass paper window"
 #define BASELINES   "quest pages h2o snapkv fastgen topk topp"
@@ -149,13 +149,13 @@ const struct flag sr_flag_table[] = {
     {"-ub --ubatch-size", "N,..", FLAG_INTS, CMD_BENCH, AT(ubatch), 1, 4096, 0, NULL,
      "tokens of one prefill batch (default 512)"},
     {"-ctk --cache-type-k", "TYPE", FLAG_NAMES, TALK | CMD_PERPLEXITY | CMD_INSPECT, AT(type_k), 0, 0, 1,
-     CACHE_TYPES, "type of cached keys: f32 f16 bf16 q8_0 q4_0 (default f16)"},
+     CACHE_TYPES, "type of cached keys: f32 f16 bf16 q8_0 q4_0; GPU: f16 bf16 fp8 q8_0 (default f16)"},
     {"-ctv --cache-type-v", "TYPE", FLAG_NAMES, TALK | CMD_PERPLEXITY | CMD_INSPECT, AT(type_v), 0, 0, 1,
-     CACHE_TYPES, "type of cached values, the same"},
+     CACHE_TYPES, "type of cached values; GPU: as the keys"},
     {"-ctk --cache-type-k", "TYPE,..", FLAG_NAMES, CMD_BENCH, AT(type_k), 0, 0, 0, CACHE_TYPES,
-     "type of cached keys: f32 f16 bf16 q8_0 q4_0 (default f16)"},
+     "type of cached keys: f32 f16 bf16 q8_0 q4_0; GPU: f16 bf16 fp8 q8_0 (default f16)"},
     {"-ctv --cache-type-v", "TYPE,..", FLAG_NAMES, CMD_BENCH, AT(type_v), 0, 0, 0, CACHE_TYPES,
-     "type of cached values, the same"},
+     "type of cached values; GPU: as the keys"},
     /* One attention path, exact in prefill and routed in decode: there is nothing to switch. */
     {"-fa --flash-attn", "WHEN", FLAG_SWITCH, TALK | CMD_PERPLEXITY | CMD_CALIBRATE, AT(flash), 0, 0, 0, NULL,
      "on, off, auto or bare: accepted; there is one attention path"},

@@ -156,7 +156,8 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
 
 sr_status sr_setup_dtype(sr_dtype *out, const char *name, sr_error *err)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
+    if (strncmp(name, "fp8", 3) == 0) name = "f8_e4m3"; /* as vLLM calls it */
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
         if (strcmp(sr_dtype_name(types[i]), name) == 0) {
             *out = types[i];

@@ -20,6 +20,7 @@ struct device_seq {
     int32_t have_len;                 /* that the device holds */
     float *eps;                       /* [1] */
     float *keep;                      /* [n_kv_heads] or NULL */
+    float *scales;                    /* [2][n_layers][n_kv_heads] of K and V, F8_E4M3 only */
     struct device_counters *counters; /* [n_layers][n_kv_heads] */
     struct device_counters *fetched;  /* host copy of the same */
     void *basis_block;
@@ -50,6 +51,23 @@ static void layout(struct arena *a, struct device_seq *d, size_t units)
     d->kv_len = sr_arena_take(a, 1, sizeof *d->kv_len);
     d->eps = sr_arena_take(a, 1, sizeof *d->eps);
     d->keep = sr_arena_take(a, (size_t)d->cache.n_kv_heads, sizeof *d->keep);
+    d->scales = sr_arena_take(a, d->cache.shape.k_type == SR_DTYPE_F8_E4M3 ? 2 * units : 0, sizeof *d->scales);
+}
+
+/* A sequence that begins with a step, whose first row is all there is to see, keeps 1. */
+static sr_status plain_scales(struct attn_seq *s, sr_error *err)
+{
+    struct device_seq *d = s->device;
+    const size_t n = 2 * n_units(s);
+    if (s->shape.k_type != SR_DTYPE_F8_E4M3) return SR_OK;
+    float *one = sr_alloc(n * sizeof *one);
+    if (!one) return sr_fail_memory(err, n * sizeof *one, "sequence");
+    for (size_t i = 0; i < n; i++) one[i] = 1.0f;
+    s->a->backend->ops->upload(s->a->backend, d->scales, one, n * sizeof *one);
+    sr_free(one);
+    d->cache.k_scale = d->scales;
+    d->cache.v_scale = d->scales + n_units(s);
+    return SR_OK;
 }
 
 /* The device undoes the rotation of rows with these cosines and sines. */
@@ -99,6 +117,7 @@ sr_status sr_device_seq_new(struct attn_seq *s, sr_error *err)
     a = (struct arena){d->block, 0};
     layout(&a, d, n_units(s));
     d->cache.kv_len = d->kv_len;
+    SR_TRY(plain_scales(s, err));
     SR_TRY(ops_of(s)->reserve(b, &s->shape, d->cache.n_kv_heads, n_chunks * SR_CHUNK_ROWS, err));
     if (s->own) SR_TRY(collect_own(s, err));
     sr_device_route_changed(s);
@@ -434,6 +453,13 @@ void sr_device_stats_reset(struct attn_seq *s)
 }
 
 /* ---- session files ---- */
+
+sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    struct device_seq *d = s->device;
+    if (!d->cache.k_scale) return SR_OK;
+    return sr_device_visit(s, fn, ctx, (struct device_piece){"scales", d->scales, 2 * n_units(s) * sizeof *d->scales}, err);
+}
 
 sr_status sr_device_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece piece, sr_error *err)
 {

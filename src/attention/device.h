@@ -35,6 +35,7 @@ void sr_device_stats_reset(struct attn_seq *s);
 
 /* sr_attn_seq_visit's fn on a copy of device memory, which then goes back. */
 struct device_piece { const char *what; void *data; size_t bytes; };
+sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err); /* of heads, if there are */
 sr_status sr_device_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece piece, sr_error *err);
 
 #endif

@@ -104,9 +104,10 @@ int sr_attn_has_moments(const struct attention *a)
 
 /* ---- a sequence ---- */
 
-static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, sr_error *err)
+static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, int on_device, sr_error *err)
 {
     const char *name = sr_dtype_name(t);
+    if (on_device && sr_kv_is_device_type(t)) return SR_OK; /* check_device has asked */
     if (!sr_kv_is_type(t)) {
         return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want " SR_KV_TYPE_NAMES, which,
                        name ? name : "unknown", (int)t);
@@ -166,8 +167,8 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     size_t n_layers = (size_t)a->c.n_layers, n_units = n_layers * (size_t)a->c.n_kv_heads;
     int32_t d = a->c.head_dim;
     SR_TRY(check_device(a, c, err));
-    SR_TRY(check_type("k_type", c->k_type, d, err));
-    SR_TRY(check_type("v_type", c->v_type, d, err));
+    SR_TRY(check_type("k_type", c->k_type, d, a->backend->has_own_memory, err));
+    SR_TRY(check_type("v_type", c->v_type, d, a->backend->has_own_memory, err));
     if (c->max_len < 1)
         return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
     SR_TRY(sr_route_check(&c->route, d, err));

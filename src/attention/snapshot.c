@@ -92,6 +92,7 @@ static sr_status visit_piece(struct attn_seq *s, attn_piece_fn *fn, void *ctx, s
 static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
     int32_t n_units = s->a->c.n_layers * s->a->c.n_kv_heads;
+    if (s->device) SR_TRY(sr_device_visit_scales(s, fn, ctx, err));
     for (int32_t u = 0; u < n_units; u++) {
         for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
             size_t at = (size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS);

@@ -22,6 +22,7 @@ struct device_cache {
     struct sketch_shape sketch;     /* row_bytes as sketch_row_bytes says */
     int32_t n_kv_heads, max_pages;
     void **k_page, **v_page, **y_page;
+    float *k_scale, *v_scale;       /* [n_layers][n_kv_heads], F8_E4M3 only: append sets them from the rows at position 0 */
     const int32_t *kv_len;          /* rows present, the ones being worked on included */
 };
 

@@ -110,7 +110,9 @@ static struct attn_cuda common(struct backend_cuda *c, const struct device_cache
 static struct attn_cuda_cache layer_of(const struct device_cache *c, int32_t layer)
 {
     const size_t at = (size_t)layer * (size_t)c->n_kv_heads * (size_t)c->max_pages;
-    return attn_cuda_cache{c->k_page + at, c->v_page + at, c->y_page ? c->y_page + at : NULL, NULL, NULL, c->kv_len, c->max_pages, 1};
+    const int64_t head = (int64_t)layer * c->n_kv_heads;
+    const float *k_scale = c->k_scale ? c->k_scale + head : NULL, *v_scale = c->v_scale ? c->v_scale + head : NULL;
+    return attn_cuda_cache{c->k_page + at, c->v_page + at, c->y_page ? c->y_page + at : NULL, k_scale, v_scale, c->kv_len, c->max_pages, 1};
 }
 
 static void note(struct backend_cuda *c, sr_status st, const sr_error *err)
@@ -143,14 +145,29 @@ static void append_rows(struct backend_cuda *c, const struct device_cache *cache
     note(c, sr_attn_cuda_append(&call, &rows, &a, &err), &err);
 }
 
-static void append(struct backend *b, const struct device_rows_args *a) { append_rows(sr_cuda_of(b), a->cache, a->layer, a->k, a->v, a->n); }
+static void set_scales(struct backend_cuda *c, const struct device_rows_args *a)
+{
+    const struct attn_cuda call = common(c, a->cache);
+    const int64_t head = (int64_t)a->layer * a->cache->n_kv_heads;
+    const struct attn_cuda_scales s = {a->k, a->v, (int64_t)a->cache->n_kv_heads * a->cache->shape.head_dim, a->n, a->cache->k_scale + head,
+                                       a->cache->v_scale + head};
+    sr_error err;
+    note(c, sr_attn_cuda_scales(&call, &s, &err), &err);
+}
+
+static void append(struct backend *b, const struct device_rows_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    if (a->pos0 == 0 && a->cache->k_scale) set_scales(c, a);
+    append_rows(c, a->cache, a->layer, a->k, a->v, a->n);
+}
 
 static void prefill(struct backend *b, const struct device_rows_args *a)
 {
     const struct device_cache *cache = a->cache;
     sr_cuda_of(b)->acts_of = NULL;
     const struct attn_cuda_cache rows = layer_of(cache, a->layer);
-    const struct prefill_params p = {rows.k_page, rows.v_page, a->q, a->out, cache->shape.k_type, cache->max_pages, cache->n_kv_heads,
+    const struct prefill_params p = {rows.k_page, rows.v_page, rows.k_scale, rows.v_scale, a->q, a->out, cache->shape.k_type, cache->max_pages, cache->n_kv_heads,
                                      cache->shape.group, cache->shape.head_dim, a->n, a->pos0,
                                      1.0f / sqrtf((float)cache->shape.head_dim)};
     sr_cuda_prefill(sr_cuda_of(b), &p);

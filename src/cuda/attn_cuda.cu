@@ -130,6 +130,12 @@ sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_
     return launched(launch(append_kernel, (int)((rows + 3) / 4), 4 * WARP, 0, c, p), "append", err);
 }
 
+sr_status sr_attn_cuda_scales(const struct attn_cuda *c, const struct attn_cuda_scales *a, sr_error *err)
+{
+    const scales_params p = {*a, c->shape.head_dim};
+    return launched(launch(scales_kernel, 2 * c->shape.n_kv_heads, 8 * WARP, 0, c, p), "scales", err);
+}
+
 static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a)
 {
     struct attn_work w;

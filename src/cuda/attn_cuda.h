@@ -97,6 +97,11 @@ struct attn_cuda_append { const void *k, *v; sr_dtype src_type; int64_t stride; 
 sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_append *a, sr_error *err);
 
+/* Sets the scales of the heads (F8_E4M3) from n rows, f32, that are to be appended: a power of two, at least 1/16, with
+ * which the largest number seen is stored as less than 32, 14 times below where codes end. */
+struct attn_cuda_scales { const float *k, *v; int64_t stride; int32_t n; float *k_scale, *v_scale; /* [n_kv_heads] */ };
+sr_status sr_attn_cuda_scales(const struct attn_cuda *c, const struct attn_cuda_scales *a, sr_error *err);
+
 /* ---- attend ---- */
 
 /* Which rows of a unit are attended to. The first four are enum route_kind of attention/policy.h. */

@@ -28,6 +28,26 @@ static __device__ __forceinline__ void store_q8(uint8_t *page, int slot, int d, 
     if (lane == 0) ((__half *)(page + SR_PAGE_ROWS * d))[slot * (d / 32) + block] = __float2half_rn(scale);
 }
 
+// One block a head, of K or of V. NaN counts as nothing here; it shows where rows are read.
+__global__ void scales_kernel(const __grid_constant__ scales_params p)
+{
+    wait_for_previous();
+    let_next_start();
+    __shared__ float most[8];
+    const int lane = threadIdx.x % WARP, head = blockIdx.x / 2, d = p.head_dim;
+    const float *rows = (blockIdx.x % 2 ? p.a.v : p.a.k) + head * d;
+    float max = 0.0f;
+    for (int64_t i = threadIdx.x; i < (int64_t)p.a.n * d; i += blockDim.x) max = fmaxf(max, fabsf(rows[i / d * p.a.stride + i % d]));
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, i));
+    if (lane == 0) most[threadIdx.x / WARP] = max;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int i = 1; i < 8; i++) max = fmaxf(max, most[i]);
+    const int power = max < CUDART_INF_F ? ilogbf(fmaxf(max, 1.0f)) - 4 : 0;
+    (blockIdx.x % 2 ? p.a.v_scale : p.a.k_scale)[head] = exp2f((float)power);
+}
+
 // One warp a row, of K or of V.
 __global__ void append_kernel(const __grid_constant__ append_params p)
 {

@@ -12,6 +12,9 @@ struct append_params { struct attn_cuda_append a; struct attn_cuda_cache cache; 
 struct paper_params { struct attn_cuda_paper a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, group, n_units, type; };
 struct audit_params { struct attn_cuda_audit a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, group, n_units; };
 
+struct scales_params { struct attn_cuda_scales a; int32_t head_dim; };
+
+__global__ void scales_kernel(const __grid_constant__ scales_params p);
 __global__ void append_kernel(const __grid_constant__ append_params p);
 __global__ void paper_kernel(const __grid_constant__ paper_params p);
 __global__ void audit_mark_kernel(const __grid_constant__ audit_params p);

@@ -3,13 +3,14 @@
  * Prefill attention: exact, causal, blocked (FlashAttention-2, arXiv 2307.08691). A block takes 128 queries of one head,
  * 16 a warp, and goes over the pages of the cache, each of which is a tile of 64 keys: logits by m16n8k16 products, a
  * running maximum m and sum l per query, and o := o exp(m - m') + P V. Keys and values come to shared memory by
- * asynchronous copies, a tile ahead. Products in the cache's type (f16 for q8_0), sums in f32.
+ * asynchronous copies, a tile ahead. Products in the cache's type (f16 for q8_0 and f8_e4m3), sums in f32.
  */
 #include "cuda/prefill_cuda.h"
 
 #include <assert.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 enum { WARPS = 8, QUERIES = 16 * WARPS, KEYS = SR_PAGE_ROWS, THREADS = 32 * WARPS, PAD = 8 };
 
@@ -72,6 +73,20 @@ static __device__ __forceinline__ uint4 widen8(const uint8_t *page, int r, int a
     return out;
 }
 
+/* Eight f8_e4m3 codes as f16; their head's scale meets the queries and the sums. */
+static __device__ __forceinline__ uint4 widen8_f8(const uint8_t *page, int r, int at, int d)
+{
+    const uint2 codes = *reinterpret_cast<const uint2 *>(page + r * d + at);
+    uint4 out;
+    uint32_t *w = &out.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const __half2_raw h = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)((i < 2 ? codes.x : codes.y) >> 16 * (i & 1)), __NV_E4M3);
+        w[i] = (uint32_t)h.x | (uint32_t)h.y << 16;
+    }
+    return out;
+}
+
 /* Rows [0, n) of a page to [KEYS][STRIDE]; the others become 0, since 0 times what memory happens to hold may be NaN. */
 template <typename T, int STRIDE>
 static __device__ __forceinline__ void load_tile(T *dst, const void *page, int kv_type, int d, int n)
@@ -80,8 +95,10 @@ static __device__ __forceinline__ void load_tile(T *dst, const void *page, int k
     for (int i = threadIdx.x; i < KEYS * per_row; i += THREADS) {
         const int r = i / per_row, at = i % per_row * 8;
         T *to = dst + r * STRIDE + at;
-        if (kv_type != SR_DTYPE_Q8_0) copy16(to, static_cast<const T *>(page) + r * d + at, r < n);
-        else *reinterpret_cast<uint4 *>(to) = r < n ? widen8(static_cast<const uint8_t *>(page), r, at, d) : make_uint4(0, 0, 0, 0);
+        const uint8_t *codes = static_cast<const uint8_t *>(page);
+        if (kv_type == SR_DTYPE_Q8_0) *reinterpret_cast<uint4 *>(to) = r < n ? widen8(codes, r, at, d) : make_uint4(0, 0, 0, 0);
+        else if (kv_type == SR_DTYPE_F8_E4M3) *reinterpret_cast<uint4 *>(to) = r < n ? widen8_f8(codes, r, at, d) : make_uint4(0, 0, 0, 0);
+        else copy16(to, static_cast<const T *>(page) + r * d + at, r < n);
     }
 }
 
@@ -123,6 +140,7 @@ template <typename T, int D>
 static __device__ void load_queries(struct queries<D> *w, const struct prefill_params &p, int head, int64_t row, int lane)
 {
     const int64_t stride = (int64_t)p.n_kv_heads * p.group * p.head_dim;
+    const float scale = p.k_scale ? p.scale * p.k_scale[head / p.group] : p.scale;
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
 #pragma unroll
@@ -131,7 +149,7 @@ static __device__ void load_queries(struct queries<D> *w, const struct prefill_p
             const int at = i * 16 + lane % 4 * 2 + (j >> 1) * 8;
             float2 x = make_float2(0.0f, 0.0f);
             if (r < p.n && at < p.head_dim) x = *reinterpret_cast<const float2 *>(p.q + r * stride + head * p.head_dim + at);
-            w->q[i][j] = pack(x.x * p.scale, x.y * p.scale, static_cast<const T *>(nullptr));
+            w->q[i][j] = pack(x.x * scale, x.y * scale, static_cast<const T *>(nullptr));
         }
     }
 #pragma unroll
@@ -241,6 +259,7 @@ static __device__ void store_outputs(const struct queries<D> &w, const struct pr
         l += __shfl_xor_sync(0xffffffffu, l, 2);
         const int64_t r = row + lane / 4 + half * 8;
         if (r >= p.n) continue;
+        if (p.v_scale) l /= p.v_scale[head / p.group];
 #pragma unroll
         for (int i = 0; i < D / 8; i++) {
             const int at = i * 8 + lane % 4 * 2;

@@ -10,6 +10,7 @@
 /* Causal attention of n query rows at positions pos0 .. pos0 + n - 1 over the pages of one layer. */
 struct prefill_params {
     void *const *k_page, *const *v_page; /* [n_kv_heads][max_pages] */
+    const float *k_scale, *v_scale;      /* [n_kv_heads], F8_E4M3 only */
     const float *q;                      /* [n][n_kv_heads * group * head_dim] */
     float *out;
     int kv_type;

@@ -261,6 +261,7 @@ static const struct type_row *readable_row(sr_dtype dtype, int64_t n)
 
 size_t sr_row_bytes(sr_dtype dtype, int64_t n)
 {
+    if (dtype == SR_DTYPE_F8_E4M3) return (size_t)n;
     const struct dtype_traits *t = &readable_row(dtype, n)->traits;
     return (size_t)(n / t->block_elems) * (size_t)t->block_bytes;
 }

@@ -24,7 +24,7 @@ const struct dtype_traits *sr_gguf_type_find(int64_t type_id);
 /* Name of any GGUF type id, supported or not ("iq2_xs"); NULL if the id was never given out or was removed. */
 const char *sr_gguf_type_name(int64_t type_id);
 
-/* Bytes of a row of n elements; n must be a multiple of block_elems (assert). */
+/* Bytes of a row of n elements, the K/V types of devices too; n must be a multiple of block_elems (assert). */
 size_t sr_row_bytes(sr_dtype dtype, int64_t n);
 
 /* dst[n] = the values of the row at src. n a multiple of block_elems. This is the specification of each type. */

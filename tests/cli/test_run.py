@@ -187,6 +187,8 @@ def cache_types():
     equal(size["q8_0", "q8_0"] / size["f16", "f16"], 34 / 64)
     equal(size["q4_0", "q4_0"] / size["f16", "f16"], 18 / 64)
     equal(size["q8_0", "q4_0"] / size["f16", "f16"], (34 + 18) / 128)
+    for name in ("fp8", "fp8_e4m3", "f8_e4m3"):
+        one_line(greedy("-n", "1", "--quiet", "-dev", "none", "-ctk", name, "-ctv", name, rc=6)[1], "f8_e4m3", "GPU", "q8_0")
 
 
 @test

@@ -93,38 +93,65 @@ static double divergence(const float *p, const float *q, int32_t n)
 
 /* ---- tiny models ---- */
 
-static void tiny_case(int32_t head_dim, int32_t group, sr_dtype dtype, const char *architecture, double tolerance)
+enum { N = 150, ALL = 200 }; /* tokens of a prefill, and with those decoded after it */
+
+/* A model on the GPU (twice) against the CPU. */
+struct tiny_case {
+    struct tiny_spec spec;
+    const char *name;
+    sr_dtype kv;      /* on the GPU; where the CPU has no such type, f16 there */
+    double tolerance; /* of the largest logit */
+};
+
+static struct tiny_case small_case(int32_t head_dim, int32_t group, sr_dtype dtype, const char *architecture, double tolerance)
 {
-    enum { N = 150, ALL = 200 };
-    struct tiny_spec spec = tiny_spec_default();
-    sr_session_options o = sr_session_options_default();
-    char path[64];
-    int32_t ids[ALL];
-    spec.architecture = architecture;
-    spec.biases = strcmp(architecture, "qwen2") == 0;
-    spec.n_embd = 256;
-    spec.n_ff = 512;
-    spec.n_kv_heads = 2;
-    spec.n_heads = 2 * group;
-    spec.head_dim = head_dim;
-    spec.dtype = dtype;
+    struct tiny_case c = {.spec = tiny_spec_default(), .name = architecture, .kv = SR_DTYPE_F16, .tolerance = tolerance};
+    c.spec.architecture = architecture;
+    c.spec.biases = strcmp(architecture, "qwen2") == 0;
+    c.spec.n_embd = 256;
+    c.spec.n_ff = 512;
+    c.spec.n_kv_heads = 2;
+    c.spec.n_heads = 2 * group;
+    c.spec.head_dim = head_dim;
+    c.spec.dtype = dtype;
+    return c;
+}
+
+static const char *write_case(const struct tiny_case *c)
+{
+    static char path[64];
     snprintf(path, sizeof path, "/tmp/sr-golden-cuda-%d.gguf", (int)getpid());
-    tiny_model_write(path, &spec);
-    tiny_tokens(3, ids, ALL);
-    struct run cpu = open_run(path, "none", &o), gpu = open_run(path, "cuda", &o), again = open_run(path, "cuda", &o);
-    float *want = logits_of(&cpu, ids, N, ALL), *got = logits_of(&gpu, ids, N, ALL), *twice = logits_of(&again, ids, N, ALL);
-    assert_memory_equal(got, twice, (size_t)ALL * (size_t)cpu.n_vocab * sizeof(float));
+    tiny_model_write(path, &c->spec);
+    return path;
+}
+
+static void expect_like(const struct tiny_case *c, const char *against, const float *got, const float *want, int32_t n_vocab)
+{
     for (int32_t t = 0; t < ALL; t++) {
         double top = 0, worst = 0;
-        for (int32_t i = 0; i < cpu.n_vocab; i++) {
-            const size_t at = (size_t)t * (size_t)cpu.n_vocab + (size_t)i;
+        for (int32_t i = 0; i < n_vocab; i++) {
+            const size_t at = (size_t)t * (size_t)n_vocab + (size_t)i;
             top = fmax(top, fabs((double)want[at]));
             worst = fmax(worst, fabs((double)want[at] - (double)got[at]));
         }
-        if (!(worst <= tolerance * top))
-            fail_msg("head size %d, group %d, %s, %s: position %d (prefill to %d) is off by %g of %g", head_dim, group, sr_dtype_name(dtype),
-                     architecture, t, N, worst, top);
+        if (!(worst <= c->tolerance * top))
+            fail_msg("%s, head size %d, %s, K/V %s, against %s: position %d (prefill to %d) is off by %g of %g", c->name, c->spec.head_dim,
+                     sr_dtype_name(c->spec.dtype), sr_dtype_name(c->kv), against, t, N, worst, top);
     }
+}
+
+static void tiny_run(const struct tiny_case *c)
+{
+    sr_session_options o = sr_session_options_default(), on_cpu = o;
+    int32_t ids[ALL];
+    const char *path = write_case(c);
+    tiny_tokens(3, ids, ALL);
+    o.k_type = o.v_type = c->kv;
+    on_cpu.k_type = on_cpu.v_type = c->kv == SR_DTYPE_F8_E4M3 ? SR_DTYPE_F16 : c->kv;
+    struct run cpu = open_run(path, "none", &on_cpu), gpu = open_run(path, "cuda", &o), again = open_run(path, "cuda", &o);
+    float *want = logits_of(&cpu, ids, N, ALL), *got = logits_of(&gpu, ids, N, ALL), *twice = logits_of(&again, ids, N, ALL);
+    assert_memory_equal(got, twice, (size_t)ALL * (size_t)cpu.n_vocab * sizeof(float));
+    expect_like(c, "the CPU", got, want, cpu.n_vocab);
     free(want);
     free(got);
     free(twice);
@@ -132,6 +159,12 @@ static void tiny_case(int32_t head_dim, int32_t group, sr_dtype dtype, const cha
     close_run(&gpu);
     close_run(&again);
     unlink(path);
+}
+
+static void tiny_case(int32_t head_dim, int32_t group, sr_dtype dtype, const char *architecture, double tolerance)
+{
+    const struct tiny_case c = small_case(head_dim, group, dtype, architecture, tolerance);
+    tiny_run(&c);
 }
 
 /* f32 weights are multiplied in f32; attention rounds to f16, whose 2^-11 a random model multiplies a few times over. */
@@ -156,6 +189,47 @@ static void tiny_quantized(void **state)
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) tiny_case(64, 2, types[i], "llama", 4e-2);
 }
 
+/* Rounding of the type itself, by 2^-12 to 2^-5 of a value, against the CPU's f16 for fp8. */
+static void cache_types(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const struct { sr_dtype type; double tolerance; } types[] = {{SR_DTYPE_BF16, 2e-2}, {SR_DTYPE_Q8_0, 2e-2}, {SR_DTYPE_F8_E4M3, 0.25}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        struct tiny_case c = small_case(128, 4, SR_DTYPE_F32, "llama", types[i].tolerance);
+        c.kv = types[i].type;
+        tiny_run(&c);
+        c.spec.head_dim = 64;
+        tiny_run(&c);
+    }
+}
+
+/* fp8: prefill and decode read the same codes, though by other kernels, and rows may come in parts. */
+static void fp8_codes(void **state)
+{
+    (void)state;
+    need_gpu();
+    struct tiny_case c = small_case(128, 2, SR_DTYPE_F32, "qwen2", 1e-2);
+    sr_session_options o = sr_session_options_default();
+    int32_t ids[ALL];
+    const char *path = write_case(&c);
+    c.kv = o.k_type = o.v_type = SR_DTYPE_F8_E4M3;
+    tiny_tokens(5, ids, ALL);
+    struct run decoded = open_run(path, "cuda", &o), whole = open_run(path, "cuda", &o), mixed = open_run(path, "cuda", &o);
+    float *a = logits_of(&decoded, ids, 64, ALL), *b = logits_of(&whole, ids, ALL, ALL);
+    expect_like(&c, "prefill", a, b, decoded.n_vocab);
+    o.v_type = SR_DTYPE_F16;
+    sr_session *s = NULL;
+    assert_int_equal(sr_session_new(&s, mixed.m, &o, &err), SR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "f8_e4m3"));
+    free(a);
+    free(b);
+    close_run(&decoded);
+    close_run(&whole);
+    close_run(&mixed);
+    unlink(path);
+}
+
 /* ---- SmolLM2 ---- */
 
 static int32_t *read_text(const sr_model *m, int32_t n)
@@ -176,7 +250,9 @@ static int32_t *read_text(const sr_model *m, int32_t n)
 /* Returns the GPU's counters. */
 static sr_route_stats smollm2_case(const char *what, const sr_session_options *o, int32_t n, int32_t n_all, double limit)
 {
-    struct run cpu = open_run(smollm2, "none", o), gpu = open_run(smollm2, "cuda", o);
+    sr_session_options on_cpu = *o;
+    if (o->k_type == SR_DTYPE_F8_E4M3) on_cpu.k_type = on_cpu.v_type = SR_DTYPE_F16;
+    struct run cpu = open_run(smollm2, "none", &on_cpu), gpu = open_run(smollm2, "cuda", o);
     int32_t *ids = read_text(cpu.m, n_all);
     sr_session_stats a, b;
     double sum = 0, worst = 0;
@@ -195,7 +271,8 @@ static sr_route_stats smollm2_case(const char *what, const sr_session_options *o
     print_message("%s: KL mean %.2e, worst %.2e at %d; bytes of dense: CPU %.4f, GPU %.4f\n", what, sum / n_all, worst, at,
                   (double)a.route.kv_bytes / (double)a.route.dense_bytes, (double)b.route.kv_bytes / (double)b.route.dense_bytes);
     if (!(sum / n_all <= limit)) fail_msg("%s: mean KL %g, limit %g; worst %g at position %d", what, sum / n_all, limit, worst, at);
-    assert_true(a.route.steps == b.route.steps && a.route.units == b.route.units && a.route.dense_bytes == b.route.dense_bytes);
+    assert_true(a.route.steps == b.route.steps && a.route.units == b.route.units);
+    assert_true(a.route.dense_bytes == b.route.dense_bytes * (o->k_type == SR_DTYPE_F8_E4M3 ? 2 : 1));
     free(want);
     free(got);
     free(ids);
@@ -225,6 +302,8 @@ static void smollm2_dense(void **state)
     smollm2_case("dense, bf16 cache", &o, 100, 130, 2e-3); /* an ulp of bf16 apart where q and k round otherwise */
     o.k_type = o.v_type = SR_DTYPE_Q8_0;
     smollm2_case("dense, q8_0 cache", &o, 100, 130, 2e-3);
+    o.k_type = o.v_type = SR_DTYPE_F8_E4M3;
+    smollm2_case("dense, fp8 cache against f16", &o, 100, 130, 5e-2);
 }
 
 static void smollm2_window(void **state)
@@ -271,7 +350,8 @@ static void smollm2_mass(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tiny_models),    cmocka_unit_test(tiny_quantized), cmocka_unit_test(smollm2_dense),
+        cmocka_unit_test(tiny_models),    cmocka_unit_test(tiny_quantized), cmocka_unit_test(cache_types),
+        cmocka_unit_test(fp8_codes), cmocka_unit_test(smollm2_dense),
         cmocka_unit_test(smollm2_window), cmocka_unit_test(smollm2_paper),  cmocka_unit_test(smollm2_mass),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
