@@ -96,6 +96,7 @@ static void put_times(json_t *j, const struct bench_test *t)
     put(j, "stddev_ns", json_integer(n > 1 ? (json_int_t)sqrt(ns2 / (n - 1)) : 0));
     put(j, "avg_ts", json_real(ts));
     put(j, "stddev_ts", json_real(n > 1 ? sqrt(ts2 / (n - 1)) : 0));
+    put(j, "max_step_ns", t->n_gen ? json_integer((json_int_t)t->max_step_ns) : NULL);
     put(j, "samples_ns", all_ns);
     put(j, "samples_ts", all_ts);
 }

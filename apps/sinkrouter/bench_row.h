@@ -20,6 +20,7 @@ struct bench_test {
     sr_route_options route;
     int64_t n_samples;
     const uint64_t *samples_ns;        /* [n_samples] */
+    uint64_t max_step_ns;              /* the slowest decode step of all of them */
     const sr_route_stats *stats;       /* of all timed decode steps; NULL for prefill */
     const struct comparison *compared; /* with -f; NULL otherwise */
 };

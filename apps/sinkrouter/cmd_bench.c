@@ -74,14 +74,15 @@ static sr_status one_run(struct bench *b, int32_t depth, int32_t p, int32_t n, s
 {
     const int32_t *ids = b->corpus.ids + depth;
     int32_t done = 0, same[SR_BATCH_MAX];
+    uint64_t began = 0, now;
     sr_status st = p ? sr_session_prefill(b->sessions[0], ids, p, NULL, NULL, &done, err) : SR_OK;
-    for (int32_t i = 0; i < n && !st; i++) {
-        if (b->parallel == 1) {
-            st = sr_session_decode(b->sessions[0], ids[p + i], err);
-            continue;
-        }
+    for (int32_t i = 0; i < n && !st; i++, began = now) {
+        if (i == 0) began = clock_ns();
         for (int32_t k = 0; k < b->parallel; k++) same[k] = ids[p + i];
-        st = sr_batch_decode(b->batch, b->sessions, same, b->parallel, err);
+        st = b->parallel == 1 ? sr_session_decode(b->sessions[0], same[0], err)
+                              : sr_batch_decode(b->batch, b->sessions, same, b->parallel, err);
+        now = clock_ns();
+        if (now - began > b->test.max_step_ns) b->test.max_step_ns = now - began;
     }
     return st;
 }
@@ -122,7 +123,10 @@ static sr_status run_test(struct bench *b, int32_t depth, int32_t p, int32_t n, 
     for (int64_t r = o->no_warmup ? 0 : -1; r < o->repetitions; r++) {
         st = ready(b, depth, err);
         if (st || sr_interrupt_pending()) return st;
-        if (r <= 0) sr_session_stats_reset(b->sessions[0]);
+        if (r <= 0) {
+            sr_session_stats_reset(b->sessions[0]);
+            b->test.max_step_ns = 0;
+        }
         uint64_t began = clock_ns();
         st = one_run(b, depth, p, r < 0 && !p ? 1 : n, err); /* a single token warms decode up */
         if (st) return st;

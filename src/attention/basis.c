@@ -27,19 +27,33 @@ static double sigmas(int32_t bits)
 
 static const double ridge = 1e-4; /* of the mean diagonal of C_q */
 
+struct making;
+
 struct band_bases {
     int refs;
-    int32_t n_kv_heads, head_dim, band, rank, bits;
+    int32_t n_units, n_kv_heads, head_dim, band, rank, bits;
+    int32_t n_made;        /* units [0, n_made) are there */
+    struct making *making; /* NULL once all are */
     size_t bytes, unit; /* unit: floats of one (layer, KV group) */
     float *data; /* [n_layers][n_kv_heads][unit]: mu[d] analysis[r][d] synthesis[d][d] step[r] lambda[d] */
 };
 
-int32_t sr_band_of(const struct rotation *r, int32_t kv_len)
+static int rotates(const struct rotation *r)
 {
     for (int32_t i = 0; i < r->n_pairs; i++) {
-        if (r->freq[i] != 0.0) return (kv_len - 1) / SR_BAND_TOKENS;
+        if (r->freq[i] != 0.0) return 1;
     }
     return 0;
+}
+
+int32_t sr_band_of(const struct rotation *r, int32_t kv_len)
+{
+    return rotates(r) ? (kv_len - 1) / SR_BAND_TOKENS : 0;
+}
+
+int32_t sr_band_left(const struct rotation *r, int32_t kv_len)
+{
+    return rotates(r) ? SR_BAND_TOKENS - (kv_len - 1) % SR_BAND_TOKENS : INT32_MAX;
 }
 
 /* Scratch of one thread, in doubles. */
@@ -49,11 +63,14 @@ struct workspace {
 };
 
 struct making {
-    const struct basis_spec *spec;
+    struct basis_spec spec;
     struct band_bases *out;
     struct rotation_means at_q, at_k;
     struct workspace *work; /* [n_threads] */
-    atomic_int bad;         /* 1 + the first unit whose moments or eigenvalues are not finite, or 0 */
+    size_t bytes;           /* of the block that all of these lie in */
+    void *block;
+    int32_t first;          /* unit of the first task */
+    atomic_int bad;         /* 1 + a unit whose moments or eigenvalues are not finite, or 0 */
 };
 
 /* ---- linear algebra on symmetric d x d matrices (rows and columns may be exchanged) ---- */
@@ -104,8 +121,8 @@ static int square_roots(const struct workspace *w, int32_t d)
 /* mu and C_k = E[R M_k R'] - mu mu' */
 static void key_covariance(const struct making *m, const struct workspace *w, int32_t d)
 {
-    sr_rotation_mean_vector(m->spec->rotation, &m->at_k, w->mean_k, w->mu);
-    sr_rotation_mean_matrix(m->spec->rotation, &m->at_k, w->mk, w->ck);
+    sr_rotation_mean_vector(m->spec.rotation, &m->at_k, w->mean_k, w->mu);
+    sr_rotation_mean_matrix(m->spec.rotation, &m->at_k, w->mk, w->ck);
     for (int32_t i = 0; i < d; i++) {
         for (int32_t j = 0; j < d; j++) w->ck[i * d + j] -= w->mu[i] * w->mu[j];
     }
@@ -122,7 +139,7 @@ static double sign_of(const double *v, int32_t d)
 
 static void write_basis(const struct making *m, const struct workspace *w, float *unit)
 {
-    int32_t d = m->spec->shape.head_dim, r = m->spec->rank;
+    int32_t d = m->spec.shape.head_dim, r = m->spec.rank;
     float *mu = unit, *analysis = mu + d, *synthesis = analysis + r * d, *step = synthesis + d * d,
           *lambda = step + r;
     for (int32_t i = 0; i < d; i++) mu[i] = (float)w->mu[i];
@@ -135,19 +152,19 @@ static void write_basis(const struct making *m, const struct workspace *w, float
         double sign = sign_of(vectors + row * d, d), v = w->values[row] > 0 ? w->values[row] : 0;
         for (int32_t i = 0; i < d; i++) synthesis[j * d + i] = (float)(sign * w->ck[row * d + i]);
         for (int32_t i = 0; j < r && i < d; i++) analysis[j * d + i] = (float)(sign * w->tmp[row * d + i]);
-        if (j < r) step[j] = (float)(2 * sigmas(m->spec->bits) * sqrt(v > 1e-12 ? v : 1e-12) / (double)(1 << m->spec->bits));
+        if (j < r) step[j] = (float)(2 * sigmas(m->spec.bits) * sqrt(v > 1e-12 ? v : 1e-12) / (double)(1 << m->spec.bits));
         lambda[j] = (float)v;
     }
 }
 
 static int make_one(struct making *m, const struct workspace *w, int32_t layer, int32_t group, float *unit)
 {
-    int32_t d = m->spec->shape.head_dim;
-    sr_moments_get(m->spec->moments, layer, group, w->mq, w->mk, w->mean_k);
+    int32_t d = m->spec.shape.head_dim;
+    sr_moments_get(m->spec.moments, layer, group, w->mq, w->mk, w->mean_k);
     double check = 0.0;
     for (int32_t i = 0; i < d * d; i++) check += fabs(w->mq[i]) + fabs(w->mk[i]);
     if (!isfinite(check)) return -1;
-    sr_rotation_mean_matrix(m->spec->rotation, &m->at_q, w->mq, w->cq);
+    sr_rotation_mean_matrix(m->spec.rotation, &m->at_q, w->mq, w->cq);
     key_covariance(m, w, d);
     if (square_roots(w, d)) return -1;
     multiply(w->tmp, w->half, CblasNoTrans, w->ck, d);
@@ -164,10 +181,10 @@ static int make_one(struct making *m, const struct workspace *w, int32_t layer, 
 static void make_task(void *ctx, int32_t task, int32_t thread)
 {
     struct making *m = ctx;
-    int32_t n_kv = m->out->n_kv_heads;
-    if (make_one(m, &m->work[thread], task / n_kv, task % n_kv, m->out->data + (size_t)task * m->out->unit)) {
+    int32_t n_kv = m->out->n_kv_heads, unit = m->first + task;
+    if (make_one(m, &m->work[thread], unit / n_kv, unit % n_kv, m->out->data + (size_t)unit * m->out->unit)) {
         int none = 0;
-        atomic_compare_exchange_strong(&m->bad, &none, 1 + task);
+        atomic_compare_exchange_strong(&m->bad, &none, 1 + unit);
     }
 }
 
@@ -197,60 +214,98 @@ static void layout(struct arena *a, struct making *m, int32_t d, int n_threads)
     }
 }
 
-static sr_status bases_alloc(struct band_bases **out, const struct basis_spec *s, sr_error *err)
+static void making_free(struct making *m)
+{
+    if (!m) return;
+    sr_free(m->block);
+    sr_free(m);
+}
+
+static sr_status making_new(struct making **out, const struct basis_spec *spec, int n_threads, sr_error *err)
+{
+    int64_t now = (int64_t)spec->band * SR_BAND_TOKENS + SR_BAND_TOKENS / 2;
+    struct making *m = sr_alloc_zero(1, sizeof *m);
+    if (!m) return sr_fail_memory(err, sizeof *m, "sketch basis");
+    m->spec = *spec;
+    struct arena a = {NULL, 0};
+    layout(&a, m, spec->shape.head_dim, n_threads);
+    m->bytes = a.used;
+    m->block = sr_alloc(m->bytes);
+    if (!m->block) {
+        sr_status st = sr_fail_memory(err, m->bytes, "sketch basis");
+        sr_free(m);
+        return st;
+    }
+    a = (struct arena){m->block, 0};
+    layout(&a, m, spec->shape.head_dim, n_threads);
+    sr_rotation_means(spec->rotation, now - SR_BAND_TOKENS, now + SR_BAND_TOKENS, &m->at_q);
+    sr_rotation_means(spec->rotation, 0, now + SR_BAND_TOKENS / 2 - 1, &m->at_k);
+    *out = m;
+    return SR_OK;
+}
+
+sr_status sr_bases_begin(struct band_bases **out, const struct basis_spec *s, const struct pool *pool, sr_error *err)
 {
     size_t d = (size_t)s->shape.head_dim, r = (size_t)s->rank, unit = d + r * d + d * d + r + d;
     struct band_bases *b = sr_alloc_zero(1, sizeof *b);
     if (!b) return sr_fail_memory(err, sizeof *b, "sketch basis");
     *b = (struct band_bases){.refs = 1,
+                             .n_units = s->shape.n_layers * s->shape.n_kv_heads,
                              .n_kv_heads = s->shape.n_kv_heads,
                              .head_dim = s->shape.head_dim,
                              .band = s->band,
                              .rank = s->rank,
                              .bits = s->bits,
                              .unit = unit};
-    b->bytes = ((size_t)s->shape.n_layers * (size_t)s->shape.n_kv_heads) * unit * sizeof(float);
+    sr_blas_single_thread();
+    b->bytes = (size_t)b->n_units * unit * sizeof(float);
     b->data = sr_alloc(b->bytes);
-    if (!b->data) {
-        sr_status st = sr_fail_memory(err, b->bytes, "sketch basis");
-        sr_free(b);
+    sr_status st = b->data ? SR_OK : sr_fail_memory(err, b->bytes, "sketch basis");
+    if (st == SR_OK) st = making_new(&b->making, s, pool ? sr_pool_threads(pool) : 1, err);
+    if (st != SR_OK) {
+        sr_bases_unref(b);
         return st;
     }
+    b->making->out = b;
     *out = b;
+    return SR_OK;
+}
+
+int32_t sr_bases_left(const struct band_bases *b)
+{
+    return b->n_units - b->n_made;
+}
+
+sr_status sr_bases_make(struct band_bases *b, int32_t n, struct pool *pool, sr_error *err)
+{
+    struct making *m = b->making;
+    if (n > sr_bases_left(b)) n = sr_bases_left(b);
+    if (n < 1) return SR_OK;
+    m->first = b->n_made;
+    atomic_store(&m->bad, 0);
+    sr_pool_run(pool, n, make_task, m);
+    int bad = atomic_load(&m->bad) - 1;
+    if (bad >= 0) {
+        return sr_fail(err, SR_ERR_NUMERIC, "sketch basis: layer %d, KV group %d: moments of queries and keys are not finite",
+                       bad / b->n_kv_heads, bad % b->n_kv_heads);
+    }
+    b->n_made += n;
+    if (sr_bases_left(b) > 0) return SR_OK;
+    making_free(m);
+    b->making = NULL;
     return SR_OK;
 }
 
 sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool,
                        sr_error *err)
 {
-    sr_blas_single_thread();
-    int n_threads = pool ? sr_pool_threads(pool) : 1;
-    int32_t d = spec->shape.head_dim;
-    struct making m = {.spec = spec};
-    struct arena a = {NULL, 0};
-    layout(&a, &m, d, n_threads);
-    size_t bytes = a.used;
-    uint8_t *scratch = sr_alloc(bytes);
-    if (!scratch) return sr_fail_memory(err, bytes, "sketch basis");
-    a = (struct arena){scratch, 0};
-    layout(&a, &m, d, n_threads);
-
-    sr_status st = bases_alloc(&m.out, spec, err);
-    if (st == SR_OK) {
-        int64_t now = (int64_t)spec->band * SR_BAND_TOKENS + SR_BAND_TOKENS / 2;
-        sr_rotation_means(spec->rotation, now - SR_BAND_TOKENS, now + SR_BAND_TOKENS, &m.at_q);
-        sr_rotation_means(spec->rotation, 0, now + SR_BAND_TOKENS / 2 - 1, &m.at_k);
-        sr_pool_run(pool, spec->shape.n_layers * spec->shape.n_kv_heads, make_task, &m);
-        int bad = atomic_load(&m.bad);
-        if (bad) {
-            st = sr_fail(err, SR_ERR_NUMERIC,
-                         "sketch basis: layer %d, KV group %d: moments of queries and keys are not finite",
-                         (bad - 1) / spec->shape.n_kv_heads, (bad - 1) % spec->shape.n_kv_heads);
-            sr_bases_unref(m.out);
-        }
-    }
-    sr_free(scratch);
-    if (st == SR_OK) *out = m.out;
+    struct band_bases *b;
+    SR_TRY(sr_bases_begin(&b, spec, pool, err));
+    sr_status st = sr_bases_make(b, b->n_units, pool, err);
+    if (st == SR_OK)
+        *out = b;
+    else
+        sr_bases_unref(b);
     return st;
 }
 
@@ -263,6 +318,7 @@ struct band_bases *sr_bases_ref(struct band_bases *b)
 void sr_bases_unref(struct band_bases *b)
 {
     if (!b || --b->refs > 0) return;
+    making_free(b->making);
     sr_free(b->data);
     sr_free(b);
 }
@@ -290,7 +346,7 @@ void sr_bases_get(const struct band_bases *b, int32_t layer, int32_t kv_head, st
 
 size_t sr_bases_bytes(const struct band_bases *b)
 {
-    return b->bytes;
+    return b->bytes + (b->making ? b->making->bytes : 0);
 }
 
 const float *sr_bases_data(const struct band_bases *b)

@@ -29,10 +29,17 @@ struct band_bases;
 /* The band of a step over kv_len rows; always 0 for a model whose basis is the same everywhere (no rotation).
  */
 int32_t sr_band_of(const struct rotation *r, int32_t kv_len);
+/* Steps from the one over kv_len rows to the first of the next band, at least 1; INT32_MAX where no other band comes. */
+int32_t sr_band_left(const struct rotation *r, int32_t kv_len);
 
 /* Comes with one reference. SR_ERR_NUMERIC names layer and group where moments are not finite. */
 sr_status sr_bases_new(struct band_bases **out, const struct basis_spec *spec, struct pool *pool,
                        sr_error *err);
+/* The same a few at a time: after begin none is made; make adds the next n, of (layer, KV group) in order; ready for use
+ * once none is left. Who makes which, and when, changes no bit. spec's moments must live until then. */
+sr_status sr_bases_begin(struct band_bases **out, const struct basis_spec *spec, const struct pool *pool, sr_error *err);
+int32_t sr_bases_left(const struct band_bases *b);
+sr_status sr_bases_make(struct band_bases *b, int32_t n, struct pool *pool, sr_error *err);
 struct band_bases *sr_bases_ref(struct band_bases *b);
 void sr_bases_unref(struct band_bases *b); /* NULL is fine */
 int sr_bases_refs(const struct band_bases *b);
@@ -42,6 +49,6 @@ void sr_bases_get(const struct band_bases *b, int32_t layer, int32_t kv_head, st
 /* All of it as one block of floats, [n_layers][n_kv_heads][unit]: for copies. */
 const float *sr_bases_data(const struct band_bases *b);
 size_t sr_bases_unit(const struct band_bases *b);
-size_t sr_bases_bytes(const struct band_bases *b);
+size_t sr_bases_bytes(const struct band_bases *b); /* while they are being made: the workspace too */
 
 #endif

@@ -20,9 +20,15 @@ size_t sr_cache_chunk_bytes(const struct attn_seq *s)
     return n_units(s) * SR_CHUNK_ROWS * (s->shape.k_row_bytes + s->shape.v_row_bytes);
 }
 
+/* Whether chunks have room for the rows of the band in use and of the next one. A device encodes all at the change. */
+static int has_two_halves(const struct attn_seq *s)
+{
+    return !s->a->backend->has_own_memory && s->max_len > SR_BAND_TOKENS && sr_band_left(&s->a->rotation, 1) != INT32_MAX;
+}
+
 size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch_shape *shape)
 {
-    return n_units(s) * SR_CHUNK_ROWS * shape->row_bytes;
+    return n_units(s) * SR_CHUNK_ROWS * shape->row_bytes * (has_two_halves(s) ? 2 : 1);
 }
 
 /* ---- tables of addresses ---- */
@@ -33,10 +39,10 @@ static sr_status grow_tables(struct attn_seq *s, int32_t n_chunks, sr_error *err
     if (n_chunks <= s->table_room) return SR_OK;
     int32_t room = s->table_room ? s->table_room : 8;
     while (room < n_chunks) room = room > INT32_MAX / 2 ? n_chunks : room * 2;
-    void **tables[5] = {s->k, s->v, s->y, s->region, s->sketch_region};
-    void **wide[5] = {NULL};
-    for (int i = 0; i < 5; i++) {
-        size_t rows = i < 3 ? n_units(s) : 1;
+    void **tables[6] = {s->k, s->v, s->y, s->y_next, s->region, s->sketch_region};
+    void **wide[6] = {NULL};
+    for (int i = 0; i < 6; i++) {
+        size_t rows = i < 4 ? n_units(s) : 1;
         wide[i] = sr_alloc_zero(rows * (size_t)room, sizeof(void *));
         if (!wide[i]) {
             while (i-- > 0) sr_free(wide[i]);
@@ -47,12 +53,13 @@ static sr_status grow_tables(struct attn_seq *s, int32_t n_chunks, sr_error *err
                    (size_t)s->table_room * sizeof(void *));
         }
     }
-    for (int i = 0; i < 5; i++) sr_free(tables[i]);
+    for (int i = 0; i < 6; i++) sr_free(tables[i]);
     s->k = wide[0];
     s->v = wide[1];
     s->y = wide[2];
-    s->region = wide[3];
-    s->sketch_region = wide[4];
+    s->y_next = wide[3];
+    s->region = wide[4];
+    s->sketch_region = wide[5];
     s->table_room = room;
     return SR_OK;
 }
@@ -93,9 +100,11 @@ static sr_status add_chunk(struct attn_seq *s, sr_error *err)
 static void place_sketch_chunk(struct attn_seq *s, uint8_t *p)
 {
     if (s->device) sr_device_place_sketch(s, p, s->n_sketch_chunks);
+    size_t run = SR_CHUNK_ROWS * s->sketch.row_bytes, half = has_two_halves(s) ? n_units(s) * run : 0;
     s->sketch_region[s->n_sketch_chunks] = p;
-    for (size_t u = 0; u < n_units(s); u++, p += SR_CHUNK_ROWS * s->sketch.row_bytes) {
+    for (size_t u = 0; u < n_units(s); u++, p += run) {
         s->y[u * (size_t)s->table_room + (size_t)s->n_sketch_chunks] = p;
+        s->y_next[u * (size_t)s->table_room + (size_t)s->n_sketch_chunks] = p + half;
     }
     s->n_sketch_chunks++;
 }
@@ -198,8 +207,8 @@ void sr_cache_free(struct attn_seq *s)
     free_sketch_chunks(s);
     for (int32_t i = 0; i < s->n_chunks; i++) chunk_free(s, s->region[i], sr_cache_chunk_bytes(s));
     s->n_chunks = s->table_room = 0;
-    void ***tables[5] = {&s->k, &s->v, &s->y, &s->region, &s->sketch_region};
-    for (int i = 0; i < 5; i++) {
+    void ***tables[6] = {&s->k, &s->v, &s->y, &s->y_next, &s->region, &s->sketch_region};
+    for (int i = 0; i < 6; i++) {
         sr_free(*tables[i]);
         *tables[i] = NULL;
     }

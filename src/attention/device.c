@@ -324,6 +324,7 @@ static sr_status sync_sketch(struct attn_seq *s, sr_error *err)
     const int32_t len = s->len[0], to = len - s->route.window, n_layers = s->a->c.n_layers, n_kv = s->a->c.n_kv_heads;
     if (sr_sketch_uses_own(s)) SR_TRY(fetch_own(s, err));
     SR_TRY(sr_sketch_rebase(s, len, err));
+    SR_TRY(sr_sketch_prepare(s, len, err));
     if (s->device->placed != s->bases) SR_TRY(place_bases(s, err));
     for (int32_t l = 0; l < n_layers; l++) {
         const int32_t behind = to - s->sketch_to[l];

@@ -186,9 +186,10 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     s->sketch_first = c->route.n_sinks;
     s->len = sr_alloc_zero(n_layers, sizeof *s->len);
     s->sketch_to = sr_alloc_zero(n_layers, sizeof *s->sketch_to);
+    s->next_to = sr_alloc_zero(n_layers, sizeof *s->next_to);
     s->near_only = sr_alloc_zero(n_units, sizeof *s->near_only);
     s->decisions = sr_alloc_zero(n_units, sizeof *s->decisions);
-    if (!s->len || !s->sketch_to || !s->near_only || !s->decisions) {
+    if (!s->len || !s->sketch_to || !s->next_to || !s->near_only || !s->decisions) {
         st = sr_fail_memory(err, n_units * sizeof *s->near_only, "sequence");
         goto fail;
     }
@@ -213,6 +214,7 @@ void sr_attn_seq_free(struct attn_seq *s)
     if (!s) return;
     unregister_seq(s->a, s);
     sr_bases_unref(s->bases);
+    sr_bases_unref(s->next);
     sr_cache_free(s);
     sr_device_seq_free(s);
     sr_moments_free(s->own);
@@ -221,6 +223,7 @@ void sr_attn_seq_free(struct attn_seq *s)
     sr_observer_free(s->observer);
     sr_free(s->len);
     sr_free(s->sketch_to);
+    sr_free(s->next_to);
     sr_free(s->near_only);
     sr_free(s->decisions);
     sr_free(s);
@@ -244,7 +247,9 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
     if (len < 0) return sr_fail(err, SR_ERR_USAGE, "truncate: length %d is negative", len);
     for (int32_t l = 0; l < s->a->c.n_layers; l++) {
         if (s->len[l] > len) s->len[l] = len;
-        if (s->sketch_to[l] > len) s->sketch_to[l] = len > s->sketch_first ? len : s->sketch_first;
+        int32_t most = len > s->sketch_first ? len : s->sketch_first;
+        if (s->sketch_to[l] > most) s->sketch_to[l] = most;
+        if (s->next_to[l] > most) s->next_to[l] = most;
     }
     sr_sinks_truncate(s->sinks, len);
     if (s->observer) sr_observer_truncate(s->observer, len);

@@ -53,7 +53,8 @@ struct attention {
 };
 
 /* A chunk is SR_CHUNK_ROWS rows of every layer and KV group: [layer][group][K run, V run]; sketch rows lie in
- * chunks of their own: [layer][group][run]. */
+ * chunks of their own: [half][layer][group][run], one half for the band in use and one, where there is another band to
+ * come, for the next. */
 struct attn_seq {
     struct attention *a;
     struct attn_shape shape;
@@ -62,7 +63,7 @@ struct attn_seq {
     int32_t *len; /* [n_layers] */
 
     int32_t n_chunks, n_sketch_chunks, table_room;
-    void **k, **v, **y;             /* [n_layers][n_kv_heads][table_room] runs */
+    void **k, **v, **y, **y_next;   /* [n_layers][n_kv_heads][table_room] runs */
     void **region, **sketch_region; /* [table_room] */
     int32_t *list; /* [2][n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand, and by its
                       audits */
@@ -72,6 +73,9 @@ struct attn_seq {
     struct band_bases *bases; /* NULL: none, or to be made again for `band` */
     int32_t band;             /* that the sketch rows belong to; -1: there are none */
     int32_t *sketch_to;       /* [n_layers] rows [sketch_first, sketch_to) are encoded */
+    struct band_bases *next;  /* of band + 1, made ahead; NULL: not begun */
+    int32_t *next_to;         /* [n_layers] rows [sketch_first, next_to) are encoded in y_next */
+    int32_t next_from;        /* steps before the band at which that began */
     struct moments *own;      /* collected from this sequence; NULL if there was a file from the start */
     int use_own;              /* the sketch stands on `own` */
     struct contract *contract;
@@ -106,6 +110,9 @@ int sr_sketch_has_moments(const struct attn_seq *s);
 sr_status sr_sketch_sync(struct attn_seq *s, int32_t layer, sr_error *err);
 /* The bases alone, for a step over len rows; with another band the sketch rows are none. */
 sr_status sr_sketch_rebase(struct attn_seq *s, int32_t len, sr_error *err);
+/* After it: this step's share of the bases of the next band. */
+#define SR_BAND_LEAD 1000
+sr_status sr_sketch_prepare(struct attn_seq *s, int32_t len, sr_error *err);
 int sr_sketch_uses_own(const struct attn_seq *s);
 void sr_sketch_drop(struct attn_seq *s); /* rows and bases are forgotten; memory stays */
 uint64_t sr_sketch_bases_bytes(const struct attn_seq *s);

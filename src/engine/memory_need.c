@@ -4,6 +4,7 @@
  */
 #include "engine/model.h"
 
+#include "attention/basis.h"
 #include "model/forward.h"
 
 enum { MAX_BATCH = 4096, CHUNK = SR_CHUNK_ROWS };
@@ -55,6 +56,13 @@ uint64_t sr_model_kv_bytes(const sr_model *m, sr_dtype k_type, sr_dtype v_type)
 
 static uint64_t whole_chunks(int32_t n_ctx) { return ((uint64_t)n_ctx + CHUNK - 1) / CHUNK * CHUNK; }
 
+/* Room for the rows of the next band beside those in use: on the host, where there is one to come. */
+static uint64_t sketch_halves(const struct sr_model *m, int32_t n_ctx)
+{
+    const int is_device = m->backend && m->backend->has_own_memory;
+    return is_device || m->config.rope.kind == ROPE_NONE || n_ctx <= SR_BAND_TOKENS ? 1 : 2;
+}
+
 /* Rows of rank * bits, padded to 4 bytes, and the bases of two bands beside the moments. */
 uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx)
 {
@@ -63,7 +71,7 @@ uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options 
     const uint64_t d = (uint64_t)c->head_dim, rank = r->rank > 0 ? (uint64_t)r->rank : d / 4, bits = (uint64_t)r->bits;
     const uint64_t units = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads, row = (rank * bits + 31) / 32 * 4;
     const uint64_t basis = 4 * (d + rank * d + d * d + rank + d), moments = 8 * (2 * d * d + d);
-    return units * (whole_chunks(n_ctx) * row + 2 * basis + moments);
+    return units * (whole_chunks(n_ctx) * row * sketch_halves(m, n_ctx) + 2 * basis + moments);
 }
 
 sr_status sr_model_memory_need(const sr_model *m, const sr_session_options *o, sr_memory_need *out, sr_error *err)

@@ -54,6 +54,7 @@ def bench_fields():
         rates = [(r["n_prompt"] + r["n_gen"]) * 1e9 / x for x in ns]
         equal(abs(r["avg_ts"] / (sum(rates) / 3) - 1) < 1e-6, True)
     equal((rows[0]["read"], rows[1]["read"]), (None, 1.0))
+    equal((rows[0]["max_step_ns"], max(rows[1]["samples_ns"]) / 4 <= rows[1]["max_step_ns"] <= max(rows[1]["samples_ns"])), (None, True))
 
 
 @test

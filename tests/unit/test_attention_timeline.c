@@ -60,6 +60,7 @@ static void assert_step(struct attn_bench *b, int32_t pos)
 
 /* ---- bands ---- */
 
+/* Too near the change to share the work: the two steps before it do it all, and no step does it twice. */
 static void test_band_change(void **state)
 {
     struct attn_bench b;
@@ -67,20 +68,19 @@ static void test_band_change(void **state)
     sr_route_stats st;
     float out[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 3998);
+    open_at(&b, &o, 3997);
+    sr_bench_step(&b, shared.world, 3997, out);
+    sr_attn_seq_stats_reset(b.seq);
     sr_bench_step(&b, shared.world, 3998, out);
-    sr_attn_seq_stats_reset(b.seq);
     sr_bench_step(&b, shared.world, 3999, out);
-    sr_attn_seq_stats(b.seq, &st);
-    int64_t units = LAYERS * KV;
-    assert_int_equal(st.encoded, units * 16); /* one row left the window */
     assert_int_equal(b.seq->band, 1);
-    sr_attn_seq_stats_reset(b.seq);
     sr_bench_step(&b, shared.world, 4000, out);
     sr_attn_seq_stats(b.seq, &st);
     assert_int_equal(b.seq->band, 2);
-    assert_int_equal(st.encoded, units * 16 * (4001 - 256 - 4)); /* every far key anew */
-    assert_int_equal(st.sketch_bytes, (uint64_t)units * (4001 - 256 - 4) * (DIM * 2 + 8));
+    int64_t units = LAYERS * KV, far = 4001 - 256 - 4, rows = st.encoded / (units * 16);
+    assert_int_equal(st.encoded, rows * units * 16);
+    assert_in_range(rows, 2 + far / 3, 2 + far); /* of the new band, and of the old one for two steps */
+    assert_int_equal(st.sketch_bytes, (uint64_t)(units * rows * DIM * 2 + st.sketch_rows * 8));
     assert_int_equal(st.kv_bytes, (uint64_t)(st.k_rows + st.v_rows) * DIM * 2 + (uint64_t)st.sketch_rows * 8);
     float want[LAYERS * STRIDE];
     fresh(&o, 4000, want);
@@ -90,6 +90,108 @@ static void test_band_change(void **state)
     assert_int_equal(sr_attn_seq_truncate(b.seq, 3990, NULL), SR_OK);
     assert_step(&b, 3990);
     assert_int_equal(b.seq->band, 1);
+    sr_bench_close(&b);
+}
+
+/* The steps from `from` on until 4000 share the work for the band; returns what the busiest of them encoded, in rows of
+ * every unit, and in *at_change what the step that begins the band did. */
+static int64_t busiest_step(struct attn_bench *b, int32_t from, int64_t *at_change)
+{
+    const int64_t row = LAYERS * KV * 16;
+    int64_t before, most = 0;
+    sr_route_stats st;
+    float out[LAYERS * STRIDE];
+    sr_attn_seq_stats(b->seq, &st);
+    for (int32_t p = from; p <= 4000; p++) {
+        before = st.encoded;
+        sr_bench_step(b, shared.world, p, out);
+        sr_attn_seq_stats(b->seq, &st);
+        *at_change = (st.encoded - before) / row;
+        if (p < 4000 && *at_change > most) most = *at_change;
+    }
+    return most;
+}
+
+static void test_band_ahead(void **state)
+{
+    static const int32_t starts[] = {4000 - SR_BAND_LEAD - 3, 3600, 3996};
+    sr_route_options o = route(SR_ROUTE_MASS);
+    (void)state;
+    for (size_t i = 0; i < sizeof starts / sizeof starts[0]; i++) {
+        struct attn_bench b;
+        float out[LAYERS * STRIDE];
+        int64_t at_change, left = 4000 - starts[i], half = (left < SR_BAND_LEAD ? left : SR_BAND_LEAD) / 2;
+        open_at(&b, &o, starts[i] - 1);
+        sr_bench_step(&b, shared.world, starts[i] - 1, out);
+        sr_bases_unref(b.seq->next); /* begun there where the lead is passed: as if the prefill ended one later */
+        b.seq->next = NULL;
+        assert_in_range(busiest_step(&b, starts[i], &at_change), 2, 2 + (4000 + half - 1) / half);
+        assert_int_equal(at_change, 1); /* the row that left the window */
+        assert_int_equal(b.seq->band, 2);
+        assert_null(b.seq->next);
+        assert_step(&b, 4001);
+        sr_bench_close(&b);
+    }
+}
+
+/* Cut back while the next band is half ready, then on: rows that went and came again are encoded again. */
+static void test_band_ahead_truncated(void **state)
+{
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    float out[LAYERS * STRIDE];
+    (void)state;
+    open_at(&b, &o, 3940);
+    for (int32_t p = 3940; p < 3990; p++) sr_bench_step(&b, shared.world, p, out);
+    assert_non_null(b.seq->next);
+    assert_int_equal(sr_bases_left(b.seq->next), 0);
+    assert_in_range(b.seq->next_to[1], 100, 3990 - 256);
+    assert_int_equal(sr_attn_seq_truncate(b.seq, 300, NULL), SR_OK);
+    assert_in_range(b.seq->next_to[1], 4, 300);
+    sr_bench_fill(&b, shared.world, 300, 3995);
+    for (int32_t p = 3995; p < 4000; p++) sr_bench_step(&b, shared.world, p, out);
+    assert_step(&b, 4000);
+    /* far back: what was begun is of no use */
+    for (int32_t p = 4001; p < 4010; p++) sr_bench_step(&b, shared.world, p, out);
+    assert_int_equal(sr_attn_seq_truncate(b.seq, 3980, NULL), SR_OK);
+    sr_bench_step(&b, shared.world, 3980, out);
+    assert_step(&b, 3981);
+    assert_int_equal(sr_attn_seq_truncate(b.seq, 1990, NULL), SR_OK);
+    o.min_len = 0;
+    assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
+    assert_step(&b, 1990);
+    assert_int_equal(b.seq->band, 0);
+    sr_bench_close(&b);
+}
+
+/* Two sequences on the model's moments make the next bases once, whoever is ahead. */
+static void test_band_ahead_shared(void **state)
+{
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    struct attn_seq *second;
+    struct attn_seq_config c = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, o};
+    float out[LAYERS * STRIDE];
+    (void)state;
+    open_at(&b, &o, 3900);
+    assert_int_equal(sr_attn_seq_new(&second, b.attention, &c, NULL), SR_OK);
+    struct attn_bench other = {b.backend, b.attention, second};
+    sr_bench_fill(&other, shared.world, 0, 3998);
+    sr_bench_step(&b, shared.world, 3900, out);
+    struct band_bases *next = b.seq->next;
+    assert_int_not_equal(sr_bases_left(next), 0);
+    sr_bench_step(&other, shared.world, 3998, out); /* in more of a hurry */
+    assert_ptr_equal(second->next, next);
+    assert_int_equal(sr_bases_refs(next), 2);
+    assert_int_equal(sr_bases_left(next), 0);
+    sr_bench_step(&b, shared.world, 3901, out);
+    assert_true(b.seq->next_to[0] > b.seq->sketch_first);
+    sr_bench_step(&other, shared.world, 3999, out);
+    assert_step(&other, 4000);
+    assert_ptr_equal(second->bases, next);
+    sr_attn_seq_free(second);
+    assert_int_equal(sr_bases_refs(next), 1);
+    assert_step(&b, 3902);
     sr_bench_close(&b);
 }
 
@@ -457,6 +559,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_band_change),        cmocka_unit_test(test_layers_out_of_step),
+        cmocka_unit_test(test_band_ahead),         cmocka_unit_test(test_band_ahead_truncated),
+        cmocka_unit_test(test_band_ahead_shared),
         cmocka_unit_test(test_own_moments_begin),
         cmocka_unit_test(test_truncate_and_go_on), cmocka_unit_test(test_route_changes),
         cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
