@@ -20,8 +20,9 @@ grep -rn --include='*.[ch]' --include='*.cu' --include='*.cuh' --include='*.def'
         may["vision"]    = "vision backend formats base"
         may["cluster"]   = "cluster backend base"
         may["engine"]    = "engine model text vision cluster attention formats backend base"
-        sees["attention"] = sees["model"] = "attention.h"
-        sees["engine"] = sees["apps"] = sees["examples"] = "attention.h engine.h"
+        sees["model"] = "attention.h"
+        sees["attention"] = "attention.h measure.h"
+        sees["engine"] = sees["apps"] = sees["examples"] = "attention.h engine.h measure.h"
     }
     function has(list, word) { return index(" " list " ", " " word " ") > 0 }
     function wrong(why) { printf "%s:%d: includes \"%s\": %s\n", $1, $2, $3, why; bad = 1 }

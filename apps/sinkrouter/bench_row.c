@@ -40,14 +40,28 @@ static void put(json_t *j, const char *key, json_t *value)
     json_object_set_new(j, key, value ? value : json_null());
 }
 
-static void put_machine(json_t *j, const struct bench_test *t)
+void sr_bench_put_build(json_t *j)
 {
-    char type[96];
-    snprintf(type, sizeof type, "%s %s", t->model->architecture, t->model->type_name);
     put(j, "build_commit", json_string(sr_version()));
     put(j, "build_number", json_integer(0));
     put(j, "cpu_info", json_string(cpu_name()));
     put(j, "gpu_info", json_string(""));
+}
+
+void sr_bench_put_time(json_t *j)
+{
+    char when[32];
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    put(j, "test_time", json_string(when));
+}
+
+static void put_machine(json_t *j, const struct bench_test *t)
+{
+    char type[96];
+    snprintf(type, sizeof type, "%s %s", t->model->architecture, t->model->type_name);
+    sr_bench_put_build(j);
     put(j, "backends", json_string(t->model->backend));
     put(j, "model_filename", json_string(t->model->path));
     put(j, "model_type", json_string(type));
@@ -122,9 +136,6 @@ static void put_routing(json_t *j, const struct bench_test *t)
 
 json_t *sr_bench_row(const struct bench_test *t)
 {
-    char when[32];
-    time_t now = time(NULL);
-    struct tm utc;
     json_t *j = json_object();
     put_machine(j, t);
     put(j, "n_prompt", json_integer(t->n_prompt));
@@ -132,8 +143,7 @@ json_t *sr_bench_row(const struct bench_test *t)
     put(j, "n_depth", json_integer(t->n_depth));
     put(j, "fill", json_string(t->is_random ? "random" : "prefill"));
     put(j, "n_parallel", json_integer(t->n_parallel));
-    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    put(j, "test_time", json_string(when));
+    sr_bench_put_time(j);
     put_times(j, t);
     put_routing(j, t);
     put(j, "ratio", NULL);

@@ -25,6 +25,10 @@ struct bench_test {
     const struct comparison *compared; /* with -f; NULL otherwise */
 };
 
+/* Fields of every row: build and machine; when. */
+void sr_bench_put_build(json_t *j);
+void sr_bench_put_time(json_t *j);
+
 json_t *sr_bench_row(const struct bench_test *t);
 /* Sets "ratio" of the rows from `first` on: tokens/s over the dense row of the same test, where there is one.
  */

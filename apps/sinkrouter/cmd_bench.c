@@ -4,6 +4,7 @@
  * forward pass is timed: no tokenizer, no sampler. The cache at a depth is filled once per model and types
  * and shared by all tests.
  */
+#include "bench_op.h"
 #include "bench_row.h"
 #include "commands.h"
 #include "corpus.h"
@@ -317,8 +318,10 @@ int sr_cmd_bench(const struct options *given, sr_error *err)
     struct bench b = {.o = &o};
     sr_route_options checked;
     fill_lists(&o);
+    sr_status st = sr_bench_op_check(given, err);
+    if (st || given->op) return st ? (int)st : sr_bench_op(given, err);
     int64_t need = tokens_needed(&o);
-    sr_status st = sr_setup_check_model(&o, 1, err);
+    st = sr_setup_check_model(&o, 1, err);
     if (!st && need == 0) st = sr_refuse(err, SR_ERR_USAGE, "-p 0 -n 0: nothing to run");
     if (!st && need > INT32_MAX)
         st = sr_refuse(err, SR_ERR_USAGE, "-d: %lld tokens are too many", (long long)need);

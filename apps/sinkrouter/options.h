@@ -76,7 +76,7 @@ struct options {
     const char *tau_file;
     int64_t window, sinks, min_len, bits, route_seed; /* -1: the library's default */
     double audit;                                     /* -1: the library's default */
-    double keep;                                      /* 0: off */
+    struct real_list keep;
 
     /* text in */
     const char *prompt, *file, *system, *system_file, *chat_template, *chat_template_file,
@@ -104,6 +104,10 @@ struct options {
     int64_t repetitions, delay;
     int no_warmup, profile, speed;
     const char *fill; /* bench: "random" or NULL */
+    const char *op;   /* bench: "attention" or NULL; with its shapes */
+    const char *heads;
+    struct int_list head_dim, skip_groups;
+    int64_t op_bytes; /* MiB; 0: as the machine wants */
     const char *task;
     int64_t needles;
 

@@ -134,7 +134,7 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     if (o->min_len >= 0) r.min_len = (int32_t)o->min_len;
     if (o->bits >= 0) r.bits = (int32_t)o->bits;
     if (o->audit >= 0) r.audit = (float)o->audit;
-    r.keep = (float)o->keep;
+    if (o->keep.n) r.keep = (float)o->keep.v[0];
     if (o->route_seed >= 0) r.seed = (uint64_t)o->route_seed;
     if (r.bits != 4 && r.bits != 8)
         return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);

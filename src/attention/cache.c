@@ -140,11 +140,12 @@ static sr_status check_memory(const struct attn_seq *s, int32_t n_new, int32_t n
 
 static sr_status grow_list(struct attn_seq *s, int32_t n_chunks, sr_error *err)
 {
-    size_t n = 2 * (size_t)s->a->c.n_kv_heads * (size_t)n_chunks * SR_CHUNK_ROWS;
+    size_t n = (2 * (size_t)s->a->c.n_kv_heads + 1) * (size_t)n_chunks * SR_CHUNK_ROWS;
     int32_t *list = sr_alloc(n * sizeof *list);
     if (!list) return sr_fail_memory(err, n * sizeof *list, "list of chosen rows");
     sr_free(s->list);
     s->list = list;
+    s->lot_to = s->n_lot = 0;
     return SR_OK;
 }
 

@@ -32,6 +32,8 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     w->n_chosen = sr_arena_take(a, n, sizeof *w->n_chosen);
     w->found = sr_arena_take(a, n, sizeof *w->found);
     w->n_found = sr_arena_take(a, n, sizeof *w->n_found);
+    w->drawn = sr_arena_take(a, n, sizeof *w->drawn);
+    w->n_drawn = sr_arena_take(a, n, sizeof *w->n_drawn);
     float **per_head[] = {&w->unread, &w->near_m, &w->near_l, &w->far_share};
     for (int i = 0; i < 4; i++) *per_head[i] = sr_arena_take(a, heads, sizeof(float));
     w->eps = sr_arena_take(a, n, sizeof(float));
@@ -140,6 +142,7 @@ static sr_status gather_units(struct decoded *d, const struct policy *p, const f
             w->n_list[u] = 0;
             w->n_found[u] = sr_sinks_get(s->sinks, d->layer, g, s->route.n_sinks,
                                          s->len[d->layer] - s->route.window, &w->found[u]);
+            w->drawn[u] = s->route.keep > 0 ? sr_lot_get(s, s->len[d->layer] - s->route.window, &w->n_drawn[u]) : NULL;
             if (p->needs_observer) w->observed[u] = sr_observed_get(s->observer, d->layer, g);
             if (p->needs_sketch) sr_bases_get(s->bases, d->layer, g, &w->basis[u]);
         }
@@ -216,6 +219,8 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
             .observed = w->observed,
             .found = w->found,
             .n_found = w->n_found,
+            .drawn = w->drawn,
+            .n_drawn = w->n_drawn,
             .near_m = w->near_m,
             .near_l = w->near_l,
             .far_share = w->far_share,

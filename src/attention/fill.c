@@ -8,6 +8,8 @@
 #include "base/memory.h"
 #include "base/rng.h"
 
+#include <string.h>
+
 enum { BLOCK = 1024, STEP = 512 }; /* rows that are drawn, rows that are appended at a time */
 
 /* Variance 1 in each coordinate, from a sum of four uniforms. */
@@ -22,11 +24,13 @@ static void draw(float *x, size_t n, uint64_t seed)
     }
 }
 
-static void append_all(struct attn_seq *s, const float *rows, int32_t len)
+/* rows: the block, and behind it row 0 if there is one of its own. */
+static void append_all(struct attn_seq *s, const float *rows, int32_t len, int has_first)
 {
     const int64_t width = (int64_t)s->a->c.n_kv_heads * s->a->c.head_dim;
     for (int32_t l = 0; l < s->a->c.n_layers; l++) {
-        for (int32_t at = 0, n; at < len; at += n) {
+        if (has_first) sr_attn_append(s, l, rows + BLOCK * width, rows, 1);
+        for (int32_t at = has_first, n; at < len; at += n) {
             const int64_t from = ((int64_t)at / STEP * 37 + l * 11) % (BLOCK - STEP);
             n = len - at < STEP ? len - at : STEP;
             sr_attn_append(s, l, rows + from * width, rows + (BLOCK - STEP - from) * width, n);
@@ -34,23 +38,25 @@ static void append_all(struct attn_seq *s, const float *rows, int32_t len)
     }
 }
 
-sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed, sr_error *err)
+sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed, const float *first, sr_error *err)
 {
     struct backend *b = s->a->backend;
-    const size_t n = (size_t)BLOCK * (size_t)s->a->c.n_kv_heads * (size_t)s->a->c.head_dim;
+    const size_t width = (size_t)s->a->c.n_kv_heads * (size_t)s->a->c.head_dim, n = BLOCK * width,
+                 bytes = (n + width) * sizeof(float);
     void *rows;
     sr_status st = SR_OK;
     sr_attn_seq_clear(s);
     SR_TRY(sr_attn_seq_reserve(s, len, err));
-    float *host = sr_alloc(n * sizeof *host);
-    if (!host) return sr_fail_memory(err, n * sizeof *host, "random rows");
-    SR_TRY_GOTO(b->ops->mem_new(b, &rows, n * sizeof *host, "random rows", err));
+    float *host = sr_alloc(bytes);
+    if (!host) return sr_fail_memory(err, bytes, "random rows");
+    SR_TRY_GOTO(b->ops->mem_new(b, &rows, bytes, "random rows", err));
     draw(host, n, seed);
-    b->ops->upload(b, rows, host, n * sizeof *host);
-    append_all(s, rows, len);
+    if (first) memcpy(host + n, first, width * sizeof *host);
+    b->ops->upload(b, rows, host, (n + (first ? width : 0)) * sizeof *host);
+    if (s->own) sr_moments_make_plain(s->own); /* before: then none are collected */
+    append_all(s, rows, len, first != NULL);
     st = b->ops->download(b, host, rows, sizeof *host, err); /* waits: the rows are no longer read */
     b->ops->mem_free(b, rows);
-    if (s->own) sr_moments_make_plain(s->own);
     if (s->own && s->device) sr_device_own_place(s);
 fail:
     sr_free(host);

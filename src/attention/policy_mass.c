@@ -25,17 +25,13 @@ static void add_found(const struct route_step *step, const struct route_plan *p,
 }
 
 /* Far rows by lot, so that models without a meaning can be measured: the choice was made and is thrown away. */
-static int32_t draw(const struct route_step *s, int32_t u, int32_t *list)
+static void take_drawn(const struct route_step *step, const struct route_plan *p, int32_t u)
 {
-    const int32_t end = s->units[u].kv_len - s->options->window;
-    const uint64_t limit = (uint64_t)((double)s->options->keep * 0x1p32);
-    uint64_t at = s->options->seed + (uint64_t)(uint32_t)(s->layer * s->n_units + u) * 0x9e3779b97f4a7c15u;
-    int32_t n = 0;
-    for (int32_t row = s->options->n_sinks; row < end; row++) {
-        at = at * 6364136223846793005u + 1442695040888963407u;
-        if (at >> 32 < limit) list[n++] = row;
-    }
-    return n;
+    const int32_t *drawn = step->drawn[u];
+    int32_t n = step->n_drawn[u];
+    while (n > 0 && drawn[0] < step->options->n_sinks) drawn++, n--;
+    memcpy(p->list[u], drawn, (size_t)n * sizeof *drawn);
+    p->n_list[u] = n;
 }
 
 static void plan(const struct route_step *step, struct route_plan *p)
@@ -73,9 +69,9 @@ static void plan(const struct route_step *step, struct route_plan *p)
                                                          .far_share = step->far_share,
                                                          .touched = step->touched,
                                                      });
-    for (int32_t u = 0; o->keep > 0 && u < step->n_units; u++) p->n_list[u] = draw(step, u, p->list[u]);
     p->near_done = 1;
     for (int32_t u = 0; u < step->n_units; u++) {
+        if (step->drawn[u]) take_drawn(step, p, u);
         p->n_chosen[u] = p->n_list[u];
         if (!step->whole[u]) add_found(step, p, u);
         p->kind[u] = step->whole[u] ? READ_ALL : p->n_list[u] > 0 ? READ_NEAR_LIST : READ_NEAR;

@@ -293,6 +293,7 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
     }
     if (!same_contract(&s->route, r)) sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);
     s->route = *r;
+    s->lot_to = s->n_lot = 0;
     if (s->device) sr_device_route_changed(s);
     return SR_OK;
 }

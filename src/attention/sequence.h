@@ -71,14 +71,16 @@ void sr_attn_prefill_at(struct attn_seq *s, int32_t layer, float *q, int32_t pos
 sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t layer,
                          float *q, float *out, sr_error *err);
 
-/* Holds len random rows afterwards and nothing else: to measure speed without a prefill. */
-sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed, sr_error *err);
+/* Holds len random rows afterwards and nothing else: to measure speed without a prefill. first: the host's key row 0
+ * [n_kv_heads * head_dim] of every layer, or NULL. */
+sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed, const float *first, sr_error *err);
 /* What queries are multiplied by. */
 float sr_attn_scale(const struct attention *a);
 
 /* Where the backend's memory is not the host's, q, k, v and out are the backend's, a step is begun for the sequence as a
  * whole and its launches may be recorded: begin (never recorded) counts the new token and brings lengths, bases and
- * sketch rows up to date; step, for each layer in order, appends, routes, attends and counts. q is not scaled.
+ * sketch rows up to date; step, for each layer in order, appends (k NULL: its row is there), routes, attends and counts.
+ * q is not scaled.
  * A recording is good as long as the key is the same. The token's position is one less than what _len points to. */
 sr_status sr_attn_step_begin(struct attn_seq *s, sr_error *err);
 const int32_t *sr_attn_step_len(const struct attn_seq *s);

@@ -28,8 +28,8 @@ struct decode_scratch {
     int32_t **list;
     int32_t *n_list, *n_chosen;
     struct observed **observed;
-    const int32_t **found;
-    int32_t *n_found;
+    const int32_t **found, **drawn;
+    int32_t *n_found, *n_drawn;
     float *unread, *eps, *score, *near_m, *near_l, *far_share;
     struct attn_state state, audit_state, probe_state;
     struct kv_append_args *append; /* [n_kv_heads] */
@@ -66,7 +66,8 @@ struct attn_seq {
     void **k, **v, **y, **y_next;   /* [n_layers][n_kv_heads][table_room] runs */
     void **region, **sketch_region; /* [table_room] */
     int32_t *list; /* [2][n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand, and by its
-                      audits */
+                      audits; then one run more, of the lot */
+    int32_t lot_to, n_lot; /* rows [0, lot_to) were drawn from, n_lot of them drawn (route.keep) */
 
     struct sketch_shape sketch;
     int32_t sketch_first;     /* rows before it are sinks and have no sketch */
@@ -102,6 +103,9 @@ void sr_cache_units(const struct attn_seq *s, int32_t layer,
                     struct attn_unit *out); /* [n_kv_heads]; q is not set */
 size_t sr_cache_chunk_bytes(const struct attn_seq *s);
 size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch_shape *shape);
+
+/* lot.c: rows before `end` drawn with the probability route.keep, rising; the same for all layers and groups */
+const int32_t *sr_lot_get(struct attn_seq *s, int32_t end, int32_t *n);
 
 /* sketch.c */
 struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o);

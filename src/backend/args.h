@@ -74,6 +74,19 @@ struct add_args { float *x; const float *y; int64_t d; int32_t n; };
 /* x[t] = row ids[t] of w, as floats */
 struct embed_args { const struct weight *w; const int32_t *ids; float *x; int32_t n; };
 
+/* ---- memory itself ------------------------------------------------------------------------------------------- */
+
+/* Reads and does nothing else: what memory gives, for measurements. Either `bytes` from base on, or the rows of a list.
+ * Sizes are multiples of 8, base of 64. The exclusive or of all 64-bit words read changes *sum: none can be left out. */
+struct read_args {
+    const uint8_t *base;
+    size_t bytes;
+    const int32_t *rows;  /* [n_rows] or NULL: row i is at base + rows[i] * row_bytes */
+    int32_t n_rows;
+    size_t row_bytes;
+    uint64_t *sum;
+};
+
 /* ---- mixture of experts ------------------------------------------------------------------------------------- */
 
 /* Per token the n_used largest of its logits, in falling order, ties to the lower id. weight = softmax over all

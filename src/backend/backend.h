@@ -32,6 +32,7 @@ struct backend_ops {
     /* Waits for everything before it, and reports what went wrong since the last wait (SR_ERR_RESOURCE: a lost device). */
     sr_status (*download)(struct backend *b, void *dst, const void *src, size_t bytes, sr_error *err);
     uint64_t (*mem_available)(struct backend *b);
+    void (*read)(struct backend *b, const struct read_args *a);
 
     /* NULL where launching ops costs nothing. record_begin .. record_end: ops in between are noted and not run; replay
      * runs them again with the arguments of then, so what changes from step to step lies in the backend's memory. */

@@ -72,7 +72,7 @@ struct device_counters {
 struct device_step_args {
     const struct device_cache *cache;
     const struct device_route *route;
-    const float *q, *k, *v;         /* [n_heads][head_dim], [n_kv_heads][head_dim]; q not yet scaled */
+    const float *q, *k, *v;         /* [n_heads][head_dim], [n_kv_heads][head_dim]; q not yet scaled; k NULL: the row is there */
     float *out;
     const struct sketch_basis *basis; /* [n_kv_heads] of this layer, RULE_MASS only */
     struct device_counters *counters; /* [n_kv_heads] of this layer */

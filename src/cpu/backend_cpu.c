@@ -93,6 +93,7 @@ static const struct backend_ops cpu_ops = {
     .upload = cpu_upload,
     .download = cpu_download,
     .mem_available = cpu_mem_available,
+    .read = sr_cpu_read,
     .weight_prepare = cpu_weight_prepare,
     .weight_release = cpu_weight_release,
     .matmul = sr_cpu_matmul,

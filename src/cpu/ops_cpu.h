@@ -24,6 +24,9 @@ struct backend_cpu {
 
 static inline struct backend_cpu *sr_cpu_of(struct backend *b) { return (struct backend_cpu *)(void *)b; }
 
+/* readmem/ */
+void sr_cpu_read(struct backend *b, const struct read_args *a);
+
 /* matmul/matmul.c */
 void sr_cpu_matmul(struct backend *b, const struct matmul_args *a);
 sr_status sr_cpu_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err);

@@ -266,7 +266,7 @@ static void step(struct backend *b, const struct device_step_args *a)
     const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
     sr_error err;
     sr_status st = SR_OK;
-    append_rows(c, a->cache, a->layer, a->k, a->v, 1);
+    if (a->k) append_rows(c, a->cache, a->layer, a->k, a->v, 1);
     if (a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
     if (a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);

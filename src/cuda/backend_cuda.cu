@@ -169,6 +169,7 @@ static const struct backend_ops cuda_ops = {
     .upload = upload,
     .download = download,
     .mem_available = mem_available,
+    .read = sr_cuda_read,
     .record_begin = record_begin,
     .record_end = record_end,
     .replay = replay,

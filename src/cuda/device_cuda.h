@@ -48,6 +48,9 @@ sr_status sr_cuda_fail(cudaError_t e, const char *what, sr_error *err);
 sr_status sr_cuda_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err);
 void sr_cuda_delete(struct backend *b, void *block);
 
+/* read_cuda.cu */
+void sr_cuda_read(struct backend *b, const struct read_args *a);
+
 /* weights_cuda.cu */
 sr_status sr_cuda_weight_prepare(struct backend *b, struct weight *w, sr_error *err);
 void sr_cuda_weight_release(struct backend *b, struct weight *w);

@@ -7,12 +7,12 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
+#include "engine/pick_device.h"
 #include "formats/settle.h"
 
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 #define XXH_STATIC_LINKING_ONLY /* the state as a plain struct: nothing is allocated */
 #include <xxhash.h>
@@ -192,16 +192,6 @@ static int wants_copy(const struct sr_model *m, const sr_model_options *o)
     return !o->quantize && sr_gguf_file_bytes(m->file) <= sr_memory_available() / 4; /* what is quantized is in memory */
 }
 
-/* Number of a device's name; -1 for the CPU, -2 for none of ours. */
-static int device_index(const char *name)
-{
-    int index = 0, used = 0;
-    if (strcasecmp(name, "none") == 0 || strcasecmp(name, "cpu") == 0) return -1;
-    if (strcasecmp(name, "cuda") == 0) return 0;
-    if (strncasecmp(name, "cuda", 4) != 0 || sscanf(name + 4, "%3d%n", &index, &used) != 1 || name[4 + used]) return -2;
-    return index;
-}
-
 /* Whole models only: a layer's rows and weights lie together, and a pass knows one memory. */
 static sr_status check_gpu_layers(const struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
@@ -212,14 +202,11 @@ static sr_status check_gpu_layers(const struct sr_model *m, const sr_model_optio
 
 static sr_status open_backend(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
-    char line[128];
-    const int named = o->device && *o->device, index = named ? device_index(o->device) : sr_device_get(0, line, sizeof line) ? 0 : -1;
-    if (index == -2)
-        return sr_fail(err, SR_ERR_USAGE, "device \"%s\": want none, cuda, or a name that --list-devices prints",
-                       sr_escape(line, 64, o->device, strlen(o->device)));
-    if (index < 0 || o->n_gpu_layers == 0) return sr_backend_cpu_open(&m->backend, o->n_threads, err);
-    SR_TRY(check_gpu_layers(m, o, err));
-    return sr_backend_cuda_open(&m->backend, index, o->n_threads, err);
+    int index;
+    SR_TRY(sr_device_index(&index, o->device, err));
+    if (o->n_gpu_layers == 0) index = -1;
+    if (index >= 0) SR_TRY(check_gpu_layers(m, o, err));
+    return sr_device_open(&m->backend, index, o->n_threads, err);
 }
 
 static sr_status open_compute(struct sr_model *m, const sr_model_options *o, sr_error *err)

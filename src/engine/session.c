@@ -255,7 +255,7 @@ sr_status sr_session_fill_random(sr_session *s, int32_t n, uint64_t seed, sr_err
     if (n < 1 || n > s->options.n_ctx)
         return sr_fail(err, SR_ERR_USAGE, "%d random tokens: want 1..%d, the session's context", n, s->options.n_ctx);
     SR_TRY(sr_session_truncate(s, 0, err));
-    SR_TRY(sr_attn_seq_fill_random(s->seq, n, seed, err));
+    SR_TRY(sr_attn_seq_fill_random(s->seq, n, seed, NULL, err));
     memset(s->tokens, 0, (size_t)n * sizeof(*s->tokens));
     s->len = n;
     return SR_OK;

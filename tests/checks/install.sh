@@ -15,7 +15,7 @@ flags() { PKG_CONFIG_PATH=$root/lib/pkgconfig pkg-config --define-variable=prefi
 present() {
     local f
     for f in bin/sinkrouter lib/libsinkrouter.a lib/libsinkrouter.so lib/pkgconfig/sinkrouter.pc \
-        include/sinkrouter/base.h include/sinkrouter/attention.h include/sinkrouter/engine.h; do
+        include/sinkrouter/base.h include/sinkrouter/attention.h include/sinkrouter/engine.h include/sinkrouter/measure.h; do
         [ -e "$root/$f" ] || { echo "$f is not installed"; return 1; }
     done
 }

@@ -14,7 +14,7 @@ TAU = write("tau.json", '{"tau":[0.5,0,0,0],"scale":131072,"min_len":2048,"max_l
 BASE = {"run": ["-p", "x"], "chat": [], "bench": [], "perplexity": ["-f", TEXT], "calibrate": ["-f", TEXT], "inspect": []}
 SAMPLES = {"N": "2", "N,..": "1,2", "MODE": "window", "MODE,..": "dense,window", "TYPE": "q8_0", "TYPE,..": "f16,q8_0",
            "TEXT": "x", "WHEN": "on", "on|off": "off", "E": "0.2", "E,..": "0.1,0.2", "D": "0.1", "D,..": "0,0.1", "T": "0.5", "T,..": "0.4,0.5",
-           "R": "8", "R,..": "8,16", "P": "0.5", "X": "1.5", "SHARE": "0.5", "NAME": "chatml", "P,N": "16,8",
+           "R": "8", "R,..": "8,16", "P": "0.5", "X": "1.5", "SHARE": "0.5", "SHARE,..": "0.5", "NAME": "chatml", "P,N": "16,8",
            "FORMAT": "md", "JSON": "{}", "SECONDS": "1", "CHARS": "1", "0|1": "1", "4|8": "8", "TASK": "text", "VALUE": "1", "SCALING": "yarn", "DEVICE": "none",
            "HOW": "none", "FILL": "random"}
 BY_FLAG = {"--samplers": "top_k;temperature", "-fa": "on,off", "-lm": "mmap", "--load-mode": "mmap",
@@ -44,6 +44,7 @@ def sections():
 
 DOC = sections()
 WORKS, OURS = DOC["Flags of llama.cpp that work"], DOC["Flags of our own"]
+OP = DOC["Flags of `bench --op`"]  # test_op.py
 IDLE, REFUSED = DOC["Accepted without effect, said once"], DOC["Refused by name"]
 
 
@@ -98,7 +99,7 @@ def flags_refused_by_name():
 
 @test
 def help_fits_and_is_in_the_table():
-    documented = {(c, f) for t in (WORKS, OURS) for c, f, _ in rows(t)}
+    documented = {(c, f) for t in (WORKS, OURS, OP) for c, f, _ in rows(t)}
     for command in BASE:
         out, err = run(command, "--help")
         equal(err, "")

@@ -3,7 +3,6 @@
  * The attention ops as a whole: what they read, that the thread count and the split change nothing, that states merge.
  * test_attn_ops --bench [THREADS [TYPE]] times them instead.
  */
-#include "ops_bench.h"
 #include "ops_units.h"
 
 #include "cpu/attn/attn_state.h"
@@ -369,9 +368,5 @@ int main(int argc, char **argv)
         {"attn_prefill same bits in any split", test_prefill}, {"kv_append", test_append}, {"attn_cosine", test_cosine},
         {"state merge is associative", test_merge},
     };
-    if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
-        sr_ops_bench(argc > 2 ? atoi(argv[2]) : 0, argc > 3 ? argv[3] : NULL);
-        return 0;
-    }
     return sr_ops_main(tests, sizeof(tests) / sizeof(tests[0]), argc, argv);
 }

@@ -220,12 +220,37 @@ static void test_embed(struct check *c, enum cpu_isa isa)
     sr_backend_close(b);
 }
 
+/* Every word is read once: contiguous, with ends that fill no task, and rows of a list. */
+static void test_read(struct check *c, enum cpu_isa isa)
+{
+    enum { WORDS = 50000, ROW_WORDS = 17, N_ROWS = 1100 };
+    uint64_t *x = aligned_alloc(64, WORDS * 8 / 64 * 64 + 64);
+    int32_t rows[N_ROWS];
+    for (int i = 0; i < WORDS; i++) x[i] = (uint64_t)sr_check_pick(c, 1 << 30) << 32 | sr_check_pick(c, 1 << 30);
+    for (int i = 0; i < N_ROWS; i++) rows[i] = i * 2 + (int)sr_check_pick(c, 2);
+    for (int n_threads = 1; n_threads <= 3; n_threads++) {
+        struct backend *b = sr_ops_backend(isa, n_threads);
+        for (size_t n = 1; n <= WORDS; n = n * 5 / 3 + 1) {
+            uint64_t want = 7, sum = 7;
+            for (size_t i = 0; i < n; i++) want ^= x[i];
+            b->ops->read(b, &(struct read_args){.base = (const uint8_t *)x, .bytes = n * 8, .sum = &sum});
+            sr_check_same(c, "contiguous", &sum, &want, 8);
+        }
+        uint64_t want = 0, sum = 0;
+        for (int i = 0; i < N_ROWS * ROW_WORDS; i++) want ^= x[(size_t)rows[i / ROW_WORDS] * ROW_WORDS + (size_t)(i % ROW_WORDS)];
+        b->ops->read(b, &(struct read_args){.base = (const uint8_t *)x, .rows = rows, .n_rows = N_ROWS, .row_bytes = ROW_WORDS * 8, .sum = &sum});
+        sr_check_same(c, "rows", &sum, &want, 8);
+        sr_backend_close(b);
+    }
+    free(x);
+}
+
 int main(int argc, char **argv)
 {
     static const struct ops_test tests[] = {
         {"matmul of three weights", test_matmul}, {"matmul: planted fault is found", test_planted},
         {"matmul by 1 to 4 threads", test_threads}, {"rope and its cache", test_rope},
-        {"norm, silu_mul and add", test_rows}, {"embed", test_embed},
+        {"norm, silu_mul and add", test_rows}, {"embed", test_embed}, {"read", test_read},
     };
     return sr_ops_main(tests, sizeof(tests) / sizeof(tests[0]), argc, argv);
 }
