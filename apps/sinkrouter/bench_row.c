@@ -76,7 +76,7 @@ static void put_machine(json_t *j, const struct bench_test *t)
     put(j, "type_k", json_string(t->type_k));
     put(j, "type_v", json_string(t->type_v));
     const int is_gpu = strncmp(t->model->backend, "cuda", 4) == 0;
-    put(j, "n_gpu_layers", json_integer(is_gpu ? t->model->n_layers : 0));
+    put(j, "n_gpu_layers", json_integer(t->model->n_gpu_layers));
     put(j, "split_mode", json_string("none"));
     put(j, "main_gpu", json_integer(0));
     put(j, "no_kv_offload", json_false());

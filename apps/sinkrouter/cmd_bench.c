@@ -327,7 +327,7 @@ int sr_cmd_bench(const struct options *given, sr_error *err)
         st = sr_refuse(err, SR_ERR_USAGE, "-d: %lld tokens are too many", (long long)need);
     for (int32_t i = 0; i < o.route.n && !st; i++) st = sr_setup_route(&checked, &o, o.route.v[i], err);
     if (st) return st;
-    b.n_ctx = (int32_t)need;
+    o.n_ctx = b.n_ctx = (int32_t)need;
     b.rows = json_array();
     b.samples = calloc((size_t)o.repetitions, sizeof *b.samples);
     b.test.samples_ns = b.samples;

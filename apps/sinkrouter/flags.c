@@ -316,7 +316,7 @@ static sr_status accept_idle(const struct use *u)
 
 static sr_status set_layers(const struct use *u, int64_t *out)
 {
-    *out = -1;
+    *out = strcmp(u->value, "auto") ? -1 : SR_GPU_LAYERS_AUTO;
     return strcmp(u->value, "all") && strcmp(u->value, "auto") ? set_int(u, out) : SR_OK;
 }
 
@@ -454,7 +454,8 @@ void sr_options_default(struct options *o, enum command command)
     o->presence_penalty = (double)s.presence_penalty;
     o->frequency_penalty = (double)s.frequency_penalty;
     o->repeat_last_n = s.repeat_last_n;
-    o->seed = o->gpu_layers = -1;
+    o->seed = -1;
+    o->gpu_layers = SR_GPU_LAYERS_AUTO;
     o->n_predict = -1;
     o->repetitions = 5;
     o->needles = 8;

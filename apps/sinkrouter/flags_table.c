@@ -47,7 +47,7 @@ const struct flag sr_flag_table[] = {
     {"-tb --threads-batch", "N", FLAG_INTS, TALK, AT(threads_batch), 1, 512, 1, NULL,
      "threads of prefill (default: as -t)"},
     {"-ngl --gpu-layers --n-gpu-layers", "N", FLAG_LAYERS, ENGINE, AT(gpu_layers), 0, INT_TOP, 0, NULL,
-     "layers on the GPU: 0, or at least as many as there are (default: all; also: all, auto)"},
+     "layers on the GPU, the last ones; the others run on the CPU (default: auto, as many as fit; also: all)"},
     {"-dev --device", "DEVICE", FLAG_TEXT, ENGINE, AT(device), 0, 0, 0, NULL,
      "cuda, CUDA0, .. or none (default: the first GPU, else none)"},
     {"--list-devices", NULL, FLAG_SET, ENGINE, AT(list_devices), 1, 0, 0, NULL, "print the GPUs and end"},

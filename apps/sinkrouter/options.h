@@ -49,7 +49,7 @@ struct options {
     struct int_list mmap; /* bench's -mmp */
     struct int_list threads, threads_batch;
     const char *device;
-    int64_t gpu_layers; /* -1: all */
+    int64_t gpu_layers; /* as sr_model_options.n_gpu_layers */
     int list_devices;
 
     /* rotary embedding; 0 (ext: negative) as the file says */

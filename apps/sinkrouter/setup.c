@@ -54,6 +54,10 @@ static sr_status set_rope(sr_rope_options *r, const struct options *o, sr_error 
 sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int threads, sr_error *err)
 {
     sr_model_options m = sr_model_options_default();
+    sr_session_options fit;
+    sr_status st = sr_setup_session(&fit, o, err);
+    if (st) return st;
+    m.fit = &fit;
     m.n_threads = threads ? threads : o->threads.n ? (int)o->threads.v[0] : 0;
     m.check = o->check;
     m.load = load_of(o);
@@ -64,7 +68,7 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
     if (o->moments) m.moments_path = strcmp(o->moments, "none") == 0 ? "" : o->moments;
     m.progress = sr_progress_show;
     if (o->flash == CHOICE_OFF) sr_note("-fa off has no effect: there is one attention path");
-    sr_status st = set_rope(&m.rope, o, err);
+    st = set_rope(&m.rope, o, err);
     if (st) return st;
     st = sr_model_open(out, o->models.v[i], &m, err);
     if (st == SR_ERR_UNSUPPORTED &&

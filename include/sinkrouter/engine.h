@@ -45,6 +45,9 @@ typedef struct sr_rope_options {
  * to a third faster than from the 4 KiB pages of a mapped file, and the file is not needed afterwards), else the mapping. */
 typedef enum sr_load { SR_LOAD_AUTO = 0, SR_LOAD_MAP, SR_LOAD_COPY } sr_load;
 
+/* As many layers on the GPU as its free memory takes, the rest on the CPU. */
+#define SR_GPU_LAYERS_AUTO (-2)
+
 typedef struct sr_model_options {
     int n_threads;               /* 0 = physical cores */
     int check;                   /* scan every tensor's values and scales for NaN and infinity at open */
@@ -55,7 +58,8 @@ typedef struct sr_model_options {
     int metadata_only;           /* with vocab_only: not even the tokenizer must be usable (inspect) */
     sr_rope_options rope;
     const char *device;          /* NULL: the first GPU of a build with CUDA, else the CPU; "none" or "cpu"; "cuda", "CUDA0", .. */
-    int n_gpu_layers;            /* -1: all; 0: the CPU; at least the number of layers: all on the GPU */
+    int n_gpu_layers;            /* the last so many layers and the output are on the GPU, the rest on the CPU; 0: no GPU; -1: all */
+    const struct sr_session_options *fit; /* with n_gpu_layers SR_GPU_LAYERS_AUTO, a session that must fit too; NULL: the default one */
     const char *moments_path;    /* NULL: "<model path>.moments" if it exists; "" : none */
     sr_progress_fn *progress;
     void *progress_user;
@@ -82,6 +86,7 @@ typedef struct sr_model_info {
     int64_t n_params;
     uint64_t file_bytes;
     int32_t n_parts, n_tensors, n_threads;
+    int32_t n_gpu_layers;
     int is_mapped;               /* the weights are read from the mapped file */
     int32_t route_min;           /* the min_len from which routed steps were measured faster than dense ones on this device */
 } sr_model_info;

@@ -46,6 +46,7 @@ sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed
     void *rows;
     sr_status st = SR_OK;
     sr_attn_seq_clear(s);
+    if (s->lower) SR_TRY(sr_attn_seq_fill_random(s->lower, len, seed + 1, NULL, err));
     SR_TRY(sr_attn_seq_reserve(s, len, err));
     float *host = sr_alloc(bytes);
     if (!host) return sr_fail_memory(err, bytes, "random rows");

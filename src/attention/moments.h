@@ -51,6 +51,9 @@ int sr_moments_ready(const struct moments *m);
 /* Positions whose queries were counted, the least of all layers. */
 int64_t sr_moments_rows(const struct moments *m);
 
+/* Of moments from a file: layers [first, first + n) stay, as layers 0 .. n - 1. */
+void sr_moments_keep_layers(struct moments *m, int32_t first, int32_t n);
+
 /* Normalised, every value a float: mq, mk [d][d], mean_k [d]. */
 void sr_moments_get(const struct moments *m, int32_t layer, int32_t kv_head, double *mq, double *mk,
                     double *mean_k);

@@ -8,6 +8,7 @@
  */
 #include "attention/moments_parts.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -239,6 +240,14 @@ static sr_status read_units(struct moments *m, const struct mapfile *f, size_t a
         }
     }
     return SR_OK;
+}
+
+void sr_moments_keep_layers(struct moments *m, int32_t first, int32_t n)
+{
+    const size_t layer = (size_t)m->shape.n_kv_heads * sr_moments_unit(&m->shape);
+    assert(m->stored && first >= 0 && first + n <= m->shape.n_layers);
+    memmove(m->stored, m->stored + (size_t)first * layer, (size_t)n * layer * sizeof(float));
+    m->shape.n_layers = n;
 }
 
 sr_status sr_moments_load(struct moments **out, const struct moments_shape *shape,

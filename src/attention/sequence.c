@@ -52,6 +52,15 @@ static sr_status check_config(const struct attention_config *c, sr_error *err)
     return SR_OK;
 }
 
+static sr_status new_lower(struct attention **out, const struct attention_config *c, sr_error *err)
+{
+    struct attention_config lower = *c;
+    assert(!c->lower->has_own_memory && c->n_lower < c->n_layers);
+    lower.n_layers = c->n_lower;
+    lower.n_lower = 0;
+    return sr_attn_new(out, c->lower, &lower, err);
+}
+
 sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c,
                       sr_error *err)
 {
@@ -61,20 +70,34 @@ sr_status sr_attn_new(struct attention **out, struct backend *b, const struct at
     a->backend = b;
     a->pool = sr_backend_pool(b);
     a->c = *c;
+    a->c.n_layers -= c->n_lower;
     a->group = c->n_heads / c->n_kv_heads;
     sr_rotation_init(&a->rotation, &c->rope, c->head_dim);
-    *out = a;
-    return SR_OK;
+    const sr_status st = c->n_lower ? new_lower(&a->lower, c, err) : SR_OK;
+    if (st == SR_OK) *out = a;
+    else sr_attn_free(a);
+    return st;
 }
 
 void sr_attn_free(struct attention *a)
 {
     if (!a) return;
     assert(a->n_seqs == 0);
+    sr_attn_free(a->lower);
     sr_moments_free(a->moments);
     sr_free(a->seqs);
     sr_free(a->scratch.block);
     sr_free(a);
+}
+
+struct attention *sr_attn_lower(const struct attention *a)
+{
+    return a->lower;
+}
+
+struct attn_seq *sr_attn_seq_lower(const struct attn_seq *s)
+{
+    return s->lower;
 }
 
 static struct moments_shape moments_shape_of(const struct attention *a)
@@ -82,19 +105,29 @@ static struct moments_shape moments_shape_of(const struct attention *a)
     return (struct moments_shape){a->c.n_layers, a->c.n_heads, a->c.n_kv_heads, a->c.head_dim};
 }
 
-sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *err)
+/* Of layers [first, first + n_layers) of a file that has n_all. */
+static sr_status load_moments(struct attention *a, int32_t first, int32_t n_all, const char *path, sr_error *err)
 {
     struct moments_shape shape = moments_shape_of(a);
     struct moments *m;
+    shape.n_layers = n_all;
     for (int32_t i = 0; a->moments && i < a->n_seqs; i++) {
         if (a->seqs[i]->band >= 0 && !a->seqs[i]->use_own) {
             return sr_fail(err, SR_ERR_USAGE, "%s: the moments loaded before are in use by a sequence", path);
         }
     }
     SR_TRY(sr_moments_load(&m, &shape, &a->c.rope, path, err));
+    sr_moments_keep_layers(m, first, a->c.n_layers);
     sr_moments_free(a->moments);
     a->moments = m;
     return SR_OK;
+}
+
+sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *err)
+{
+    const int32_t n_lower = a->c.n_lower, n_all = a->c.n_layers + n_lower;
+    if (a->lower) SR_TRY(load_moments(a->lower, 0, n_all, path, err));
+    return load_moments(a, n_lower, n_all, path, err);
 }
 
 int sr_attn_has_moments(const struct attention *a)
@@ -118,6 +151,15 @@ static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, int
                        head_dim);
     }
     return SR_OK;
+}
+
+/* The sequence of the lower layers, and room to tell the heat of all of them. */
+static sr_status new_lower_seq(struct attn_seq *s, const struct attn_seq_config *c, sr_error *err)
+{
+    const size_t units = ((size_t)s->a->c.n_layers + (size_t)s->a->c.n_lower) * (size_t)s->a->c.n_kv_heads;
+    s->heat = sr_alloc_zero(2 * units, sizeof *s->heat);
+    if (!s->heat) return sr_fail_memory(err, 2 * units * sizeof *s->heat, "sequence");
+    return sr_attn_seq_new(&s->lower, s->a->lower, c, err);
 }
 
 /* What a device's kernels cannot do. */
@@ -201,6 +243,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     SR_TRY_GOTO(sr_sinks_new(&s->sinks, a->c.n_layers, a->c.n_kv_heads, d, err));
     SR_TRY_GOTO(sr_contract_new(&s->contract, (int32_t)n_units, a->group, err));
     if (a->backend->has_own_memory) SR_TRY_GOTO(sr_device_seq_new(s, err));
+    if (a->lower) SR_TRY_GOTO(new_lower_seq(s, c, err));
     SR_TRY_GOTO(register_seq(a, s, err));
     *out = s;
     return SR_OK;
@@ -213,6 +256,8 @@ void sr_attn_seq_free(struct attn_seq *s)
 {
     if (!s) return;
     unregister_seq(s->a, s);
+    sr_attn_seq_free(s->lower);
+    sr_free(s->heat);
     sr_bases_unref(s->bases);
     sr_bases_unref(s->next);
     sr_cache_free(s);
@@ -233,6 +278,7 @@ sr_status sr_attn_seq_reserve(struct attn_seq *s, int32_t len, sr_error *err)
 {
     if (len < 0 || len > s->max_len)
         return sr_fail(err, SR_ERR_USAGE, "context full: %d tokens, max_len is %d", len, s->max_len);
+    if (s->lower) SR_TRY(sr_attn_seq_reserve(s->lower, len, err));
     return sr_cache_reserve(s, len, err);
 }
 
@@ -245,6 +291,7 @@ int32_t sr_attn_seq_len(const struct attn_seq *s, int32_t layer)
 sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
 {
     if (len < 0) return sr_fail(err, SR_ERR_USAGE, "truncate: length %d is negative", len);
+    if (s->lower) SR_TRY(sr_attn_seq_truncate(s->lower, len, err));
     for (int32_t l = 0; l < s->a->c.n_layers; l++) {
         if (s->len[l] > len) s->len[l] = len;
         int32_t most = len > s->sketch_first ? len : s->sketch_first;
@@ -260,6 +307,7 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
  * Counters stay. */
 void sr_attn_seq_clear(struct attn_seq *s)
 {
+    if (s->lower) sr_attn_seq_clear(s->lower);
     memset(s->len, 0, (size_t)s->a->c.n_layers * sizeof *s->len);
     sr_sketch_drop(s);
     sr_sinks_truncate(s->sinks, 0);
@@ -282,6 +330,7 @@ sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, s
 {
     SR_TRY(sr_route_check(r, s->a->c.head_dim, err));
     SR_TRY(check_observer(s->observer, r, err));
+    if (s->lower) SR_TRY(sr_attn_seq_route_set(s->lower, r, err));
     if (s->observer) sr_observer_restart(s->observer);
     struct sketch_shape shape = sr_sketch_shape_of(s->a, r);
     if (r->mode == SR_ROUTE_MASS) {
@@ -302,6 +351,7 @@ sr_status sr_attn_seq_observe(struct attn_seq *s, sr_error *err)
 {
     const struct attention *a = s->a;
     if (s->observer) return SR_OK;
+    if (s->lower) return sr_fail(err, SR_ERR_UNSUPPORTED, "observe: not with layers on two devices");
     if (s->len[0] > 0) return sr_fail(err, SR_ERR_USAGE, "observe: the sequence has %d tokens, want none", s->len[0]);
     return sr_observer_new(&s->observer, a->backend, &s->shape, a->c.n_layers, a->c.n_kv_heads, s->max_len, err);
 }
@@ -313,6 +363,7 @@ void sr_attn_seq_mark(struct attn_seq *s, int32_t pos, int is_punctuation)
 
 void sr_attn_seq_watch(struct attn_seq *s, sr_route_watch_fn *fn, void *user)
 {
+    if (s->lower) sr_attn_seq_watch(s->lower, fn, user);
     s->watch = fn;
     s->watch_user = user;
 }
@@ -325,6 +376,7 @@ const sr_route_options *sr_attn_seq_route(const struct attn_seq *s)
 sr_status sr_attn_seq_save_moments(const struct attn_seq *s, const char *path, sr_error *err)
 {
     const struct moments *m = s->a->moments && !s->use_own ? s->a->moments : s->own;
+    if (s->lower) return sr_fail(err, SR_ERR_UNSUPPORTED, "%s: moments are saved with all layers on one device", path);
     if (s->device && m == s->own) SR_TRY(sr_device_own_fetch(s, err));
     return sr_moments_save(m, &s->a->c.rope, path, err);
 }

@@ -20,11 +20,18 @@ struct moments;
 struct attention_config {
     int32_t n_layers, n_heads, n_kv_heads, head_dim;
     struct rope_spec rope;
+    int32_t n_lower; /* the first so many layers are another backend's, whose memory is the host's */
+    struct backend *lower;
 };
 
 sr_status sr_attn_new(struct attention **out, struct backend *b, const struct attention_config *c,
                       sr_error *err);
 void sr_attn_free(struct attention *a);
+/* With n_lower, the attention and the sequence of the lower layers, else NULL. What is said to a sequence is said to its
+ * lower one too, and what it tells is of both; only the calls that take a layer or a step are each one's own, with layers
+ * counted from its first. */
+struct attention *sr_attn_lower(const struct attention *a);
+struct attn_seq *sr_attn_seq_lower(const struct attn_seq *s);
 /* The model's moments from a file (see moments.h); sequences made later, and present ones without a sketch,
  * use them. */
 sr_status sr_attn_load_moments(struct attention *a, const char *path, sr_error *err);

@@ -58,6 +58,7 @@ sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state 
             return sr_fail(err, SR_ERR_UNSUPPORTED, "session: its sketch stands on another moments file");
         }
     }
+    if (s->lower) SR_TRY(sr_attn_seq_state_set(s->lower, st, err));
     SR_TRY(sr_attn_seq_set_len(s, st->len, err));
     sr_sketch_drop(s);
     if (s->own && st->own_moments) sr_moments_reset(s->own);
@@ -153,6 +154,7 @@ static sr_status visit_contract(struct attn_seq *s, int32_t len, attn_piece_fn *
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
     struct attn_seq_state st;
+    if (s->lower) SR_TRY(sr_attn_seq_visit(s->lower, fn, ctx, err));
     sr_attn_seq_state_get(s, &st);
     SR_TRY(visit_rows(s, st.len, fn, ctx, err));
     if (st.own_moments) {
@@ -190,6 +192,7 @@ static sr_status check_run(const struct attn_seq *s, int32_t unit, int32_t row, 
 /* A damaged file fails its checksum before this; what a device holds is not brought back to be looked at again. */
 sr_status sr_attn_seq_check(const struct attn_seq *s, sr_error *err)
 {
+    if (s->lower) SR_TRY(sr_attn_seq_check(s->lower, err));
     if (s->device) return SR_OK;
     for (int32_t u = 0; u < s->a->c.n_layers * s->a->c.n_kv_heads; u++) {
         for (int32_t row = 0; row < s->len[u / s->a->c.n_kv_heads]; row++) {

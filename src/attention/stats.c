@@ -48,15 +48,49 @@ void sr_stats_count(const struct decoded *d)
     for (int32_t i = 0; i < d->n_seqs; i++) d->seqs[i]->stats.steps += d->layer == d->a->c.n_layers - 1;
 }
 
+static void add_sums(double *sum, double *max, double s, double m)
+{
+    *sum += s;
+    if (m > *max) *max = m;
+}
+
+void sr_stats_add(sr_route_stats *sum, const sr_route_stats *s)
+{
+    const struct { int64_t *to; int64_t n; } counts[] = {
+        {&sum->units, s->units}, {&sum->units_all, s->units_all}, {&sum->units_near, s->units_near},
+        {&sum->units_list, s->units_list}, {&sum->units_none, s->units_none}, {&sum->k_rows, s->k_rows},
+        {&sum->v_rows, s->v_rows}, {&sum->sketch_rows, s->sketch_rows}, {&sum->audits, s->audits},
+        {&sum->cases, s->cases}, {&sum->above_eps, s->above_eps}, {&sum->broken, s->broken},
+        {&sum->clipped, s->clipped}, {&sum->encoded, s->encoded}, {&sum->far_rows, s->far_rows},
+        {&sum->far_rows_uncorrected, s->far_rows_uncorrected}, {&sum->thresholds, s->thresholds},
+        {&sum->breaker_closed, s->breaker_closed}, {&sum->units_open, s->units_open}};
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) *counts[i].to += counts[i].n;
+    for (int i = 0; i < SR_BREAK_CAUSES; i++) sum->breaker_opened[i] += s->breaker_opened[i];
+    sum->kv_bytes += s->kv_bytes;
+    sum->sketch_bytes += s->sketch_bytes;
+    sum->dense_bytes += s->dense_bytes;
+    sum->audit_bytes += s->audit_bytes;
+    sum->estimate_sum += s->estimate_sum;
+    sum->threshold_sum += s->threshold_sum;
+    add_sums(&sum->unread_sum, &sum->unread_max, s->unread_sum, s->unread_max);
+    add_sums(&sum->output_error_sum, &sum->output_error_max, s->output_error_sum, s->output_error_max);
+}
+
 void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out)
 {
     *out = s->stats;
     if (s->device) sr_device_stats(s, out);
+    if (s->lower) {
+        sr_route_stats lower;
+        sr_attn_seq_stats(s->lower, &lower);
+        sr_stats_add(out, &lower);
+    }
 }
 
 void sr_attn_seq_stats_reset(struct attn_seq *s)
 {
     size_t n = (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads;
+    if (s->lower) sr_attn_seq_stats_reset(s->lower);
     s->stats = (sr_route_stats){0};
     memset(s->near_only, 0, n * sizeof *s->near_only);
     memset(s->decisions, 0, n * sizeof *s->decisions);
@@ -68,6 +102,12 @@ void sr_attn_seq_memory(const struct attn_seq *s, uint64_t *kv_bytes, uint64_t *
     *kv_bytes = (uint64_t)s->n_chunks * sr_cache_chunk_bytes(s);
     *sketch_bytes =
         (uint64_t)s->n_sketch_chunks * sr_cache_sketch_chunk_bytes(s, &s->sketch) + sr_sketch_bases_bytes(s);
+    if (s->lower) {
+        uint64_t kv, sketch;
+        sr_attn_seq_memory(s->lower, &kv, &sketch);
+        *kv_bytes += kv;
+        *sketch_bytes += sketch;
+    }
 }
 
 void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const int64_t **decisions)
@@ -75,4 +115,14 @@ void sr_attn_seq_heat(const struct attn_seq *s, const int64_t **near_only, const
     if (s->device) sr_device_heat(s);
     *near_only = s->near_only;
     *decisions = s->decisions;
+    if (!s->lower) return;
+    const size_t n_lower = (size_t)s->a->c.n_lower * (size_t)s->a->c.n_kv_heads, n = (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads;
+    const int64_t *rest[2] = {s->near_only, s->decisions}, *first[2];
+    sr_attn_seq_heat(s->lower, &first[0], &first[1]);
+    for (size_t i = 0; i < 2; i++) {
+        memcpy(s->heat + i * (n_lower + n), first[i], n_lower * sizeof *s->heat);
+        memcpy(s->heat + i * (n_lower + n) + n_lower, rest[i], n * sizeof *s->heat);
+    }
+    *near_only = s->heat;
+    *decisions = s->heat + n_lower + n;
 }

@@ -47,6 +47,7 @@ struct attention {
     struct rotation rotation;
     struct moments *moments; /* from a file, or NULL */
     uint64_t n_keys;         /* given out by sr_attn_step_key */
+    struct attention *lower; /* of the layers before these, or NULL; owned */
     struct attn_seq **seqs;  /* [n_seqs] living ones: those that stand on `moments` share their bases */
     int32_t n_seqs, seqs_room;
     struct decode_scratch scratch;
@@ -85,6 +86,9 @@ struct attn_seq {
 
     sr_route_watch_fn *watch; /* every decision is audited and told; NULL: the option's share is audited */
     void *watch_user;
+
+    struct attn_seq *lower; /* of the layers before these, or NULL; owned */
+    int64_t *heat;          /* [2][units of all layers]: what sr_attn_seq_heat tells where there are lower layers */
 
     struct device_seq *device; /* device.c, where memory is not the host's; else NULL. Then runs, and what the
                                   counters below say, are the device's. */
@@ -138,6 +142,7 @@ struct decoded {
 /* audit.c: attends some units densely into a state apart and compares; the output stays as it is. */
 void sr_audit(const struct decoded *d);
 /* stats.c */
+void sr_stats_add(sr_route_stats *sum, const sr_route_stats *s); /* but for the steps */
 void sr_stats_count(const struct decoded *d);
 
 #endif

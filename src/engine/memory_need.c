@@ -18,6 +18,8 @@ sr_session_options sr_session_options_default(void)
 static sr_status check_cache_type(const struct sr_model *m, const char *which, sr_dtype t, sr_error *err)
 {
     const char *name = sr_dtype_name(t);
+    if (sr_kv_is_device_type(t) && m->n_lower)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s cache type %s: on a GPU only, and %d layers are on the CPU", which, name, m->n_lower);
     if (sr_kv_is_device_type(t) && m->backend->has_own_memory) return SR_OK;
     if (sr_kv_is_device_type(t))
         return sr_fail(err, SR_ERR_UNSUPPORTED, "%s cache type %s: on a GPU only; on the CPU " SR_KV_TYPE_NAMES, which, name);

@@ -4,6 +4,7 @@
  * is touched, and the hash by which session files know their model.
  */
 #include "engine/model.h"
+#include "engine/placement.h"
 
 #include "base/memory.h"
 #include "base/pool.h"
@@ -192,34 +193,60 @@ static int wants_copy(const struct sr_model *m, const sr_model_options *o)
     return !o->quantize && sr_gguf_file_bytes(m->file) <= sr_memory_available() / 4; /* what is quantized is in memory */
 }
 
-/* Whole models only: a layer's rows and weights lie together, and a pass knows one memory. */
-static sr_status check_gpu_layers(const struct sr_model *m, const sr_model_options *o, sr_error *err)
-{
-    if (o->n_gpu_layers < 0 || o->n_gpu_layers >= m->config.n_layers) return SR_OK;
-    return sr_fail(err, SR_ERR_UNSUPPORTED, "-ngl %d of %d layers: this version puts all layers on the GPU or none (-ngl 0)", o->n_gpu_layers,
-                   m->config.n_layers);
-}
-
 static sr_status open_backend(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
     int index;
     SR_TRY(sr_device_index(&index, o->device, err));
-    if (o->n_gpu_layers == 0) index = -1;
-    if (index >= 0) SR_TRY(check_gpu_layers(m, o, err));
-    return sr_device_open(&m->backend, index, o->n_threads, err);
+    return sr_device_open(&m->backend, o->n_gpu_layers ? index : -1, o->n_threads, err);
+}
+
+static sr_status open_lower(struct sr_model *m, int32_t n_lower, const sr_model_options *o, sr_error *err)
+{
+    SR_TRY(sr_backend_cpu_open(&m->lower, o->n_threads, err));
+    m->n_lower = n_lower;
+    return SR_OK;
+}
+
+/* Layers beyond -ngl, or beyond what fits. */
+static sr_status place_layers(struct sr_model *m, const sr_model_options *o, sr_error *err)
+{
+    const sr_session_options plain = sr_session_options_default();
+    const int32_t n_layers = m->config.n_layers;
+    int32_t n = o->n_gpu_layers;
+    if (!m->backend->has_own_memory || n == -1 || n >= n_layers) return SR_OK;
+    if (n != SR_GPU_LAYERS_AUTO) return open_lower(m, n_layers - n, o, err);
+    sr_session_options probe = o->fit ? *o->fit : plain;
+    if (sr_session_options_check(m, &probe, NULL) != SR_OK) return SR_OK; /* no session will be made with them */
+    n = sr_placement_fit(m, &probe, m->backend->ops->mem_available(m->backend));
+    if (n == n_layers) return SR_OK;
+    sr_log(SR_LOG_WARN, "%d of %d layers fit into the GPU's free memory; the rest runs on the CPU (a smaller context leaves room for more)", n, n_layers);
+    if (n > 0) return open_lower(m, n_layers - n, o, err);
+    sr_backend_close(m->backend);
+    m->backend = NULL;
+    return sr_backend_cpu_open(&m->backend, o->n_threads, err);
+}
+
+static void describe_placement(struct sr_model *m)
+{
+    const char *text = m->backend->ops->describe(m->backend);
+    if (!m->n_lower) snprintf(m->placed, sizeof(m->placed), "%s", text);
+    else snprintf(m->placed, sizeof(m->placed), "%s; the first %d of %d layers: %s", text, m->n_lower, m->config.n_layers,
+                  m->lower->ops->describe(m->lower));
 }
 
 static sr_status open_compute(struct sr_model *m, const sr_model_options *o, sr_error *err)
 {
     const struct model_config *c = &m->config;
-    const struct weights_options w = {.check = o->check, .copy = wants_copy(m, o), .lock = o->mlock, .progress = o->progress,
-                                      .user = o->progress_user};
     SR_TRY(open_backend(m, o, err));
     SR_TRY(settle(m, o, err));
+    SR_TRY(place_layers(m, o, err));
+    describe_placement(m);
+    const struct weights_options w = {.check = o->check, .copy = wants_copy(m, o), .lock = o->mlock, .n_lower = m->n_lower,
+                                      .lower = m->lower, .progress = o->progress, .user = o->progress_user};
     SR_TRY(sr_weights_load(&m->weights, m->file, c, m->backend, &w, err));
     hash_identity(m);
     const struct attention_config a = {.n_layers = c->n_layers, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
-                                       .head_dim = c->head_dim, .rope = c->rope};
+                                       .head_dim = c->head_dim, .rope = c->rope, .n_lower = m->n_lower, .lower = m->lower};
     SR_TRY(sr_attn_new(&m->attention, m->backend, &a, err));
     return load_moments(m, o, err);
 }
@@ -259,6 +286,7 @@ void sr_model_close(sr_model *m)
     if (!m) return;
     sr_attn_free(m->attention);
     if (m->backend) sr_weights_free(&m->weights, m->backend);
+    sr_backend_close(m->lower);
     sr_backend_close(m->backend);
     sr_chat_template_close(m->chat);
     sr_tokenizer_close(m->tokenizer);
@@ -284,7 +312,7 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
     *out = (sr_model_info){
         .path = m->path, .architecture = m->architecture, .name = m->name, .type_name = m->type_name,
         .tokenizer = m->tokenizer ? sr_tokenizer_model_name(m->tokenizer) : "none", .chat_template = chat_name(m),
-        .backend = m->backend ? m->backend->ops->describe(m->backend) : "none",
+        .backend = m->backend ? m->placed : "none",
         .n_layers = c->n_layers, .n_embd = c->n_embd, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
         .head_dim = c->head_dim, .n_ff = c->n_ff, .n_ctx_train = c->n_ctx_train,
         .n_vocab = m->tokenizer ? sr_tokenizer_vocab_size(m->tokenizer) : c->n_vocab,
@@ -294,8 +322,9 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .file_bytes = sr_gguf_file_bytes(m->file), .n_parts = sr_gguf_n_parts(m->file),
         .n_tensors = (int32_t)sr_gguf_n_tensors(m->file),
         .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0,
+        .n_gpu_layers = m->backend && m->backend->has_own_memory ? c->n_layers - m->n_lower : 0,
         .is_mapped = m->backend && !m->weights.copy,
-        .route_min = m->backend && m->backend->ops->device_attn ? gpu_route_min : sr_route_options_default().min_len};
+        .route_min = m->backend && m->backend->ops->device_attn && !m->n_lower ? gpu_route_min : sr_route_options_default().min_len};
 }
 
 sr_status sr_model_limit_threads(sr_model *m, int n_threads, sr_error *err)
@@ -304,5 +333,6 @@ sr_status sr_model_limit_threads(sr_model *m, int n_threads, sr_error *err)
     const int most = sr_pool_threads(sr_backend_pool(m->backend));
     if (n_threads < 0 || n_threads > most) return sr_fail(err, SR_ERR_USAGE, "threads: %d, the model has %d", n_threads, most);
     sr_pool_limit(sr_backend_pool(m->backend), n_threads);
+    if (m->lower) sr_pool_limit(sr_backend_pool(m->lower), n_threads);
     return SR_OK;
 }

@@ -20,6 +20,9 @@ struct sr_model {
     int has_config;             /* 0: only metadata (and a tokenizer) could be used */
     struct tokenizer *tokenizer;/* NULL with metadata_only where the file's is not usable */
     struct backend *backend;    /* from here on NULL with vocab_only */
+    struct backend *lower;      /* of the first n_lower layers, a CPU; NULL with n_lower 0 */
+    int32_t n_lower;
+    char placed[224];           /* what is where, as sr_model_info.backend has it */
     struct model_weights weights;
     struct attention *attention;
     struct chat_template *chat; /* NULL: the file has none that can be used */

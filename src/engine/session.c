@@ -4,6 +4,7 @@
  * as it was: on failure rows that a step appended are cut off again and the logits of the step before stay.
  */
 #include "engine/session.h"
+#include "engine/placement.h"
 
 #include "base/memory.h"
 
@@ -19,27 +20,43 @@ struct attn_seq_config sr_session_seq_config(const struct sr_session *s)
                                     .route = s->options.route};
 }
 
-/* Memory is asked for before it is taken: the kernel would grant pages that it does not have. */
-static sr_status check_memory(const struct sr_model *m, const sr_session_options *o, sr_error *err)
+/* The most tokens of context for which there is memory, 0: for none. */
+static int32_t find_context(const struct sr_model *m, const sr_session_options *o, uint64_t device, uint64_t host)
 {
-    sr_memory_need need;
-    SR_TRY(sr_model_memory_need(m, o, &need, err));
-    const uint64_t have = m->backend->ops->mem_available(m->backend), want = need.kv + need.sketch + need.scratch;
-    if (want <= have) return SR_OK;
     sr_session_options less = *o;
+    struct placement_need need;
     int32_t fits = 0;
     for (int64_t lo = 1, hi = o->n_ctx; lo <= hi;) {
         less.n_ctx = (int32_t)((lo + hi) / 2);
-        SR_TRY(sr_model_memory_need(m, &less, &need, err));
-        if (need.kv + need.sketch + need.scratch <= have) {
+        if (sr_placement_need(m, &less, m->n_lower, &need, NULL) != SR_OK) return 0;
+        if (need.device <= device && need.host <= host) {
             fits = less.n_ctx;
             lo = (int64_t)less.n_ctx + 1;
         } else {
             hi = (int64_t)less.n_ctx - 1;
         }
     }
-    return sr_fail(err, SR_ERR_RESOURCE, "context of %d tokens needs %llu bytes, %llu available; %d tokens would fit",
-                   o->n_ctx, (unsigned long long)want, (unsigned long long)have, fits);
+    return fits;
+}
+
+/* Memory is asked for before it is taken: the kernel would grant pages that it does not have. */
+static sr_status check_memory(const struct sr_model *m, const sr_session_options *o, sr_error *err)
+{
+    const int has_device = m->backend->has_own_memory;
+    const uint64_t device = has_device ? m->backend->ops->mem_available(m->backend) : 0;
+    const uint64_t host = has_device ? sr_memory_available() : m->backend->ops->mem_available(m->backend);
+    struct placement_need need;
+    SR_TRY(sr_placement_need(m, o, m->n_lower, &need, err));
+    if (need.device <= device && need.host <= host) return SR_OK;
+    const int32_t fits = find_context(m, o, device, host);
+    if (need.device <= device)
+        return sr_fail(err, SR_ERR_RESOURCE, "context of %d tokens needs %llu bytes, %llu available; %d tokens would fit", o->n_ctx,
+                       (unsigned long long)need.host, (unsigned long long)host, fits);
+    const uint64_t weights = sr_weights_upper_bytes(m->file, &m->config, m->n_lower);
+    return sr_fail(err, SR_ERR_RESOURCE,
+                   "context of %d tokens needs %llu bytes of device memory, %llu free: %llu are missing; %d tokens would fit, or -ngl %d", o->n_ctx,
+                   (unsigned long long)need.device, (unsigned long long)device, (unsigned long long)(need.device - device), fits,
+                   sr_placement_fit(m, o, device + weights));
 }
 
 sr_status sr_session_new(sr_session **out, sr_model *m, const sr_session_options *o, sr_error *err)

@@ -39,7 +39,8 @@ struct header {
     uint64_t rope; /* hash of the frequencies */
     uint32_t k_type, v_type;
     int32_t len, has_logits;
-    int32_t band, own_moments, rank, bits, n_sinks, reserved;
+    int32_t band, own_moments, rank, bits, n_sinks;
+    int32_t n_lower; /* layers that are not the device's */
     int64_t moments_rows;
     uint64_t moments_id;
 };
@@ -69,7 +70,7 @@ static struct header describe(const struct sr_session *s)
         .head_dim = c->head_dim, .n_ff = c->n_ff, .n_vocab = c->n_vocab, .rope_kind = (int32_t)c->rope.kind,
         .rope = hash_rope(&c->rope), .k_type = (uint32_t)s->options.k_type, .v_type = (uint32_t)s->options.v_type,
         .len = s->len, .has_logits = s->has_logits, .band = a.band, .own_moments = a.own_moments, .rank = a.rank,
-        .bits = a.bits, .n_sinks = a.n_sinks, .moments_rows = a.moments_rows, .moments_id = a.moments_id};
+        .bits = a.bits, .n_sinks = a.n_sinks, .n_lower = s->model->n_lower, .moments_rows = a.moments_rows, .moments_id = a.moments_id};
     memcpy(h.magic, magic, sizeof(h.magic));
     /* how a device lays out its pages is its own business */
     snprintf(h.build, sizeof(h.build), "%s%s", sr_version(), s->model->backend->has_own_memory ? "+device" : "");
@@ -270,7 +271,8 @@ static sr_status check_identity(const struct source *f, const struct header *h, 
         {"layer count", h->n_layers, mine->n_layers},     {"embedding length", h->n_embd, mine->n_embd},
         {"head count", h->n_heads, mine->n_heads},        {"KV head count", h->n_kv_heads, mine->n_kv_heads},
         {"head size", h->head_dim, mine->head_dim},       {"feed-forward length", h->n_ff, mine->n_ff},
-        {"vocabulary size", h->n_vocab, mine->n_vocab},   {"rope pairing", h->rope_kind, mine->rope_kind}};
+        {"vocabulary size", h->n_vocab, mine->n_vocab},   {"rope pairing", h->rope_kind, mine->rope_kind},
+        {"count of layers on the CPU", h->n_lower, mine->n_lower}};
     if (memcmp(h->build, mine->build, sizeof(h->build)) != 0) return other(f, "build", h->build, mine->build, err);
     if (memcmp(h->architecture, mine->architecture, sizeof(h->architecture)) != 0)
         return other(f, "architecture", h->architecture, mine->architecture, err);

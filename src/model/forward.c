@@ -5,7 +5,8 @@
  * and logits = Wout norm(x). With experts the last term is the weighted sum over those that the router picks. Prefill
  * and decode differ only in who computes attention. All buffers are laid out once for max_n tokens: a pass allocates
  * nothing. Where the backend's memory is not the host's, ids go there before a pass, logits come back after it, and a
- * decode step is recorded once and replayed.
+ * decode step is recorded once and replayed. Where the first layers are another backend's, a pass of its own does them
+ * and hands over the residual stream.
  */
 #include "model/forward.h"
 
@@ -27,6 +28,9 @@ struct forward {
     const struct model_weights *w;
     struct backend *b;
     int32_t max_n;
+    int32_t first, end;  /* layers */
+    struct forward *lower; /* the layers before them, or NULL; owned */
+    struct attn_seq **lower_seqs; /* [max_n], owned by the pass above it */
     int64_t q_dim, kv_dim;
     float *x, *h;        /* [max_n][n_embd]: residual stream, normed or projected rows */
     float *q, *attn;     /* [max_n][q_dim] */
@@ -74,15 +78,15 @@ size_t sr_forward_bytes(const struct model_config *c, struct backend *b, int32_t
 
 static int64_t max3(int64_t a, int64_t b, int64_t c) { return a > b ? (a > c ? a : c) : (b > c ? b : c); }
 
-sr_status sr_forward_new(struct forward **out, const struct model_config *c, const struct model_weights *w, struct backend *b,
-                         int32_t max_n, sr_error *err)
+static sr_status new_part(struct forward **out, const struct model_config *c, const struct model_weights *w, struct backend *b,
+                          int32_t max_n, sr_error *err)
 {
     assert(max_n > 0);
     const size_t bytes = sr_forward_bytes(c, b, max_n);
     struct forward *f = sr_alloc_zero(1, sizeof(*f));
     if (!f) return sr_fail_memory(err, sizeof(*f), "forward pass");
     *f = (struct forward){.c = c, .w = w, .b = b, .max_n = max_n, .q_dim = (int64_t)c->n_heads * c->head_dim,
-                          .kv_dim = (int64_t)c->n_kv_heads * c->head_dim};
+                          .kv_dim = (int64_t)c->n_kv_heads * c->head_dim, .end = c->n_layers};
     sr_status st;
     SR_TRY_GOTO(b->ops->mem_new(b, &f->block, bytes, "forward pass", err));
     struct arena a = {.base = f->block};
@@ -99,9 +103,34 @@ fail:
     return st;
 }
 
+sr_status sr_forward_new(struct forward **out, const struct model_config *c, const struct model_weights *w, struct backend *b,
+                         int32_t max_n, sr_error *err)
+{
+    struct forward *f;
+    sr_status st;
+    SR_TRY(new_part(&f, c, w, b, max_n, err));
+    if (w->n_lower) {
+        f->first = w->n_lower;
+        f->lower_seqs = sr_alloc((size_t)max_n * sizeof(*f->lower_seqs));
+        if (!f->lower_seqs) {
+            st = sr_fail_memory(err, (size_t)max_n * sizeof(*f->lower_seqs), "forward pass");
+            goto fail;
+        }
+        SR_TRY_GOTO(new_part(&f->lower, c, w, w->lower, max_n, err));
+        f->lower->end = w->n_lower;
+    }
+    *out = f;
+    return SR_OK;
+fail:
+    sr_forward_free(f);
+    return st;
+}
+
 void sr_forward_free(struct forward *f)
 {
     if (!f) return;
+    sr_forward_free(f->lower);
+    sr_free(f->lower_seqs);
     if (f->step) f->b->ops->record_free(f->b, f->step);
     f->b->ops->mem_free(f->b, f->block);
     sr_free(f);
@@ -128,14 +157,15 @@ static void lap(struct forward *f, enum op op)
 const char *sr_forward_profile(const struct forward *f, int32_t i, double *ms, int64_t *calls)
 {
     if (i < 0 || i >= N_OPS) return NULL;
-    *ms = (double)f->ns[i] * 1e-6;
-    *calls = f->calls[i];
+    *ms = (double)(f->ns[i] + (f->lower ? f->lower->ns[i] : 0)) * 1e-6;
+    *calls = f->calls[i] + (f->lower ? f->lower->calls[i] : 0);
     return op_names[i];
 }
 
 void sr_forward_profile_reset(struct forward *f)
 {
     for (int i = 0; i < N_OPS; i++) f->ns[i] = f->calls[i] = 0;
+    if (f->lower) sr_forward_profile_reset(f->lower);
 }
 
 /* ---- the parts of a layer; n rows of the buffers, from the first ---- */
@@ -182,11 +212,12 @@ static void project(struct forward *f, const struct weight *w, const float *x, f
                                                   .x_stride = w->n_in, .n = n});
 }
 
-/* x += h, then h = norm(x): the end of one half of a layer and the beginning of the next. */
+/* x += h, then h = norm(x): the end of one half of a layer and the beginning of the next. Without w the addition alone. */
 static void add_norm(struct forward *f, float *x, const float *w, int32_t n)
 {
     const int64_t d = f->c->n_embd;
-    f->b->ops->add_norm(f->b, &(struct add_args){.x = x, .y = f->h, .d = d, .n = n},
+    if (!w) f->b->ops->add(f->b, &(struct add_args){.x = x, .y = f->h, .d = d, .n = n});
+    else f->b->ops->add_norm(f->b, &(struct add_args){.x = x, .y = f->h, .d = d, .n = n},
                         &(struct norm_args){.x = x, .y = f->h, .w = w, .d = d, .n = n, .heads = 1, .eps = f->c->norm_eps});
     lap(f, OP_ADD);
 }
@@ -229,9 +260,10 @@ static void rest_of_layer(struct forward *f, const struct layer_weights *y, int3
     add_norm(f, x, next, n);
 }
 
-/* The norm that follows layer i. */
+/* The norm that follows layer i; after the last of a lower pass it is the other's. */
 static const float *norm_after(const struct forward *f, int32_t i)
 {
+    if (i + 1 == f->end && f->end < f->c->n_layers) return NULL;
     return i + 1 < f->c->n_layers ? f->w->layers[i + 1].attn_norm : f->w->output_norm;
 }
 
@@ -243,11 +275,18 @@ static const int32_t *place_ids(struct forward *f, const int32_t *ids, int32_t n
     return f->ids;
 }
 
+/* x is the lower pass's, already here, or embedded. */
 static void begin(struct forward *f, const int32_t *ids, int32_t n)
 {
-    f->b->ops->embed(f->b, &(struct embed_args){.w = &f->w->embd, .ids = ids, .x = f->x, .n = n});
+    if (!f->lower) f->b->ops->embed(f->b, &(struct embed_args){.w = &f->w->embd, .ids = ids, .x = f->x, .n = n});
     lap(f, OP_EMBED);
-    norm(f, f->x, f->w->layers[0].attn_norm, n);
+    norm(f, f->x, f->w->layers[f->first].attn_norm, n);
+}
+
+static void bring_lower(struct forward *f, int32_t n)
+{
+    f->b->ops->upload(f->b, f->x, f->lower->x, (size_t)n * (size_t)f->c->n_embd * sizeof(float));
+    f->clock_ns = now_ns();
 }
 
 /* Logits of rows [from, from + n) of h, in the backend's memory. */
@@ -273,28 +312,38 @@ static sr_status bring_logits(struct forward *f, int32_t n, float *logits, sr_er
     return SR_OK;
 }
 
-sr_status sr_forward_prefill(struct forward *f, struct attn_seq *s, const int32_t *ids, int32_t n, int want, float *logits,
-                             sr_error *err)
+/* The layers of one pass; n_out: rows, the last ones, that are wanted after the last layer. */
+static void prefill_layers(struct forward *f, struct attn_seq *s, const int32_t *ids, int32_t n, int32_t n_out)
 {
-    assert(n > 0 && n <= f->max_n);
     const int64_t pos0 = sr_attn_seq_len(s, 0);
     const int32_t last = f->c->n_layers - 1;
-    const int32_t n_out = want == 2 ? n : want; /* rows whose logits are wanted: the last ones */
     f->clock_ns = now_ns();
-    begin(f, place_ids(f, ids, n), n);
-    for (int32_t i = 0; i <= last; i++) {
+    begin(f, f->lower ? NULL : place_ids(f, ids, n), n);
+    for (int32_t i = f->first; i < f->end; i++) {
         const struct layer_weights *y = &f->w->layers[i];
         qkv(f, y, n);
         rotate(f, 0, n, pos0, NULL);
         lap(f, OP_ROPE);
-        sr_attn_append(s, i, f->k, f->v, n);
+        sr_attn_append(s, i - f->first, f->k, f->v, n);
         lap(f, OP_APPEND);
-        sr_attn_prefill(s, i, f->q, n, f->attn);
+        sr_attn_prefill(s, i - f->first, f->q, n, f->attn);
         lap(f, OP_ATTENTION);
         /* Past the last attention only rows whose logits are wanted matter. */
         const int32_t rows = i == last ? n_out : n;
         if (rows) rest_of_layer(f, y, n - rows, rows, norm_after(f, i));
     }
+}
+
+sr_status sr_forward_prefill(struct forward *f, struct attn_seq *s, const int32_t *ids, int32_t n, int want, float *logits,
+                             sr_error *err)
+{
+    assert(n > 0 && n <= f->max_n);
+    const int32_t n_out = want == 2 ? n : want;
+    if (f->lower) {
+        prefill_layers(f->lower, sr_attn_seq_lower(s), ids, n, n);
+        bring_lower(f, n);
+    }
+    prefill_layers(f, s, ids, n, n_out);
     return bring_logits(f, n_out, logits, err);
 }
 
@@ -303,6 +352,7 @@ sr_status sr_forward_prefill(struct forward *f, struct attn_seq *s, const int32_
 static sr_status attend_on_host(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t i,
                                 sr_error *err)
 {
+    i -= f->first;
     for (int32_t s = 0; s < n_seqs; s++) rotate(f, s, 1, sr_attn_seq_len(seqs[s], i), NULL);
     lap(f, OP_ROPE);
     for (int32_t s = 0; s < n_seqs; s++) sr_attn_append(seqs[s], i, f->k + s * f->kv_dim, f->v + s * f->kv_dim, 1);
@@ -315,7 +365,7 @@ static void attend_on_device(struct forward *f, struct attn_seq *const *seqs, in
 {
     for (int32_t s = 0; s < n_seqs; s++) {
         rotate(f, s, 1, -1, sr_attn_step_len(seqs[s]));
-        sr_attn_step(seqs[s], i, f->q + s * f->q_dim, f->k + s * f->kv_dim, f->v + s * f->kv_dim, f->attn + s * f->q_dim);
+        sr_attn_step(seqs[s], i - f->first, f->q + s * f->q_dim, f->k + s * f->kv_dim, f->v + s * f->kv_dim, f->attn + s * f->q_dim);
     }
 }
 
@@ -323,7 +373,7 @@ static sr_status decode_layers(struct forward *f, struct attention *a, struct at
                                int32_t n_seqs, sr_error *err)
 {
     begin(f, ids, n_seqs);
-    for (int32_t i = 0; i < f->c->n_layers; i++) {
+    for (int32_t i = f->first; i < f->end; i++) {
         const struct layer_weights *y = &f->w->layers[i];
         qkv(f, y, n_seqs);
         if (f->b->has_own_memory) attend_on_device(f, seqs, n_seqs, i);
@@ -360,7 +410,7 @@ static sr_status decode_on_device(struct forward *f, struct attention *a, struct
 {
     const struct backend_ops *ops = f->b->ops;
     for (int32_t s = 0; s < n_seqs; s++) SR_TRY(sr_attn_step_begin(seqs[s], err));
-    place_ids(f, ids, n_seqs);
+    if (!f->lower) place_ids(f, ids, n_seqs);
     if (n_seqs > 1 || !ops->record_begin) {
         SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, err));
         return bring_logits(f, n_seqs, logits, err);
@@ -369,11 +419,22 @@ static sr_status decode_on_device(struct forward *f, struct attention *a, struct
     return ops->download(f->b, logits, f->logits, (size_t)f->c->n_vocab * sizeof(float), err);
 }
 
+static sr_status decode_lower(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
+                              int32_t n_seqs, sr_error *err)
+{
+    for (int32_t s = 0; s < n_seqs; s++) f->lower_seqs[s] = sr_attn_seq_lower(seqs[s]);
+    f->lower->clock_ns = now_ns();
+    SR_TRY(decode_layers(f->lower, sr_attn_lower(a), f->lower_seqs, ids, n_seqs, err));
+    bring_lower(f, n_seqs);
+    return SR_OK;
+}
+
 sr_status sr_forward_decode(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
                             int32_t n_seqs, float *logits, sr_error *err)
 {
     assert(n_seqs > 0 && n_seqs <= f->max_n);
     f->clock_ns = now_ns();
+    if (f->lower) SR_TRY(decode_lower(f, a, seqs, ids, n_seqs, err));
     if (f->b->has_own_memory) return decode_on_device(f, a, seqs, ids, n_seqs, logits, err);
     SR_TRY(decode_layers(f, a, seqs, ids, n_seqs, err));
     return bring_logits(f, n_seqs, logits, err);

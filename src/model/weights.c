@@ -66,7 +66,8 @@ static sr_status take(struct loader *l, const char *name, int required, const in
 
 /* ---- vectors: always owned floats, a few hundred KiB in all ---- */
 
-static sr_status take_vector(struct loader *l, const char *name, int required, int64_t n, const float **out)
+static sr_status take_vector(struct loader *l, const struct backend *backend, const char *name, int required, int64_t n,
+                             const float **out)
 {
     const struct gguf_tensor *t;
     *out = NULL;
@@ -77,7 +78,7 @@ static sr_status take_vector(struct loader *l, const char *name, int required, i
     float *dst = w->floats + w->used_floats;
     sr_dequantize_row(t->dtype, t->data, dst, n);
     w->used_floats += ((size_t)n + 15) / 16 * 16;
-    *out = w->placed_floats ? w->placed_floats + (dst - w->floats) : dst;
+    *out = w->placed_floats && backend == l->backend ? w->placed_floats + (dst - w->floats) : dst;
     return SR_OK;
 }
 
@@ -90,12 +91,12 @@ static size_t count_floats(const struct model_config *c)
 
 /* ---- matrices ---- */
 
-static void set_weight(struct loader *l, struct weight *w, const struct gguf_tensor *t)
+static void set_weight(struct loader *l, const struct backend *b, struct weight *w, const struct gguf_tensor *t)
 {
     *w = (struct weight){.data = t->data, .dtype = t->dtype, .n_in = t->ne[0], .n_out = t->ne[1],
                          .row_bytes = sr_row_bytes(t->dtype, t->ne[0])};
     w->experts = t->pieces;
-    if (!l->w->copy || t->owned) return;
+    if (!l->w->copy || t->owned || b->has_own_memory) return;
     uint8_t *dst = l->w->copy + l->w->used_copy;
     assert(l->w->used_copy + t->bytes <= l->w->copy_bytes);
     const size_t piece = t->pieces ? t->bytes / (size_t)t->ne[2] : t->bytes;
@@ -106,20 +107,28 @@ static void set_weight(struct loader *l, struct weight *w, const struct gguf_ten
 }
 
 /* shape: n_in, n_out, number of experts or 0. */
-static sr_status take_matrix(struct loader *l, const char *name, int required, const int64_t shape[3], struct weight *w)
+static sr_status take_matrix(struct loader *l, struct backend *b, const char *name, int required, const int64_t shape[3],
+                             struct weight *w)
 {
     const struct gguf_tensor *t;
     SR_TRY(take(l, name, required, shape, &t));
     if (!t) return SR_OK;
-    set_weight(l, w, t);
+    set_weight(l, b, w, t);
     w->n_experts = (int32_t)shape[2];
-    return l->backend->ops->weight_prepare(l->backend, w, l->err);
+    return b->ops->weight_prepare(b, w, l->err);
+}
+
+/* Whose layer i is. */
+static struct backend *backend_of(const struct model_weights *w, struct backend *upper, int32_t i)
+{
+    return i < w->n_lower ? w->lower : upper;
 }
 
 static sr_status take_layer(struct loader *l, int32_t i)
 {
     const struct model_config *c = l->c;
     struct layer_weights *y = &l->w->layers[i];
+    struct backend *b = backend_of(l->w, l->backend, i);
     const int64_t d = c->n_embd, f = c->n_ff, q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
     const int64_t e = c->n_experts;
     const struct { const char *name; int64_t shape[3]; struct weight *w; } matrices[] = {
@@ -143,13 +152,13 @@ static sr_status take_layer(struct loader *l, int32_t i)
     for (size_t k = 0; k < sizeof(matrices) / sizeof(matrices[0]); k++) {
         if (matrices[k].shape[1] == 0) continue; /* no experts, no router */
         snprintf(name, sizeof(name), "blk.%d.%s.weight", i, matrices[k].name);
-        SR_TRY(take_matrix(l, name, 1, matrices[k].shape, matrices[k].w));
+        SR_TRY(take_matrix(l, b, name, 1, matrices[k].shape, matrices[k].w));
     }
     for (size_t k = 0; k < sizeof(vectors) / sizeof(vectors[0]); k++) {
         *vectors[k].v = NULL;
         if (vectors[k].n == 0) continue; /* not of this family */
         snprintf(name, sizeof(name), "blk.%d.%s", i, vectors[k].name);
-        SR_TRY(take_vector(l, name, vectors[k].required, vectors[k].n, vectors[k].v));
+        SR_TRY(take_vector(l, b, name, vectors[k].required, vectors[k].n, vectors[k].v));
     }
     if (l->o->progress && l->o->progress(l->o->user, "load", (i + 1.0) / c->n_layers))
         return sr_fail(l->err, SR_ERR_USAGE, "loading was cancelled");
@@ -160,9 +169,15 @@ static sr_status take_all(struct loader *l)
 {
     const struct model_config *c = l->c;
     struct model_weights *w = l->w;
-    SR_TRY(take_matrix(l, "token_embd.weight", 1, (const int64_t[3]){c->n_embd, c->n_vocab}, &w->embd));
-    SR_TRY(take_vector(l, "output_norm.weight", 1, c->n_embd, &w->output_norm));
-    SR_TRY(take_matrix(l, "output.weight", 0, (const int64_t[3]){c->n_embd, c->n_vocab}, &w->output));
+    const int64_t shape[3] = {c->n_embd, c->n_vocab};
+    SR_TRY(take_matrix(l, backend_of(w, l->backend, 0), "token_embd.weight", 1, shape, &w->embd));
+    SR_TRY(take_vector(l, l->backend, "output_norm.weight", 1, c->n_embd, &w->output_norm));
+    SR_TRY(take_matrix(l, l->backend, "output.weight", 0, shape, &w->output));
+    if (!w->output.data && w->n_lower && w->embd.data) { /* tied, but the two are on different devices */
+        w->output = w->embd;
+        w->output.packed = NULL;
+        SR_TRY(l->backend->ops->weight_prepare(l->backend, &w->output, l->err));
+    }
     w->tied = w->output.data == NULL;
     if (w->tied) w->output = w->embd;
     for (int32_t i = 0; i < c->n_layers; i++) SR_TRY(take_layer(l, i));
@@ -232,12 +247,34 @@ static sr_status report_extra(const struct loader *l)
 
 /* ---- memory ---- */
 
-/* Room for copies of all tensors of the file. */
+/* Whether a tensor lies with the lower layers. */
+static int is_lower(const struct gguf_tensor *t, int32_t n_lower)
+{
+    char name[64];
+    int layer;
+    if (n_lower == 0) return 0;
+    if (starts_with(t->name, "token_embd.")) return 1;
+    snprintf(name, sizeof(name), "%.*s", (int)(t->name.bytes < 60 ? t->name.bytes : 60), t->name.data);
+    return sscanf(name, "blk.%9d.", &layer) == 1 && layer < n_lower;
+}
+
+uint64_t sr_weights_upper_bytes(const struct gguf *g, const struct model_config *c, int32_t n_lower)
+{
+    const struct gguf_tensor *embd = sr_gguf_find_tensor(g, "token_embd.weight");
+    uint64_t bytes = n_lower && embd && !sr_gguf_find_tensor(g, "output.weight") ? embd->bytes : 0;
+    for (int64_t i = 0; i < sr_gguf_n_tensors(g); i++)
+        if (!is_lower(sr_gguf_tensor(g, i), n_lower)) bytes += sr_gguf_tensor(g, i)->bytes;
+    return bytes + count_floats(c) * sizeof(float);
+}
+
+/* Room for copies of all tensors that are used in the host's memory. */
 static sr_status reserve_copy(struct loader *l)
 {
     size_t need = 0;
-    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++)
-        if (!sr_gguf_tensor(l->g, i)->owned) need += (sr_gguf_tensor(l->g, i)->bytes + 63) / 64 * 64;
+    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++) {
+        const struct gguf_tensor *t = sr_gguf_tensor(l->g, i);
+        if (!t->owned && (!l->backend->has_own_memory || is_lower(t, l->w->n_lower))) need += (t->bytes + 63) / 64 * 64;
+    }
     const uint64_t have = sr_memory_available();
     if (need > have)
         return sr_fail(l->err, SR_ERR_RESOURCE, "%s: weights in memory need %zu bytes, %llu available", sr_gguf_path(l->g),
@@ -251,12 +288,15 @@ static sr_status reserve_copy(struct loader *l)
 /* Whether the matrices will fit, before the first of them is sent; and the place of the vectors. */
 static sr_status reserve_device(struct loader *l)
 {
-    uint64_t need = l->w->n_floats * sizeof(float);
-    const uint64_t have = l->backend->ops->mem_available(l->backend);
-    for (int64_t i = 0; i < sr_gguf_n_tensors(l->g); i++) need += sr_gguf_tensor(l->g, i)->bytes;
-    if (need > have)
-        return sr_fail(l->err, SR_ERR_RESOURCE, "%s: weights need %llu bytes of device memory, %llu free: %llu are missing; -ngl 0 runs on the CPU",
-                       sr_gguf_path(l->g), (unsigned long long)need, (unsigned long long)have, (unsigned long long)(need - have));
+    const int32_t n_layers = l->c->n_layers, n_lower = l->w->n_lower;
+    const uint64_t have = l->backend->ops->mem_available(l->backend), need = sr_weights_upper_bytes(l->g, l->c, n_lower);
+    int32_t fits = n_lower + 1;
+    if (need > have) {
+        while (fits < n_layers && sr_weights_upper_bytes(l->g, l->c, fits) > have) fits++;
+        return sr_fail(l->err, SR_ERR_RESOURCE,
+                       "%s: the weights of %d layers need %llu bytes of device memory, %llu free: %llu are missing; -ngl %d fits", sr_gguf_path(l->g),
+                       n_layers - n_lower, (unsigned long long)need, (unsigned long long)have, (unsigned long long)(need - have), n_layers - fits);
+    }
     return l->backend->ops->mem_new(l->backend, (void **)&l->w->placed_floats, l->w->n_floats * sizeof(float), "weights", l->err);
 }
 
@@ -295,7 +335,7 @@ sr_status sr_weights_check(const struct gguf *g, const struct weights_options *o
 sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const struct model_config *c, struct backend *b,
                           const struct weights_options *o, sr_error *err)
 {
-    struct model_weights w = {.n_layers = c->n_layers, .n_floats = count_floats(c)};
+    struct model_weights w = {.n_layers = c->n_layers, .n_lower = o->n_lower, .lower = o->lower, .n_floats = count_floats(c)};
     struct loader l = {.g = g, .c = c, .w = &w, .backend = b, .o = o, .err = err};
     const size_t n_used = 8 + (size_t)PER_LAYER * (size_t)c->n_layers;
     sr_status st = SR_ERR_RESOURCE;
@@ -308,7 +348,7 @@ sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const
     }
     if (o->check) SR_TRY_GOTO(sr_weights_check(g, o, err));
     if (b->has_own_memory) SR_TRY_GOTO(reserve_device(&l));
-    else if (o->copy) SR_TRY_GOTO(reserve_copy(&l));
+    if (o->copy && (o->n_lower || !b->has_own_memory)) SR_TRY_GOTO(reserve_copy(&l));
     SR_TRY_GOTO(take_all(&l));
     if (w.placed_floats) b->ops->upload(b, w.placed_floats, w.floats, w.n_floats * sizeof(float));
     SR_TRY_GOTO(report_missing(&l));
@@ -334,10 +374,10 @@ void sr_weights_free(struct model_weights *w, struct backend *b)
     for (int32_t i = 0; w->layers && i < w->n_layers; i++) {
         struct layer_weights *y = &w->layers[i];
         struct weight *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down, &y->router};
-        for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) release(b, all[k]);
+        for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) release(backend_of(w, b, i), all[k]);
     }
     if (!w->tied) release(b, &w->output);
-    release(b, &w->embd);
+    release(backend_of(w, b, 0), &w->embd);
     b->ops->mem_free(b, w->placed_floats);
     sr_free(w->layers);
     sr_free(w->floats);

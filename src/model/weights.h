@@ -24,7 +24,9 @@ struct model_weights {
     const float *output_norm;
     struct layer_weights *layers; /* [n_layers], owned */
     int32_t n_layers;
-    int tied;
+    int32_t n_lower;             /* the first so many layers, and embd, are the lower backend's, whose memory is the host's */
+    struct backend *lower;
+    int tied;                    /* output is embd's: its data, and what the backend made of it */
     float *floats; /* owned: the vectors as aligned floats */
     float *placed_floats; /* the same in the backend's memory, where that is not the host's: what the pointers above mean */
     size_t n_floats, used_floats;
@@ -39,6 +41,8 @@ struct weights_options {
     int check; /* scan every tensor */
     int copy;  /* read the matrices into memory, so that the file is not needed afterwards */
     int lock;  /* lock the matrices in memory; a refusal is logged */
+    int32_t n_lower; /* layers of `lower`; the others are the backend's */
+    struct backend *lower;
     weights_progress_fn *progress;
     void *user;
 };
@@ -46,6 +50,8 @@ struct weights_options {
 sr_status sr_weights_load(struct model_weights *out, const struct gguf *g, const struct model_config *c, struct backend *b,
                           const struct weights_options *o, sr_error *err);
 void sr_weights_free(struct model_weights *w, struct backend *b);
+/* Bytes of what lies with layers [n_lower, n_layers): all but embd where n_lower is above 0, which output then copies if it is tied. */
+uint64_t sr_weights_upper_bytes(const struct gguf *g, const struct model_config *c, int32_t n_lower);
 
 /* Scans every tensor of the file for NaN and infinity: SR_ERR_NUMERIC names the first one's tensor and row. */
 sr_status sr_weights_check(const struct gguf *g, const struct weights_options *o, sr_error *err);

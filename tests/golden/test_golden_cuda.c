@@ -44,18 +44,21 @@ struct run {
     int32_t n_vocab;
 };
 
-static struct run open_run(const char *path, const char *device, const sr_session_options *o)
+static struct run open_part(const char *path, const char *device, int n_gpu_layers, const sr_session_options *o)
 {
     struct run r;
     sr_model_options mo = sr_model_options_default();
     sr_model_info info;
     mo.device = device;
+    mo.n_gpu_layers = n_gpu_layers;
     OK(sr_model_open(&r.m, path, &mo, &err));
     OK(sr_session_new(&r.s, r.m, o, &err));
     sr_model_get_info(r.m, &info);
     r.n_vocab = info.n_vocab;
     return r;
 }
+
+static struct run open_run(const char *path, const char *device, const sr_session_options *o) { return open_part(path, device, -1, o); }
 
 static void close_run(struct run *r)
 {
@@ -230,6 +233,50 @@ static void fp8_codes(void **state)
     unlink(path);
 }
 
+/* Layers beyond -ngl on the CPU, the embedding with them; the answer must not depend on where the cut is. */
+static void some_layers(void **state)
+{
+    (void)state;
+    need_gpu();
+    struct tiny_case c = small_case(64, 2, SR_DTYPE_F32, "llama", 5e-3);
+    sr_session_options o = sr_session_options_default();
+    int32_t ids[ALL];
+    c.spec.n_layers = 4;
+    const char *path = write_case(&c);
+    tiny_tokens(7, ids, ALL);
+    struct run cpu = open_run(path, "none", &o);
+    float *want = logits_of(&cpu, ids, N, ALL);
+    for (int n = 1; n <= 4; n++) {
+        sr_model_info info;
+        sr_session_stats a, b;
+        struct run part = open_part(path, "cuda", n, &o);
+        float *got = logits_of(&part, ids, N, ALL);
+        sr_model_get_info(part.m, &info);
+        assert_int_equal(info.n_gpu_layers, n);
+        assert_true((strstr(info.backend, "layers") != NULL) == (n < 4));
+        expect_like(&c, "the CPU, with fewer layers on the GPU", got, want, cpu.n_vocab);
+        sr_session_get_stats(cpu.s, &a);
+        sr_session_get_stats(part.s, &b);
+        assert_true(a.route.steps == b.route.steps && a.route.units == b.route.units && a.route.dense_bytes == b.route.dense_bytes);
+        free(got);
+        close_run(&part);
+    }
+    struct run all = open_part(path, "cuda", SR_GPU_LAYERS_AUTO, &o);
+    sr_model_info info;
+    sr_model_get_info(all.m, &info);
+    assert_int_equal(info.n_gpu_layers, 4);
+    sr_session *s = NULL;
+    o.n_ctx = 2000000000;
+    o.allow_extrapolation = 1;
+    assert_int_equal(sr_session_new(&s, all.m, &o, &err), SR_ERR_RESOURCE);
+    assert_true(strstr(err.text, "missing") && strstr(err.text, "tokens would fit") && strstr(err.text, "-ngl"));
+    print_message("%s\n", err.text);
+    free(want);
+    close_run(&cpu);
+    close_run(&all);
+    unlink(path);
+}
+
 /* ---- SmolLM2 ---- */
 
 static int32_t *read_text(const sr_model *m, int32_t n)
@@ -248,11 +295,11 @@ static int32_t *read_text(const sr_model *m, int32_t n)
 }
 
 /* Returns the GPU's counters. */
-static sr_route_stats smollm2_case(const char *what, const sr_session_options *o, int32_t n, int32_t n_all, double limit)
+static sr_route_stats smollm2_part(const char *what, const sr_session_options *o, int n_gpu_layers, int32_t n, int32_t n_all, double limit)
 {
     sr_session_options on_cpu = *o;
     if (o->k_type == SR_DTYPE_F8_E4M3) on_cpu.k_type = on_cpu.v_type = SR_DTYPE_F16;
-    struct run cpu = open_run(smollm2, "none", &on_cpu), gpu = open_run(smollm2, "cuda", o);
+    struct run cpu = open_run(smollm2, "none", &on_cpu), gpu = open_part(smollm2, "cuda", n_gpu_layers, o);
     int32_t *ids = read_text(cpu.m, n_all);
     sr_session_stats a, b;
     double sum = 0, worst = 0;
@@ -279,6 +326,11 @@ static sr_route_stats smollm2_case(const char *what, const sr_session_options *o
     close_run(&cpu);
     close_run(&gpu);
     return b.route;
+}
+
+static sr_route_stats smollm2_case(const char *what, const sr_session_options *o, int32_t n, int32_t n_all, double limit)
+{
+    return smollm2_part(what, o, -1, n, n_all, limit);
 }
 
 static void need_smollm2(void)
@@ -345,13 +397,14 @@ static void smollm2_mass(void **state)
     o.route.breaker = 0;
     const sr_route_stats s = smollm2_case("mass", &o, 2200, 2260, 2e-3);
     assert_true(s.units_near + s.units_list > 0 && s.sketch_rows > 0 && s.audits > 0);
+    smollm2_part("mass, 10 of 30 layers on the GPU", &o, 10, 2200, 2230, 2e-3);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiny_models),    cmocka_unit_test(tiny_quantized), cmocka_unit_test(cache_types),
-        cmocka_unit_test(fp8_codes), cmocka_unit_test(smollm2_dense),
+        cmocka_unit_test(fp8_codes), cmocka_unit_test(some_layers), cmocka_unit_test(smollm2_dense),
         cmocka_unit_test(smollm2_window), cmocka_unit_test(smollm2_paper),  cmocka_unit_test(smollm2_mass),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -214,7 +214,7 @@ void sr_bench_open(struct attn_bench *b, const struct attn_world *w, sr_dtype k_
                    const sr_route_options *route, int n_threads, const char *moments)
 {
     sr_error err = {SR_OK, ""};
-    struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope};
+    struct attention_config c = {.n_layers = w->n_layers, .n_heads = w->n_heads, .n_kv_heads = w->n_kv_heads, .head_dim = w->head_dim, .rope = w->rope};
     struct attn_seq_config sc = {k_type, v_type, w->len, *route};
     if (sr_backend_cpu_open(&b->backend, n_threads, &err) ||
         sr_attn_new(&b->attention, b->backend, &c, &err) ||
