@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The thread pool. One counter deals the tasks: whoever takes it from k > 0 to k - 1 owns task n_tasks - k. A
- * successful claim proves that its loop is not over (that task is not done), so what it reads of the loop
- * after the claim is of that loop, and a thread that wakes late finds nothing to claim. No barrier at either
- * end: the caller waits for the tasks, not for the threads.
+ * The thread pool. The tasks of a loop are cut into as many ranges as threads may take part, and a counter deals each of
+ * them: whoever takes it from k > 0 to k - 1 owns the k-th task from the range's end. A thread begins with its own range,
+ * so that it works through memory in order (a jump every 32 KB costs a third of the bandwidth), and then helps the others.
+ * A successful claim proves that its loop is not over (that task is not done), so what it reads of the loop after the
+ * claim is of that loop, and a thread that wakes late finds nothing to claim. No barrier at either end: the caller waits
+ * for the tasks, not for the threads.
  */
 #include "base/pool.h"
 #include "base/memory.h"
@@ -25,8 +27,11 @@ struct worker {
     pthread_t thread;
 };
 
-struct pool {
+struct range {
     _Alignas(64) atomic_int n_left; /* tasks not yet claimed; below 0 after claims that found none */
+};
+
+struct pool {
     _Alignas(64) atomic_int n_done;
     _Alignas(64) atomic_uint epoch; /* loops started */
     atomic_int n_asleep;
@@ -34,8 +39,8 @@ struct pool {
     atomic_int quit;
     atomic_int limit; /* threads below this index take tasks */
 
-    /* The loop: written before n_left is, read after a claim. */
-    int32_t n_tasks;
+    /* The loop: written before the ranges are, read after a claim. */
+    int32_t n_tasks, n_ranges;
     pool_fn *fn;
     void *ctx;
 
@@ -43,6 +48,7 @@ struct pool {
     int64_t spin_ns;
     pthread_mutex_t lock;
     pthread_cond_t wake, finished;
+    struct range *ranges;    /* [n_threads], behind the workers */
     struct worker workers[]; /* [n_threads - 1] */
 };
 
@@ -110,17 +116,27 @@ static int physical_cores(void)
 
 /* ---- threads ---- */
 
+/* First task of range i, of n_ranges; of range n_ranges the number of tasks. */
+static int32_t range_begin(int32_t n_tasks, int32_t n_ranges, int32_t i) { return (int32_t)((int64_t)n_tasks * i / n_ranges); }
+
+/* Runs what is left of range i; returns how many tasks. */
+static int run_range(struct pool *p, int32_t i, int32_t thread)
+{
+    int n_run = 0;
+    while (atomic_load_explicit(&p->ranges[i].n_left, memory_order_relaxed) > 0) {
+        int k = atomic_fetch_sub_explicit(&p->ranges[i].n_left, 1, memory_order_acquire);
+        if (k <= 0) break;
+        p->fn(p->ctx, range_begin(p->n_tasks, p->n_ranges, i + 1) - k, thread);
+        n_run++;
+    }
+    return n_run;
+}
+
 static void run_tasks(struct pool *p, int32_t thread)
 {
     int n_run = 0;
-    int32_t n_tasks = 0;
-    while (atomic_load_explicit(&p->n_left, memory_order_relaxed) > 0) {
-        int k = atomic_fetch_sub_explicit(&p->n_left, 1, memory_order_acquire);
-        if (k <= 0) break;
-        n_tasks = p->n_tasks;
-        p->fn(p->ctx, n_tasks - k, thread);
-        n_run++;
-    }
+    for (int32_t i = 0; i < p->n_threads; i++) n_run += run_range(p, (thread + i) % p->n_threads, thread);
+    const int32_t n_tasks = n_run ? p->n_tasks : 0;
     /* One loop only: n_done cannot reach n_tasks, and so no next loop can start, before this thread adds. */
     if (n_run == 0 || atomic_fetch_add(&p->n_done, n_run) + n_run != n_tasks) return;
     if (thread != 0 && atomic_load(&p->caller_asleep)) {
@@ -194,10 +210,13 @@ void sr_pool_run(struct pool *p, int32_t n_tasks, pool_fn *fn, void *ctx)
         return;
     }
     p->n_tasks = n_tasks;
+    p->n_ranges = n_tasks < limit ? n_tasks : limit;
     p->fn = fn;
     p->ctx = ctx;
     atomic_store(&p->n_done, 0);
-    atomic_store_explicit(&p->n_left, n_tasks, memory_order_release);
+    for (int32_t i = 0; i < p->n_ranges; i++)
+        atomic_store_explicit(&p->ranges[i].n_left,
+                              range_begin(n_tasks, p->n_ranges, i + 1) - range_begin(n_tasks, p->n_ranges, i), memory_order_release);
     start_epoch(p, limit < p->n_threads ? p->n_threads : n_tasks - 1); /* who is woken cannot be chosen */
     run_tasks(p, 0);
     wait_done(p, n_tasks);
@@ -234,10 +253,12 @@ sr_status sr_pool_new(struct pool **out, int n_threads, sr_error *err)
         return sr_fail(err, SR_ERR_USAGE, "threads: %d, want 1..%d, or 0 for one per core", n_threads,
                        MAX_THREADS);
     if (n_threads == 0) n_threads = physical_cores();
-    size_t bytes = sizeof(struct pool) + (size_t)(n_threads - 1) * sizeof(struct worker);
+    const size_t head = (sizeof(struct pool) + (size_t)(n_threads - 1) * sizeof(struct worker) + 63) / 64 * 64;
+    const size_t bytes = head + (size_t)n_threads * sizeof(struct range);
     struct pool *p = sr_alloc_zero(1, bytes);
     if (!p) return sr_fail_memory(err, bytes, "thread pool");
     cpu_set_t usable;
+    p->ranges = (struct range *)(void *)((char *)p + head);
     p->n_threads = n_threads;
     atomic_init(&p->limit, n_threads);
     /* With more threads than CPUs a spinning thread only keeps the one that has work from running. */

@@ -21,7 +21,7 @@ int sr_pool_threads(const struct pool *p);
 void sr_pool_limit(struct pool *p, int n_threads);
 
 /* Runs fn(ctx, task, thread) for every task in [0, n_tasks); thread in [0, n_threads) indexes scratch. Tasks are
- * dealt dynamically. Returns when all are done. p may be NULL: runs them in the caller. */
+ * dealt dynamically, to each thread in rising order at first. Returns when all are done. p may be NULL: runs them in the caller. */
 typedef void pool_fn(void *ctx, int32_t task, int32_t thread);
 void sr_pool_run(struct pool *p, int32_t n_tasks, pool_fn *fn, void *ctx);
 

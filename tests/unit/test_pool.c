@@ -56,6 +56,35 @@ static void each_task_once_for_any_threads(void **state)
     }
 }
 
+struct order {
+    int32_t seen[MAX_T][N]; /* tasks in the order that each thread had them */
+    int n_seen[MAX_T];
+    atomic_int n_started;
+};
+
+/* Nobody goes on before every thread has its first task. */
+static void order_task(void *ctx, int32_t task, int32_t thread)
+{
+    struct order *o = ctx;
+    if (o->n_seen[thread] == 0) atomic_fetch_add(&o->n_started, 1);
+    o->seen[thread][o->n_seen[thread]++] = task;
+    while (atomic_load(&o->n_started) < 4) usleep(10);
+}
+
+static void threads_begin_apart_and_go_on_in_order(void **state)
+{
+    (void)state;
+    static struct order o;
+    struct pool *p = NULL;
+    assert_int_equal(sr_pool_new(&p, 4, NULL), SR_OK);
+    sr_pool_run(p, N, order_task, &o);
+    for (int t = 0; t < 4; t++) {
+        assert_int_equal(o.seen[t][0], t * N / 4);
+        for (int i = 1; i < o.n_seen[t] && o.seen[t][i] / (N / 4) == t; i++) assert_true(o.seen[t][i] > o.seen[t][i - 1]);
+    }
+    sr_pool_free(p);
+}
+
 /* Each loop has its own context on the stack: a late thread that ran an old loop's task would write into it.
  */
 struct tiny {
@@ -182,7 +211,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_task_once_for_any_threads),
-        cmocka_unit_test(many_tiny_loops),
+        cmocka_unit_test(threads_begin_apart_and_go_on_in_order), cmocka_unit_test(many_tiny_loops),
         cmocka_unit_test(sleeping_threads_wake),
         cmocka_unit_test(tasks_run_at_once),
         cmocka_unit_test(limits_are_refused),
