@@ -5,6 +5,7 @@
  * unsigned codes are at most 63, and signed ones are taken as |w| times x with w's sign, at most 128 * 127 * 2.
  */
 #include "cpu/kernels.h"
+#include "cpu/matmul/ahead_inline.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -180,6 +181,7 @@ INLINE void row(const struct matvec_args *a, int64_t r, int32_t t0, int T, struc
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = _mm256_setzero_ps();
     for (int64_t e = 0; e < a->n_in; e += f.elems, b += f.bytes) {
+        fetch_ahead(b, f.bytes);
 #pragma GCC unroll 8
         for (int j = 0; j < f.elems / 32; j++) {
             const struct piece p = f.piece(b, j);
@@ -236,30 +238,33 @@ INLINE float one_bf16(const uint8_t *w, int64_t i)
     return one_f32(wide, 0);
 }
 
-INLINE float dot(const uint8_t *w, const float *x, int64_t n, load_fn *load, load_one_fn *one)
+INLINE float dot(const uint8_t *w, const float *x, int64_t n, int bytes, load_fn *load, load_one_fn *one)
 {
     __m256 acc[4];
     int64_t i = 0;
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) acc[j] = _mm256_setzero_ps();
-    for (; i + 32 <= n; i += 32)
+    for (; i + 32 <= n; i += 32) {
+        fetch_ahead(w + bytes * i, 32 * bytes);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) acc[j] = _mm256_fmadd_ps(load(w, i + 8 * j), _mm256_loadu_ps(x + i + 8 * j), acc[j]);
+    }
     for (; i + 8 <= n; i += 8) acc[0] = _mm256_fmadd_ps(load(w, i), _mm256_loadu_ps(x + i), acc[0]);
     float sum = lane_sum(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
     for (; i < n; i++) sum += one(w, i) * x[i];
     return sum;
 }
 
-INLINE void float_rows(const struct matvec_args *a, load_fn *load, load_one_fn *one)
+/* bytes: of an element */
+INLINE void float_rows(const struct matvec_args *a, int bytes, load_fn *load, load_one_fn *one)
 {
     for (int64_t r = 0; r < a->n_rows; r++)
         for (int32_t t = 0; t < a->n; t++) {
-            const float sum = dot(a->w + (size_t)r * a->row_bytes, a->acts->x + t * a->acts->x_stride, a->n_in, load, one);
+            const float sum = dot(a->w + (size_t)r * a->row_bytes, a->acts->x + t * a->acts->x_stride, a->n_in, bytes, load, one);
             a->y[t * a->y_stride + r] = sum + (a->bias ? a->bias[r] : 0.0f);
         }
 }
 
-void sr_matvec_f32_avx2(const struct matvec_args *a) { float_rows(a, load_f32, one_f32); }
-void sr_matvec_f16_avx2(const struct matvec_args *a) { float_rows(a, load_f16, one_f16); }
-void sr_matvec_bf16_avx2(const struct matvec_args *a) { float_rows(a, load_bf16, one_bf16); }
+void sr_matvec_f32_avx2(const struct matvec_args *a) { float_rows(a, 4, load_f32, one_f32); }
+void sr_matvec_f16_avx2(const struct matvec_args *a) { float_rows(a, 2, load_f16, one_f16); }
+void sr_matvec_bf16_avx2(const struct matvec_args *a) { float_rows(a, 2, load_bf16, one_bf16); }

@@ -4,6 +4,7 @@
  * order of the sums depends on n_in only.
  */
 #include "cpu/kernels.h"
+#include "cpu/matmul/ahead_inline.h"
 
 #include <immintrin.h>
 
@@ -23,7 +24,7 @@ INLINE __m512 widen_bf16(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi
 INLINE __m512 load_bf16(const uint8_t *row, int64_t i) { return widen_bf16(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))); }
 INLINE __m512 some_bf16(const uint8_t *row, int64_t i, __mmask16 m) { return widen_bf16(_mm256_maskz_loadu_epi16(m, row + 2 * i)); }
 
-INLINE void row_dot(const struct matvec_args *a, int64_t r, int32_t t0, int T, load_fn *load, load_some_fn *some)
+INLINE void row_dot(const struct matvec_args *a, int64_t r, int32_t t0, int T, int bytes, load_fn *load, load_some_fn *some)
 {
     const uint8_t *row = a->w + (size_t)r * a->row_bytes;
     const float *x = a->acts->x + t0 * a->acts->x_stride;
@@ -32,13 +33,15 @@ INLINE void row_dot(const struct matvec_args *a, int64_t r, int32_t t0, int T, l
     int64_t i = 0;
 #pragma GCC unroll 16
     for (int j = 0; j < 16; j++) acc[j / 4][j % 4] = _mm512_setzero_ps();
-    for (; i + 64 <= n; i += 64)
+    for (; i + 64 <= n; i += 64) {
+        fetch_ahead(row + bytes * i, 64 * bytes);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             const __m512 w = load(row, i + 16 * j);
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++) acc[t][j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * stride + i + 16 * j), acc[t][j]);
         }
+    }
     for (; i < n; i += 16) {
         const __mmask16 m = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : 0xffff;
         const __m512 w = some(row, i, m);
@@ -52,17 +55,18 @@ INLINE void row_dot(const struct matvec_args *a, int64_t r, int32_t t0, int T, l
     }
 }
 
-INLINE void all_rows(const struct matvec_args *a, load_fn *load, load_some_fn *some)
+/* bytes: of an element */
+INLINE void all_rows(const struct matvec_args *a, int bytes, load_fn *load, load_some_fn *some)
 {
     int32_t t = 0;
     for (; t + 4 <= a->n; t += 4)
-        for (int64_t r = 0; r < a->n_rows; r++) row_dot(a, r, t, 4, load, some);
+        for (int64_t r = 0; r < a->n_rows; r++) row_dot(a, r, t, 4, bytes, load, some);
     for (; t + 2 <= a->n; t += 2)
-        for (int64_t r = 0; r < a->n_rows; r++) row_dot(a, r, t, 2, load, some);
+        for (int64_t r = 0; r < a->n_rows; r++) row_dot(a, r, t, 2, bytes, load, some);
     for (; t < a->n; t++)
-        for (int64_t r = 0; r < a->n_rows; r++) row_dot(a, r, t, 1, load, some);
+        for (int64_t r = 0; r < a->n_rows; r++) row_dot(a, r, t, 1, bytes, load, some);
 }
 
-void sr_matvec_f32_avx512(const struct matvec_args *a) { all_rows(a, load_f32, some_f32); }
-void sr_matvec_f16_avx512(const struct matvec_args *a) { all_rows(a, load_f16, some_f16); }
-void sr_matvec_bf16_avx512(const struct matvec_args *a) { all_rows(a, load_bf16, some_bf16); }
+void sr_matvec_f32_avx512(const struct matvec_args *a) { all_rows(a, 4, load_f32, some_f32); }
+void sr_matvec_f16_avx512(const struct matvec_args *a) { all_rows(a, 2, load_f16, some_f16); }
+void sr_matvec_bf16_avx512(const struct matvec_args *a) { all_rows(a, 2, load_bf16, some_bf16); }

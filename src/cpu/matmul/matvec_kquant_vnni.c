@@ -152,6 +152,7 @@ INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
     for (int64_t e = 0; e < a->n_in; e += 256, p += f.bytes) {
+        fetch_ahead(p, f.bytes);
         const struct codes256 c = f.codes(p);
         const struct slots w = f.slots(p);
 #pragma GCC unroll 4

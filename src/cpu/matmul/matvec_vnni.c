@@ -184,8 +184,9 @@ INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8
 /* n blocks (1..16) from p; x, d, s are the activations' there. */
 INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, ptrdiff_t low, const float *d, const float *s, int64_t pad, int T, struct form f)
 {
-    const struct slots w = f.slots(p, n);
     const int bytes = f.bytes;
+    fetch_ahead(p, 16 * bytes);
+    const struct slots w = f.slots(p, n);
     __m512 scale[4];
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {

@@ -6,6 +6,7 @@
 #ifndef SR_CPU_MATMUL_VNNI_INLINE_H
 #define SR_CPU_MATMUL_VNNI_INLINE_H
 
+#include "cpu/matmul/ahead_inline.h"
 #include "cpu/matmul/lanes_inline.h"
 
 #include <string.h>
