@@ -150,6 +150,7 @@ static void close_backend(struct backend *b)
     struct backend_cuda *c = sr_cuda_of(b);
     if (c->stream) cudaStreamSynchronize(c->stream);
     sr_cuda_attn_fini(c);
+    sr_cuda_moe_fini(c);
     sr_cuda_matmul_fini(c);
     sr_cuda_rope_fini(c);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -183,8 +184,8 @@ static const struct backend_ops cuda_ops = {
     .add = sr_cuda_add,
     .add_norm = sr_cuda_add_norm,
     .embed = sr_cuda_embed,
-    .topk = NULL, /* weight_prepare refuses matrices of experts */
-    .moe = NULL,
+    .topk = sr_cuda_topk,
+    .moe = sr_cuda_moe,
     .device_attn = &sr_cuda_attn_ops,
     .kv_append = NULL,
     .attn_prefill = NULL,
@@ -195,7 +196,7 @@ static const struct backend_ops cuda_ops = {
     .sketch_choose = NULL,
     .attn_reserve = NULL,
     .matmul_reserve = sr_cuda_matmul_reserve,
-    .moe_reserve = NULL,
+    .moe_reserve = sr_cuda_moe_reserve,
 };
 
 /* ---- opening ---- */

@@ -22,6 +22,7 @@ extern "C" {
 struct matmul_cuda; /* matmul_cuda.cu */
 struct rope_cuda;   /* smallops_cuda.cu */
 struct attn_device; /* attention_cuda.cu */
+struct moe_cuda;    /* moe_cuda.cu */
 
 struct backend_cuda {
     struct backend base; /* first: a struct backend * is a struct backend_cuda * */
@@ -34,6 +35,7 @@ struct backend_cuda {
     struct matmul_cuda *matmul;
     struct rope_cuda *rope;
     struct attn_device *attn;
+    struct moe_cuda *moe;
     sr_error fault; /* status SR_OK: none */
     char text[96];
 };
@@ -76,6 +78,13 @@ void sr_cuda_add(struct backend *b, const struct add_args *a);
 void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
 sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *err);
 void sr_cuda_rope_fini(struct backend_cuda *c);
+
+/* moe_cuda.cu */
+sr_status sr_cuda_experts_prepare(struct backend *b, struct weight *w, sr_error *err); /* weight_release takes it back */
+void sr_cuda_topk(struct backend *b, const struct topk_args *a);
+void sr_cuda_moe(struct backend *b, const struct moe_args *a);
+sr_status sr_cuda_moe_reserve(struct backend *b, const struct moe_shape *s, sr_error *err);
+void sr_cuda_moe_fini(struct backend_cuda *c);
 
 /* embed_cuda.cu */
 void sr_cuda_embed(struct backend *b, const struct embed_args *a);

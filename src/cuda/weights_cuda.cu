@@ -123,7 +123,6 @@ static sr_status check_weight(const struct weight *w, sr_error *err)
     if (!is_supported(w->dtype))
         return sr_fail(err, SR_ERR_UNSUPPORTED,
                        "CUDA: weights of type %s: want f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_K, q5_K or q6_K", name);
-    if (w->n_experts) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: mixtures of experts run on the CPU only (--device none)");
     if (w->n_in % 8) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: weights with rows of %lld: want a multiple of 8", (long long)w->n_in);
     return SR_OK;
 }
@@ -157,6 +156,7 @@ static sr_status place_planes(struct backend *b, const struct weight *w, struct 
 
 sr_status sr_cuda_weight_prepare(struct backend *b, struct weight *w, sr_error *err)
 {
+    if (w->n_experts) return sr_cuda_experts_prepare(b, w, err);
     SR_TRY(check_weight(w, err));
     struct cuda_weight *p = static_cast<struct cuda_weight *>(sr_alloc_zero(1, sizeof *p));
     if (!p) return sr_fail_memory(err, sizeof *p, "weight");

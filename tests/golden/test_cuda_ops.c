@@ -307,6 +307,150 @@ static void rope(void **state)
     gpu->ops->mem_free(gpu, dev_pos);
 }
 
+/* ---- experts ---- */
+
+enum { EXPERTS = 12, USED = 3, D = 256, FF = 320, MOST = 150 };
+
+/* A matrix of EXPERTS experts in both memories. */
+static struct matrix new_experts(sr_dtype type, int64_t n_in, int64_t n_out)
+{
+    struct matrix m = new_matrix(type, n_in, n_out * EXPERTS);
+    gpu->ops->weight_release(gpu, &m.dev);
+    m.host.n_out = n_out;
+    m.host.n_experts = EXPERTS;
+    m.dev = m.host;
+    OK(gpu->ops->weight_prepare(gpu, &m.dev, &err));
+    return m;
+}
+
+/* The choice is the CPU's, bit for bit, ties and NaN too. */
+static void choice(void **state)
+{
+    (void)state;
+    need_gpu();
+    enum { N = 7, ALL = 128, K = 8 };
+    struct pair logits = new_pair((size_t)N * ALL, 3), weight = new_output((size_t)N * K), ids = new_output((size_t)N * K);
+    int32_t *want = malloc((size_t)N * K * sizeof *want);
+    for (int i = 0; i < ALL; i++) {
+        logits.host[i] = (float)(i % 5); /* ties */
+        if (i % 3 == 0) logits.host[ALL + i] = NAN;
+        logits.host[2 * ALL + i] = 0;
+        logits.host[3 * ALL + i] = -INFINITY;
+    }
+    logits.host[3 * ALL + 77] = 1;
+    gpu->ops->upload(gpu, logits.dev, logits.host, logits.n * sizeof(float));
+    for (int normalize = 0; normalize < 2; normalize++) {
+        struct topk_args a = {.logits = logits.host, .ids = want, .weight = weight.host, .n = N, .n_experts = ALL, .n_used = K, .normalize = normalize};
+        cpu->ops->topk(cpu, &a);
+        a.logits = logits.dev;
+        a.ids = (int32_t *)(void *)ids.dev;
+        a.weight = weight.dev;
+        gpu->ops->topk(gpu, &a);
+        float *got = fetch(&ids);
+        assert_memory_equal(got, want, (size_t)N * K * sizeof *want);
+        free(got);
+        got = fetch(&weight);
+        for (size_t i = 0; i < weight.n; i++) {
+            const double e = fabs((double)got[i] - (double)weight.host[i]);
+            if (!(e <= 4 * half_ulp) && !(isnan(got[i]) && isnan(weight.host[i])))
+                fail_msg("share %zu: %g, want %g", i, (double)got[i], (double)weight.host[i]);
+        }
+        free(got);
+    }
+    free(want);
+    struct pair *all[] = {&logits, &weight, &ids};
+    for (int k = 0; k < 3; k++) drop(all[k]);
+}
+
+static double dot_of(const struct matrix *m, int64_t expert, int64_t row, const double *x, double *size)
+{
+    const float *w = m->values + (expert * m->host.n_out + row) * m->host.n_in;
+    double sum = 0;
+    *size = 0;
+    for (int64_t k = 0; k < m->host.n_in; k++) {
+        sum += (double)w[k] * x[k];
+        *size += fabs((double)w[k] * x[k]);
+    }
+    return sum;
+}
+
+/* y of one token, and in `off` what `u` relative rounding of weights and inputs of each product explains. */
+static void mixture_of(const struct matrix *m, const float *x, const int32_t *ids, const float *share, double u, double *y, double *off)
+{
+    double in[D], h[FF], size;
+    for (int k = 0; k < D; k++) in[k] = (double)x[k], y[k] = off[k] = 0;
+    for (int j = 0; j < USED; j++) {
+        double h_off[FF], loose = 0;
+        for (int r = 0; r < FF; r++) {
+            double g_size, u_size;
+            const double g = dot_of(&m[0], ids[j], r, in, &g_size), up = dot_of(&m[1], ids[j], r, in, &u_size), s = g / (1 + exp(-g));
+            h[r] = s * up;
+            h_off[r] = u * (1.1 * g_size * (fabs(up) + u * u_size) + fabs(s) * u_size);
+        }
+        for (int r = 0; r < D; r++) {
+            const float *w = m[2].values + ((int64_t)ids[j] * D + r) * FF;
+            y[r] += (double)share[j] * dot_of(&m[2], ids[j], r, h, &size);
+            loose = u * size;
+            for (int k = 0; k < FF; k++) loose += fabs((double)w[k]) * h_off[k];
+            off[r] += fabs((double)share[j]) * loose;
+        }
+    }
+}
+
+static void mixture_case(sr_dtype gate, sr_dtype up, sr_dtype down, int32_t n)
+{
+    struct matrix m[3] = {new_experts(gate, D, FF), new_experts(up, D, FF), new_experts(down, FF, D)};
+    struct pair x = new_pair((size_t)n * D, 1), y = new_output((size_t)n * D), share = new_pair((size_t)n * USED, 1);
+    int32_t *ids = malloc((size_t)n * USED * sizeof *ids), *dev_ids;
+    const int is_few = gate == up && (n < 16 || gate == SR_DTYPE_F32);
+    for (int32_t i = 0; i < n * USED; i++) /* most tokens choose expert 5, none chooses 7 */
+        ids[i] = i % USED == 0 ? 5 : i % USED == 1 ? (i / USED) % 5 : 8 + (i / USED * 7) % 4;
+    OK(gpu->ops->mem_new(gpu, (void **)&dev_ids, (size_t)n * USED * sizeof *ids, "test", &err));
+    gpu->ops->upload(gpu, dev_ids, ids, (size_t)n * USED * sizeof *ids);
+    gpu->ops->moe(gpu, &(struct moe_args){.gate = &m[0].dev, .up = &m[1].dev, .down = &m[2].dev, .x = x.dev, .ids = dev_ids, .weight = share.dev,
+                                          .y = y.dev, .n = n, .n_used = USED});
+    float *got = fetch(&y);
+    for (int32_t t = 0; t < n; t += n > 20 ? 13 : 1) {
+        double want[D], off[D];
+        mixture_of(m, x.host + t * D, ids + t * USED, share.host + t * USED, is_few ? 400 * half_ulp : 1.0 / 128, want, off);
+        for (int r = 0; r < D; r++) {
+            const double tol = off[r] + 1e-6 + fabs(want[r]) * 8 * half_ulp;
+            if (!(fabs((double)got[t * D + r] - want[r]) <= tol))
+                fail_msg("%s, %s, %s, %d tokens: token %d, element %d: %g, want %g, tolerance %g", sr_dtype_name(gate), sr_dtype_name(up),
+                         sr_dtype_name(down), n, t, r, (double)got[t * D + r], want[r], tol);
+        }
+    }
+    free(got);
+    gpu->ops->moe(gpu, &(struct moe_args){.gate = &m[0].dev, .up = &m[1].dev, .down = &m[2].dev, .x = x.dev, .ids = dev_ids, .weight = share.dev,
+                                          .y = x.dev, .n = n, .n_used = USED}); /* y may be x */
+    float *first = fetch(&y), *second = fetch(&x);
+    assert_memory_equal(first, second, (size_t)n * D * sizeof *first);
+    free(first);
+    free(second);
+    gpu->ops->mem_free(gpu, dev_ids);
+    free(ids);
+    for (int i = 0; i < 3; i++) drop_matrix(&m[i]);
+    struct pair *all[] = {&x, &y, &share};
+    for (int k = 0; k < 3; k++) drop(all[k]);
+}
+
+static void mixture(void **state)
+{
+    (void)state;
+    need_gpu();
+    const struct moe_shape shape = {.max_n = MOST, .n_used = USED, .n_experts = EXPERTS, .n_embd = D, .n_ff = FF};
+    OK(gpu->ops->moe_reserve(gpu, &shape, &err));
+    for (int i = 0; i < N_TYPES; i++) {
+        const sr_dtype down = sr_dtype_find(types[i])->block_elems > 32 ? SR_DTYPE_Q8_0 : types[i]; /* FF is no multiple of 256 */
+        static const int32_t tokens[] = {1, 3, 17, MOST};
+        for (size_t k = 0; k < sizeof tokens / sizeof tokens[0]; k++) mixture_case(types[i], types[i], down, tokens[k]);
+    }
+    mixture_case(SR_DTYPE_Q4_K, SR_DTYPE_Q6_K, SR_DTYPE_Q5_0, 2);
+    struct weight w = {.dtype = SR_DTYPE_Q2_K, .n_in = 256, .n_out = 8, .row_bytes = 84, .n_experts = 4};
+    assert_int_equal(gpu->ops->weight_prepare(gpu, &w, &err), SR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "q2_K"));
+}
+
 /* ---- memory and recordings ---- */
 
 static void memory(void **state)
@@ -360,6 +504,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matmul), cmocka_unit_test(embed),  cmocka_unit_test(norm),     cmocka_unit_test(silu_and_add),
+        cmocka_unit_test(choice), cmocka_unit_test(mixture),
         cmocka_unit_test(rope),   cmocka_unit_test(memory), cmocka_unit_test(replayed), cmocka_unit_test(unsupported),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -104,6 +104,7 @@ struct tiny_case {
     const char *name;
     sr_dtype kv;      /* on the GPU; where the CPU has no such type, f16 there */
     double tolerance; /* of the largest logit */
+    int n_flips;      /* positions where rounding may have made the router choose otherwise */
 };
 
 static struct tiny_case small_case(int32_t head_dim, int32_t group, sr_dtype dtype, const char *architecture, double tolerance)
@@ -130,6 +131,7 @@ static const char *write_case(const struct tiny_case *c)
 
 static void expect_like(const struct tiny_case *c, const char *against, const float *got, const float *want, int32_t n_vocab)
 {
+    int n_off = 0;
     for (int32_t t = 0; t < ALL; t++) {
         double top = 0, worst = 0;
         for (int32_t i = 0; i < n_vocab; i++) {
@@ -137,7 +139,8 @@ static void expect_like(const struct tiny_case *c, const char *against, const fl
             top = fmax(top, fabs((double)want[at]));
             worst = fmax(worst, fabs((double)want[at] - (double)got[at]));
         }
-        if (!(worst <= c->tolerance * top))
+        n_off += !(worst <= c->tolerance * top);
+        if (n_off > c->n_flips || isnan(worst))
             fail_msg("%s, head size %d, %s, K/V %s, against %s: position %d (prefill to %d) is off by %g of %g", c->name, c->spec.head_dim,
                      sr_dtype_name(c->spec.dtype), sr_dtype_name(c->kv), against, t, N, worst, top);
     }
@@ -192,6 +195,25 @@ static void tiny_quantized(void **state)
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) tiny_case(64, 2, types[i], "llama", 4e-2);
 }
 
+/* Experts: QK-norm, more tokens than experts in prefill, and one at a time. A CPU with AMX rounds q, k, p and v of its prefill
+ * to bf16: four times 2^-9 over two layers. */
+static void mixtures(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const struct { sr_dtype type; double tolerance; } types[] = {{SR_DTYPE_F32, 4.0 / 512}, {SR_DTYPE_Q8_0, 4e-2}, {SR_DTYPE_Q4_0, 4e-2}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        struct tiny_case c = small_case(64, 4, types[i].type, "qwen3moe", types[i].tolerance);
+        c.spec.n_ff = 96;
+        c.spec.n_experts = c.spec.n_used = 6;
+        tiny_run(&c);
+        c.spec.n_experts = 16; /* where the fourth and the fifth are close, f16 attention decides otherwise */
+        c.spec.n_used = 4;
+        c.n_flips = ALL / 5;
+        tiny_run(&c);
+    }
+}
+
 /* Rounding of the type itself, by 2^-12 to 2^-5 of a value, against the CPU's f16 for fp8. */
 static void cache_types(void **state)
 {
@@ -238,7 +260,7 @@ static void some_layers(void **state)
 {
     (void)state;
     need_gpu();
-    struct tiny_case c = small_case(64, 2, SR_DTYPE_F32, "llama", 5e-3);
+    struct tiny_case c = small_case(64, 2, SR_DTYPE_F32, "llama", 8.0 / 512); /* as with experts, over four layers */
     sr_session_options o = sr_session_options_default();
     int32_t ids[ALL];
     c.spec.n_layers = 4;
@@ -403,7 +425,7 @@ static void smollm2_mass(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tiny_models),    cmocka_unit_test(tiny_quantized), cmocka_unit_test(cache_types),
+        cmocka_unit_test(tiny_models),    cmocka_unit_test(tiny_quantized), cmocka_unit_test(mixtures), cmocka_unit_test(cache_types),
         cmocka_unit_test(fp8_codes), cmocka_unit_test(some_layers), cmocka_unit_test(smollm2_dense),
         cmocka_unit_test(smollm2_window), cmocka_unit_test(smollm2_paper),  cmocka_unit_test(smollm2_mass),
     };
