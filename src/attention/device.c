@@ -2,42 +2,17 @@
  *
  * A sequence whose rows lie in a device's memory (backend/device_attn.h): its tables and counters there, what the host
  * does before a step, and the launches of a step. The host knows every length without asking; it reads nothing back but
- * counters, when somebody wants them, and the sums of the sequence's own moments, when the first bases are made.
+ * counters, when somebody wants them, the sums of the sequence's own moments, when the first bases are made, and what
+ * audits found (device_contract.c).
  */
-#include "attention/timeline.h"
+#include "attention/device_seq.h"
 
 #include <assert.h>
 #include <string.h>
 
 #include "base/memory.h"
 
-/* What an attn_seq keeps on the device. */
-struct device_seq {
-    struct device_cache cache;
-    struct device_route route;
-    void *block;                      /* owns the tables, kv_len, eps and counters */
-    int32_t *kv_len;                  /* [1] */
-    int32_t have_len;                 /* that the device holds */
-    float *eps;                       /* [1] */
-    float *keep;                      /* [n_kv_heads] or NULL */
-    float *scales;                    /* [2][n_layers][n_kv_heads] of K and V, F8_E4M3 only */
-    struct device_counters *counters; /* [n_layers][n_kv_heads] */
-    struct device_counters *fetched;  /* host copy of the same */
-    void *basis_block;
-    struct sketch_basis *basis;       /* [n_layers][n_kv_heads], in basis_block like what they point to */
-    const struct band_bases *placed;  /* whose floats are there */
-    double *sums;                     /* own moments, as moments.c keeps them; NULL: none are collected */
-    float *turn;                      /* [SR_MOMENTS_LAST][n_dims / 2][2] */
-    int has_sums;                     /* the host has them too */
-    const struct policy *policy;      /* of the step at hand */
-    int collects;                     /* the step at hand counts its position */
-    int is_stale;                     /* recorded steps must not be replayed */
-    uint64_t key;
-};
-
 static const struct device_attn_ops *ops_of(const struct attn_seq *s) { return s->a->backend->ops->device_attn; }
-
-static size_t n_units(const struct attn_seq *s) { return (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads; }
 
 /* ---- life ---- */
 
@@ -49,7 +24,9 @@ static void layout(struct arena *a, struct device_seq *d, size_t units)
     d->cache.y_page = sr_arena_take(a, pages, sizeof(void *));
     d->counters = sr_arena_take(a, units, sizeof *d->counters);
     d->kv_len = sr_arena_take(a, 1, sizeof *d->kv_len);
-    d->eps = sr_arena_take(a, 1, sizeof *d->eps);
+    d->terms = sr_arena_take(a, 1, sizeof *d->terms);
+    d->trust = sr_arena_take(a, units, 1);
+    d->cache.found = sr_arena_take(a, units, sizeof *d->cache.found);
     d->keep = sr_arena_take(a, (size_t)d->cache.n_kv_heads, sizeof *d->keep);
     d->scales = sr_arena_take(a, d->cache.shape.k_type == SR_DTYPE_F8_E4M3 ? 2 * units : 0, sizeof *d->scales);
 }
@@ -58,7 +35,7 @@ static void layout(struct arena *a, struct device_seq *d, size_t units)
 static sr_status plain_scales(struct attn_seq *s, sr_error *err)
 {
     struct device_seq *d = s->device;
-    const size_t n = 2 * n_units(s);
+    const size_t n = 2 * sr_device_units(s);
     if (s->shape.k_type != SR_DTYPE_F8_E4M3) return SR_OK;
     float *one = sr_alloc(n * sizeof *one);
     if (!one) return sr_fail_memory(err, n * sizeof *one, "sequence");
@@ -66,7 +43,7 @@ static sr_status plain_scales(struct attn_seq *s, sr_error *err)
     s->a->backend->ops->upload(s->a->backend, d->scales, one, n * sizeof *one);
     sr_free(one);
     d->cache.k_scale = d->scales;
-    d->cache.v_scale = d->scales + n_units(s);
+    d->cache.v_scale = d->scales + sr_device_units(s);
     return SR_OK;
 }
 
@@ -106,18 +83,19 @@ sr_status sr_device_seq_new(struct attn_seq *s, sr_error *err)
     struct device_seq *d = sr_alloc_zero(1, sizeof *d);
     if (!d) return sr_fail_memory(err, sizeof *d, "sequence");
     s->device = d;
-    d->fetched = sr_alloc_zero(n_units(s), sizeof *d->fetched);
-    if (!d->fetched) return sr_fail_memory(err, n_units(s) * sizeof *d->fetched, "sequence");
+    d->fetched = sr_alloc_zero(sr_device_units(s), sizeof *d->fetched);
+    if (!d->fetched) return sr_fail_memory(err, sr_device_units(s) * sizeof *d->fetched, "sequence");
     const int32_t n_chunks = (s->max_len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS;
     d->cache = (struct device_cache){.shape = s->shape, .n_kv_heads = s->a->c.n_kv_heads,
                                      .max_pages = n_chunks * (SR_CHUNK_ROWS / SR_PAGE_ROWS)};
-    layout(&a, d, n_units(s));
+    layout(&a, d, sr_device_units(s));
     SR_TRY(b->ops->mem_new(b, &d->block, a.used, "sequence", err));
     b->ops->mem_clear(b, d->block, a.used);
     a = (struct arena){d->block, 0};
-    layout(&a, d, n_units(s));
+    layout(&a, d, sr_device_units(s));
     d->cache.kv_len = d->kv_len;
     SR_TRY(plain_scales(s, err));
+    SR_TRY(sr_device_contract_init(s, err));
     SR_TRY(ops_of(s)->reserve(b, &s->shape, d->cache.n_kv_heads, n_chunks * SR_CHUNK_ROWS, err));
     if (s->own) SR_TRY(collect_own(s, err));
     sr_device_route_changed(s);
@@ -131,6 +109,7 @@ void sr_device_seq_free(struct attn_seq *s)
     if (!d) return;
     void *blocks[] = {d->block, d->basis_block, d->sums, d->turn};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) b->ops->mem_free(b, blocks[i]);
+    sr_device_contract_fini(s);
     sr_free(d->fetched);
     sr_free(d);
     s->device = NULL;
@@ -142,15 +121,15 @@ void sr_device_route_changed(struct attn_seq *s)
     const sr_route_options *o = &s->route;
     const struct policy *p = sr_policy_find(o->mode);
     d->route = (struct device_route){
-        .rule = p->rule, .n_sinks = o->n_sinks, .window = o->window, .eps = d->eps,
+        .rule = p->rule, .n_sinks = o->n_sinks, .window = o->window, .dense_layers = p->dense_layers, .terms = d->terms,
         .tau = {o->tau[0], o->tau[1], o->tau[2], o->tau[3]}, .tau_scale = o->tau_scale, .tau_min_len = o->tau_min_len,
-        .tau_max_len = o->tau_max_len, .audit = o->audit, .seed = o->seed, .keeps_near = p->keeps_near};
+        .tau_max_len = o->tau_max_len, .seed = o->seed, .keeps_near = p->keeps_near,
+        .is_corrected = o->delta > 0};
     if (o->keep > 0) {
         for (int32_t g = 0; g < d->cache.n_kv_heads; g++)
             s->a->backend->ops->upload(s->a->backend, d->keep + g, &o->keep, sizeof o->keep);
         d->route.keep = d->keep;
     }
-    s->a->backend->ops->upload(s->a->backend, d->eps, &o->eps, sizeof o->eps);
     d->cache.sketch = s->sketch;
     d->is_stale = 1;
 }
@@ -182,7 +161,7 @@ static void place(struct attn_seq *s, void **table, void *base, size_t unit_byte
                                         .base = base,
                                         .unit_bytes = unit_bytes,
                                         .page_bytes = run_bytes / (size_t)n,
-                                        .n_units = (int32_t)n_units(s),
+                                        .n_units = (int32_t)sr_device_units(s),
                                         .max_pages = s->device->cache.max_pages,
                                         .first = chunk * n,
                                         .n = n,
@@ -284,7 +263,7 @@ static sr_status make_basis_room(struct attn_seq *s, size_t unit, sr_error *err)
 {
     struct device_seq *d = s->device;
     struct backend *b = s->a->backend;
-    const size_t n = n_units(s), floats = (n * unit * sizeof(float) + 255) / 256 * 256, bytes = floats + n * sizeof(struct sketch_basis);
+    const size_t n = sr_device_units(s), floats = (n * unit * sizeof(float) + 255) / 256 * 256, bytes = floats + n * sizeof(struct sketch_basis);
     b->ops->mem_free(b, d->basis_block);
     d->basis_block = NULL;
     SR_TRY(b->ops->mem_new(b, &d->basis_block, bytes, "sketch basis", err));
@@ -298,7 +277,7 @@ static sr_status place_bases(struct attn_seq *s, sr_error *err)
 {
     struct device_seq *d = s->device;
     struct backend *b = s->a->backend;
-    const size_t n = n_units(s), unit = sr_bases_unit(s->bases);
+    const size_t n = sr_device_units(s), unit = sr_bases_unit(s->bases);
     const float *data = sr_bases_data(s->bases);
     if (!d->basis_block || d->is_stale) SR_TRY(make_basis_room(s, unit, err));
     struct sketch_basis *table = sr_alloc(n * sizeof *table);
@@ -364,8 +343,12 @@ sr_status sr_attn_step_begin(struct attn_seq *s, sr_error *err)
     const struct policy *p = sr_decode_policy(s, 0);
     if (p->rule == RULE_NONE) return sr_fail(err, SR_ERR_UNSUPPORTED, "route mode %s: not on a GPU", p->name);
     if (p->needs_sketch) SR_TRY(sync_sketch(s, err));
-    if (p != d->policy || collects != d->collects || d->is_stale) {
-        d->policy = p;
+    d->is_stale |= p != d->policy || collects != d->collects;
+    d->policy = p;
+    const int has_audits = sr_device_contract_begin(s), is_watched = s->watch != NULL;
+    if (has_audits != d->route.has_audits || is_watched != d->route.is_watched || d->is_stale) {
+        d->route.has_audits = has_audits;
+        d->route.is_watched = is_watched;
         d->collects = collects;
         d->is_stale = 0;
         d->key = ++s->a->n_keys;
@@ -391,7 +374,9 @@ void sr_attn_step(struct attn_seq *s, int32_t layer, const float *q, const float
     }
     ops_of(s)->step(s->a->backend, &(struct device_step_args){
                                        .cache = &d->cache, .route = &route, .q = q, .k = k, .v = v, .out = out, .layer = layer,
-                                       .basis = d->basis ? d->basis + layer * n_kv : NULL, .counters = d->counters + layer * n_kv});
+                                       .basis = d->basis ? d->basis + layer * n_kv : NULL, .counters = d->counters + layer * n_kv,
+                                       .trust = d->trust + layer * n_kv,
+                                       .cases = (struct device_case *)d->cases_there + layer * n_kv});
 }
 
 /* ---- counters ---- */
@@ -400,7 +385,7 @@ static int fetch_counters(const struct attn_seq *s)
 {
     struct backend *b = s->a->backend;
     const struct device_seq *d = s->device;
-    return b->ops->download(b, d->fetched, d->counters, n_units(s) * sizeof *d->fetched, NULL) == SR_OK;
+    return b->ops->download(b, d->fetched, d->counters, sr_device_units(s) * sizeof *d->fetched, NULL) == SR_OK;
 }
 
 static void add_counters(const struct attn_seq *s, const struct device_counters *c, sr_route_stats *out)
@@ -428,6 +413,8 @@ static void add_counters(const struct attn_seq *s, const struct device_counters 
     out->output_error_sum += c->output_error_sum;
     if (c->unread_max > out->unread_max) out->unread_max = c->unread_max;
     if (c->output_error_max > out->output_error_max) out->output_error_max = c->output_error_max;
+    out->far_rows += (int64_t)c->far_rows;
+    out->far_rows_uncorrected += (int64_t)c->far_rows_uncorrected;
     out->clipped += (int64_t)c->clipped;
     out->encoded += (int64_t)c->encoded_rows * s->sketch.rank;
 }
@@ -435,13 +422,13 @@ static void add_counters(const struct attn_seq *s, const struct device_counters 
 void sr_device_stats(const struct attn_seq *s, sr_route_stats *out)
 {
     if (!fetch_counters(s)) return;
-    for (size_t u = 0; u < n_units(s); u++) add_counters(s, &s->device->fetched[u], out);
+    for (size_t u = 0; u < sr_device_units(s); u++) add_counters(s, &s->device->fetched[u], out);
 }
 
 void sr_device_heat(const struct attn_seq *s)
 {
     if (!fetch_counters(s)) return;
-    for (size_t u = 0; u < n_units(s); u++) {
+    for (size_t u = 0; u < sr_device_units(s); u++) {
         const uint64_t *kinds = s->device->fetched[u].kinds;
         s->near_only[u] = (int64_t)(kinds[KIND_NONE] + kinds[KIND_NEAR]);
         s->decisions[u] = s->near_only[u] + (int64_t)(kinds[KIND_NEAR_LIST] + kinds[KIND_ALL]);
@@ -450,7 +437,7 @@ void sr_device_heat(const struct attn_seq *s)
 
 void sr_device_stats_reset(struct attn_seq *s)
 {
-    s->a->backend->ops->mem_clear(s->a->backend, s->device->counters, n_units(s) * sizeof *s->device->counters);
+    s->a->backend->ops->mem_clear(s->a->backend, s->device->counters, sr_device_units(s) * sizeof *s->device->counters);
 }
 
 /* ---- session files ---- */
@@ -459,7 +446,22 @@ sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ct
 {
     struct device_seq *d = s->device;
     if (!d->cache.k_scale) return SR_OK;
-    return sr_device_visit(s, fn, ctx, (struct device_piece){"scales", d->scales, 2 * n_units(s) * sizeof *d->scales}, err);
+    return sr_device_visit(s, fn, ctx, (struct device_piece){"scales", d->scales, 2 * sr_device_units(s) * sizeof *d->scales}, err);
+}
+
+sr_status sr_device_found_fetch(struct attn_seq *s, sr_error *err)
+{
+    struct backend *b = s->a->backend;
+    size_t bytes;
+    void *copy = sr_sinks_piece(s->sinks, &bytes);
+    return b->ops->download(b, copy, s->device->cache.found, bytes, err);
+}
+
+void sr_device_found_place(struct attn_seq *s)
+{
+    size_t bytes;
+    const void *copy = sr_sinks_piece(s->sinks, &bytes);
+    s->a->backend->ops->upload(s->a->backend, s->device->cache.found, copy, bytes);
 }
 
 sr_status sr_device_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece piece, sr_error *err)

@@ -28,6 +28,10 @@ void sr_device_own_reset(struct attn_seq *s);
 sr_status sr_device_own_fetch(const struct attn_seq *s, sr_error *err);
 void sr_device_own_place(struct attn_seq *s); /* and the other way */
 
+/* The sinks found: to the host's record of them; and the other way. */
+sr_status sr_device_found_fetch(struct attn_seq *s, sr_error *err);
+void sr_device_found_place(struct attn_seq *s);
+
 /* Adds what the device has counted; fills the arrays of sr_attn_seq_heat; sets the counters to 0. */
 void sr_device_stats(const struct attn_seq *s, sr_route_stats *out);
 void sr_device_heat(const struct attn_seq *s);

@@ -65,6 +65,7 @@ struct policy {
     sr_status (*check)(const sr_route_options *o,
                        sr_error *err); /* beyond the ranges of options.c; may be NULL */
     enum device_rule rule; /* the same decision as data, for a device that plans; RULE_NONE: hosts only */
+    int32_t dense_layers;  /* the rule leaves the first layers dense */
     void (*plan)(const struct route_step *step, struct route_plan *plan);
 };
 

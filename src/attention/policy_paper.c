@@ -58,4 +58,4 @@ static void plan(const struct route_step *step, struct route_plan *p)
     }
 }
 
-const struct policy sr_policy_paper = {.name = "paper", .check = check, .rule = RULE_COSINE, .plan = plan};
+const struct policy sr_policy_paper = {.name = "paper", .check = check, .rule = RULE_COSINE, .dense_layers = DENSE_LAYERS, .plan = plan};

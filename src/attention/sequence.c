@@ -195,9 +195,11 @@ static void unregister_seq(struct attention *a, const struct attn_seq *s)
     }
 }
 
-static sr_status check_observer(const struct observer *o, const sr_route_options *r, sr_error *err)
+static sr_status check_mode(const struct attention *a, const struct observer *o, const sr_route_options *r, sr_error *err)
 {
     const struct policy *p = sr_policy_find(r->mode);
+    if (a->backend->has_own_memory && p->rule == RULE_NONE)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "route mode %s: on the CPU only (--device none)", p->name);
     if (o || !p->needs_observer) return SR_OK;
     return sr_fail(err, SR_ERR_USAGE, "route mode %s: for measurements, of sequences observed from their first token on",
                    p->name);
@@ -214,7 +216,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     if (c->max_len < 1)
         return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
     SR_TRY(sr_route_check(&c->route, d, err));
-    SR_TRY(check_observer(NULL, &c->route, err));
+    SR_TRY(check_mode(a, NULL, &c->route, err));
 
     sr_status st;
     struct attn_seq *s = sr_alloc_zero(1, sizeof *s);
@@ -329,7 +331,7 @@ static int same_contract(const sr_route_options *x, const sr_route_options *y)
 sr_status sr_attn_seq_route_set(struct attn_seq *s, const sr_route_options *r, sr_error *err)
 {
     SR_TRY(sr_route_check(r, s->a->c.head_dim, err));
-    SR_TRY(check_observer(s->observer, r, err));
+    SR_TRY(check_mode(s->a, s->observer, r, err));
     if (s->lower) SR_TRY(sr_attn_seq_route_set(s->lower, r, err));
     if (s->observer) sr_observer_restart(s->observer);
     struct sketch_shape shape = sr_sketch_shape_of(s->a, r);
@@ -351,7 +353,7 @@ sr_status sr_attn_seq_observe(struct attn_seq *s, sr_error *err)
 {
     const struct attention *a = s->a;
     if (s->observer) return SR_OK;
-    if (s->lower) return sr_fail(err, SR_ERR_UNSUPPORTED, "observe: not with layers on two devices");
+    if (s->device || s->lower) return sr_fail(err, SR_ERR_UNSUPPORTED, "route modes of other papers: on the CPU only (--device none)");
     if (s->len[0] > 0) return sr_fail(err, SR_ERR_USAGE, "observe: the sequence has %d tokens, want none", s->len[0]);
     return sr_observer_new(&s->observer, a->backend, &s->shape, a->c.n_layers, a->c.n_kv_heads, s->max_len, err);
 }

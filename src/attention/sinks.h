@@ -4,15 +4,14 @@
  * of about every eightieth token in layers 3 to 10, each with the norms of the first key and value. They are found
  * as rows are appended, from norms relative to those of the sequence's first rows, and `mass` always reads them.
  *
- * What is found is a function of the rows that the sequence holds, however they came.
+ * What is found is a function of the rows that the sequence holds, however they came. Where a device finds them the
+ * record here is a copy, for session files.
  */
 #ifndef SR_ATTENTION_SINKS_H
 #define SR_ATTENTION_SINKS_H
 
+#include "backend/found_sinks.h"
 #include "base/status.h"
-
-#define SR_SINKS_REFERENCE 256 /* rows [0, 256) give the mean norms; nothing is found before they are there */
-#define SR_SINKS_MOST      16  /* per (layer, KV group): the first ones */
 
 struct sinks;
 

@@ -131,10 +131,15 @@ static sr_status visit_sinks(struct attn_seq *s, int32_t len, attn_piece_fn *fn,
 {
     size_t bytes;
     void *p = sr_sinks_piece(s->sinks, &bytes);
+    if (s->device) {
+        SR_TRY(sr_device_found_fetch(s, err));
+        sr_sinks_truncate(s->sinks, len); /* a device forgets when the next row comes */
+    }
     SR_TRY(fn(ctx, "sinks", p, bytes, err));
-    if (!sr_sinks_check(s->sinks, len)) return SR_OK;
-    sr_sinks_truncate(s->sinks, 0);
-    return sr_fail(err, SR_ERR_FORMAT, "session: rows of its sinks are out of range");
+    const int is_wrong = sr_sinks_check(s->sinks, len);
+    if (is_wrong) sr_sinks_truncate(s->sinks, 0);
+    if (s->device) sr_device_found_place(s);
+    return is_wrong ? sr_fail(err, SR_ERR_FORMAT, "session: rows of its sinks are out of range") : SR_OK;
 }
 
 /* What audits taught; a damaged piece leaves a fresh one. */

@@ -32,6 +32,10 @@ struct backend_ops {
     /* Waits for everything before it, and reports what went wrong since the last wait (SR_ERR_RESOURCE: a lost device). */
     sr_status (*download)(struct backend *b, void *dst, const void *src, size_t bytes, sr_error *err);
     uint64_t (*mem_available)(struct backend *b);
+    /* Memory of the host that ops may write too, at another address: what they wrote is there after the next download.
+     * Cleared. NULL where all memory is the host's. */
+    sr_status (*shared_new)(struct backend *b, void **host, void **there, size_t bytes, const char *what, sr_error *err);
+    void (*shared_free)(struct backend *b, void *host); /* NULL is fine */
     void (*read)(struct backend *b, const struct read_args *a);
 
     /* NULL where launching ops costs nothing. record_begin .. record_end: ops in between are noted and not run; replay

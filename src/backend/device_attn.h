@@ -11,6 +11,7 @@
 #define SR_BACKEND_DEVICE_ATTN_H
 
 #include "backend/args.h"
+#include "backend/found_sinks.h"
 #include "base/status.h"
 
 struct backend;
@@ -24,6 +25,8 @@ struct device_cache {
     void **k_page, **v_page, **y_page;
     float *k_scale, *v_scale;       /* [n_layers][n_kv_heads], F8_E4M3 only: append sets them from the rows at position 0 */
     const int32_t *kv_len;          /* rows present, the ones being worked on included */
+    struct found_sinks *found;      /* [n_layers][n_kv_heads], kept by append and step; what lies at or after an appended
+                                       row is forgotten, all of it while rows below SR_SINKS_REFERENCE come */
 };
 
 /* Writes the addresses of n pages from page `first` on into the tables of all n_units (layer, group): page i of unit u
@@ -40,19 +43,32 @@ enum device_rule {
     RULE_ALL,    /* every row */
     RULE_NEAR,   /* sinks and window */
     RULE_COSINE, /* nothing where the mean cosine with row 0 is above tau(kv_len), else all */
-    RULE_MASS    /* near, and far rows until at most eps of the attention is unread */
+    RULE_MASS    /* near, and far rows until at most the threshold of the attention is estimated unread; found sinks too */
+};
+
+/* What audits of earlier steps say of a unit (attention/contract.h). */
+enum device_trust { TRUST_ROUTED, TRUST_WHOLE /* read it whole */, TRUST_TRIAL /* routed, and audited for certain */ };
+
+/* Changes from step to step; in the device's memory. */
+struct device_terms {
+    float threshold; /* of the estimate */
+    float audit;     /* share of units audited */
+    float eps;       /* of the contract, for counters */
 };
 
 /* A policy with its options, as the device sees them. */
 struct device_route {
     enum device_rule rule;
     int32_t n_sinks, window;
-    const float *eps;               /* [1] */
+    int32_t dense_layers;           /* the first layers are read whole */
+    const struct device_terms *terms;
     const float *keep;              /* [n_kv_heads] or NULL: this share of the far rows instead, at random (measurements) */
     double tau[4], tau_scale, tau_min_len, tau_max_len;
-    float audit;                    /* share of units audited */
     uint64_t seed;
     int keeps_near;
+    int has_audits;                 /* units may be audited; 0: none will be */
+    int is_watched;                 /* all are, RULE_ALL too (which counts no cases) */
+    int is_corrected;               /* far rows are counted at audited units, and those that eps itself would list */
 };
 
 enum device_kind { KIND_NONE, KIND_NEAR, KIND_NEAR_LIST, KIND_ALL };
@@ -65,6 +81,17 @@ struct device_counters {
     uint64_t dense_rows;
     uint64_t audits, audit_rows, cases, above_eps, broken;
     double unread_sum, unread_max, output_error_sum, output_error_max, estimate_sum;
+    uint64_t far_rows, far_rows_uncorrected;
+};
+
+/* The audit of a unit's last step, in memory that host and device share: written where the unit was audited, and good
+ * once that step is over. */
+struct device_case {
+    int32_t kv_len;                 /* of the step */
+    int32_t is_drawn;               /* by lot or on trial; 0: only because it is watched */
+    float unread[16], estimate[16]; /* by head, as struct sr_route_case has them; the last two and cosine if watched */
+    float sink[16], sink_estimate[16];
+    float cosine;
 };
 
 /* One token of one sequence through one layer: its row is appended, the row that leaves the window encoded, rows are
@@ -76,6 +103,8 @@ struct device_step_args {
     float *out;
     const struct sketch_basis *basis; /* [n_kv_heads] of this layer, RULE_MASS only */
     struct device_counters *counters; /* [n_kv_heads] of this layer */
+    const uint8_t *trust;           /* likewise, enum device_trust; RULE_MASS only */
+    struct device_case *cases;      /* likewise, as the device sees them */
     int32_t layer;
 };
 

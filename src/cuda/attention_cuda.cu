@@ -14,6 +14,8 @@ extern "C" {
 #include <math.h>
 
 static_assert(sizeof(struct device_counters) == sizeof(struct attn_cuda_counters), "one record, two names");
+static_assert(sizeof(struct device_case) == sizeof(struct attn_cuda_case), "one record, two names");
+static_assert((int)TRUST_WHOLE == (int)CUDA_WHOLE && (int)TRUST_TRIAL == (int)CUDA_TRIAL, "one set of values, two names");
 
 /* Scratch of a step: arrays over the KV groups of one layer. */
 struct attn_device {
@@ -21,8 +23,8 @@ struct attn_device {
     struct attn_cuda_limits limits; /* n_units 0: nothing is reserved */
     void *block, *workspace;
     uint8_t *kinds, *audit_kinds;
-    int32_t *list, *n_list;
-    float *unread, *score;
+    int32_t *list, *n_list, *n_chosen;
+    float *unread, *total, *score;
     struct attn_state state, dense;
 };
 
@@ -53,7 +55,9 @@ static void layout(struct arena *a, struct attn_device *d)
     d->audit_kinds = static_cast<uint8_t *>(sr_arena_take(a, n, 1));
     d->list = static_cast<int32_t *>(sr_arena_take(a, n * (size_t)d->limits.max_len, sizeof(int32_t)));
     d->n_list = static_cast<int32_t *>(sr_arena_take(a, n, sizeof(int32_t)));
+    d->n_chosen = static_cast<int32_t *>(sr_arena_take(a, 2 * n, sizeof(int32_t)));
     d->unread = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
+    d->total = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
     d->score = static_cast<float *>(sr_arena_take(a, n, sizeof(float)));
     struct attn_state *states[] = {&d->state, &d->dense};
     for (int i = 0; i < 2; i++) {
@@ -140,7 +144,8 @@ static void append_rows(struct backend_cuda *c, const struct device_cache *cache
 {
     const struct attn_cuda call = common(c, cache);
     const struct attn_cuda_cache rows = layer_of(cache, layer);
-    const struct attn_cuda_append a = {k, v, SR_DTYPE_F32, (int64_t)cache->n_kv_heads * cache->shape.head_dim, n};
+    const struct attn_cuda_append a = {k, v, SR_DTYPE_F32, (int64_t)cache->n_kv_heads * cache->shape.head_dim, n,
+                                       cache->found + (size_t)layer * (size_t)cache->n_kv_heads};
     sr_error err;
     note(c, sr_attn_cuda_append(&call, &rows, &a, &err), &err);
 }
@@ -213,49 +218,89 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     const struct device_route *r = a->route;
     const struct device_encode_args e = {a->cache, a->basis, a->counters, a->layer, r->n_sinks, r->window, 1};
     SR_TRY(encode_rows(call, &e, err));
-    const struct attn_cuda_choose choose = {sketch_of(a->cache, a->basis), a->q, scale, r->n_sinks, r->window, 0, r->eps, r->keep, d->kinds,
-                                            d->list, d->n_list, d->limits.max_len, d->unread, NULL, counters_of(a->counters)};
-    return sr_attn_cuda_choose(call, &rows, &choose, err);
+    struct attn_cuda_choose t = {};
+    t.sketch = sketch_of(a->cache, a->basis);
+    t.q = a->q;
+    t.scale = scale;
+    t.n_sinks = r->n_sinks;
+    t.window = r->window;
+    t.eps = &r->terms->threshold;
+    t.keep = r->keep;
+    t.found = a->cache->found + (size_t)a->layer * (size_t)a->cache->n_kv_heads;
+    t.trust = a->trust;
+    t.plain_eps = r->is_corrected ? &r->terms->eps : NULL;
+    t.n_chosen = r->is_corrected ? d->n_chosen : NULL;
+    t.total = r->is_watched ? d->total : NULL;
+    t.kinds = d->kinds;
+    t.list = d->list;
+    t.n_list = d->n_list;
+    t.list_stride = d->limits.max_len;
+    t.unread = d->unread;
+    t.counters = counters_of(a->counters);
+    return sr_attn_cuda_choose(call, &rows, &t, err);
+}
+
+/* Whether a plan was made; else all units are of one kind. */
+static bool is_planned(const struct device_step_args *a)
+{
+    return a->layer >= a->route->dense_layers && (a->route->rule == RULE_COSINE || a->route->rule == RULE_MASS);
+}
+
+static enum attn_cuda_kind kind_of_all(const struct device_step_args *a)
+{
+    return a->route->rule == RULE_NEAR && a->layer >= a->route->dense_layers ? CUDA_READ_NEAR : CUDA_READ_ALL;
+}
+
+static sr_status audit(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
+{
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct device_route *r = a->route;
+    const bool estimates = is_planned(a) && r->rule == RULE_MASS;
+    struct attn_cuda_audit u = {};
+    u.q = a->q;
+    u.scale = scale;
+    u.fraction = &r->terms->audit;
+    u.trust = r->rule == RULE_MASS ? a->trust : NULL;
+    u.is_watched = r->is_watched;
+    u.is_routed = r->rule != RULE_ALL;
+    u.seed = r->seed;
+    u.layer = a->layer;
+    u.n_sinks = r->n_sinks;
+    u.window = r->window;
+    u.keeps_near = r->keeps_near;
+    u.routed = is_planned(a) ? d->kinds : NULL;
+    u.kind = kind_of_all(a);
+    u.eps = &r->terms->eps;
+    u.unread = estimates ? d->unread : NULL;
+    u.total = estimates ? d->total : NULL;
+    u.n_chosen = estimates && r->is_corrected ? d->n_chosen : NULL;
+    u.state = d->state;
+    u.out = a->out;
+    u.dense = d->dense;
+    u.kinds = d->audit_kinds;
+    u.counters = counters_of(a->counters);
+    u.cases = reinterpret_cast<struct attn_cuda_case *>(a->cases);
+    return sr_attn_cuda_audit(call, &rows, &u, err);
 }
 
 static sr_status attend(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
 {
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
     const struct device_route *r = a->route;
-    const bool planned = r->rule == RULE_COSINE || r->rule == RULE_MASS, audited = r->rule != RULE_ALL && r->audit > 0;
     struct attn_cuda_attend t = {};
     t.q = a->q;
     t.scale = scale;
-    t.kinds = planned ? d->kinds : NULL;
-    t.kind = r->rule == RULE_NEAR ? CUDA_READ_NEAR : CUDA_READ_ALL;
+    t.kinds = is_planned(a) ? d->kinds : NULL;
+    t.kind = kind_of_all(a);
     t.list = d->list;
     t.n_list = d->n_list;
     t.list_stride = d->limits.max_len;
     t.n_sinks = r->n_sinks;
     t.window = r->window;
     t.out = a->out;
-    if (audited) t.state = d->state;
+    if (r->has_audits) t.state = d->state;
     t.counters = counters_of(a->counters);
-    SR_TRY(sr_attn_cuda_attend(call, &rows, &t, err));
-    if (!audited) return SR_OK;
-    struct attn_cuda_audit u = {};
-    u.q = a->q;
-    u.scale = scale;
-    u.fraction = r->audit;
-    u.seed = r->seed;
-    u.layer = a->layer;
-    u.n_sinks = r->n_sinks;
-    u.window = r->window;
-    u.keeps_near = r->keeps_near;
-    u.routed = planned ? d->kinds : NULL;
-    u.eps = r->eps;
-    u.unread = r->rule == RULE_MASS ? d->unread : NULL;
-    u.state = d->state;
-    u.out = a->out;
-    u.dense = d->dense;
-    u.kinds = d->audit_kinds;
-    u.counters = counters_of(a->counters);
-    return sr_attn_cuda_audit(call, &rows, &u, err);
+    return sr_attn_cuda_attend(call, &rows, &t, err);
 }
 
 static void step(struct backend *b, const struct device_step_args *a)
@@ -267,9 +312,10 @@ static void step(struct backend *b, const struct device_step_args *a)
     sr_error err;
     sr_status st = SR_OK;
     if (a->k) append_rows(c, a->cache, a->layer, a->k, a->v, 1);
-    if (a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
-    if (a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
+    if (is_planned(a) && a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
+    if (is_planned(a) && a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);
+    if (st == SR_OK && a->route->has_audits) st = audit(c->attn, &call, a, scale, &err);
     note(c, st, &err);
 }
 

@@ -127,6 +127,7 @@ sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_
 {
     const append_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type)};
     const int64_t rows = (int64_t)cache->n_seqs * a->n * c->shape.n_kv_heads * 2;
+    if (a->found && a->n > 1) SR_TRY(launched(launch(sinks_kernel, n_units_of(c, cache), 32 * WARP, 0, c, p), "sinks", err));
     return launched(launch(append_kernel, (int)((rows + 3) / 4), 4 * WARP, 0, c, p), "append", err);
 }
 
@@ -194,7 +195,7 @@ sr_status sr_attn_cuda_paper(const struct attn_cuda *c, const struct attn_cuda_c
 
 sr_status sr_attn_cuda_audit(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_audit *a, sr_error *err)
 {
-    const audit_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache)};
+    const audit_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache), elem_of(c->shape.kv_type)};
     SR_TRY(launched(launch(audit_mark_kernel, (p.n_units + 127) / 128, 128, 0, c, p), "audit", err));
     struct attn_cuda_attend dense = {};
     dense.q = a->q;

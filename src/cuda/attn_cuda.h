@@ -27,6 +27,7 @@ extern "C" {
 #endif
 
 #include "backend/args.h"
+#include "backend/found_sinks.h"
 #include "base/status.h"
 
 typedef struct CUstream_st *sr_cuda_stream; /* is cudaStream_t */
@@ -74,6 +75,7 @@ struct attn_cuda_counters {
     /* audits: units, their rows, and cases (heads of audited units) */
     uint64_t audits, audit_rows, cases, above_eps, broken;
     double unread_sum, unread_max, output_error_sum, output_error_max, estimate_sum;
+    uint64_t far_rows, far_rows_uncorrected; /* of audited units: listed by the threshold; eps itself would have listed */
 };
 
 /* Scratch of one stream, shared by all layers. Its memory must be zero before the first use; kernels leave what must be
@@ -92,8 +94,8 @@ struct attn_cuda {                        /* host; common to all calls */
 /* ---- append ---- */
 
 /* Rows kv_len - n .. kv_len - 1 of every sequence, from k, v [n_seqs][n][n_kv_heads * head_dim] (`stride` elements from
- * row to row; src_type F32, F16 or BF16). */
-struct attn_cuda_append { const void *k, *v; sr_dtype src_type; int64_t stride; int32_t n; };
+ * row to row; src_type F32, F16 or BF16). `found`: the sinks among them are noted (backend/found_sinks.h). */
+struct attn_cuda_append { const void *k, *v; sr_dtype src_type; int64_t stride; int32_t n; struct found_sinks *found; /* [n_units] or NULL */ };
 sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_append *a, sr_error *err);
 
@@ -154,15 +156,24 @@ struct attn_cuda_encode {
 sr_status sr_attn_cuda_encode(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_encode *a, sr_error *err);
 
-/* Near logits (exact), scan of the sketch, histogram, choice in whole bins, list: as struct sketch_choose_args says.
- * Sequences shorter than min_len, or not longer than sinks and window, become ALL without a scan. */
+/* What audits of earlier steps say of a unit; enum device_trust. */
+enum attn_cuda_trust { CUDA_ROUTED, CUDA_WHOLE, CUDA_TRIAL };
+
+/* Near logits (exact), scan of the sketch, histogram, choice in whole bins, list: as struct sketch_choose_args says; found
+ * sinks are listed too. Sequences shorter than min_len, or not longer than sinks and window, and units that are WHOLE become
+ * ALL without a scan. */
 struct attn_cuda_choose {
     struct attn_cuda_sketch sketch;
     const float *q;
     float scale;
     int32_t n_sinks, window, min_len;
-    const float *eps;                     /* [n_seqs] */
+    const float *eps;                     /* [n_seqs] threshold of the estimate */
     const float *keep;                    /* [n_units] or NULL: measure instead with this share of far rows, at random */
+    const struct found_sinks *found;      /* [n_units] or NULL */
+    const uint8_t *trust;                 /* [n_units] enum attn_cuda_trust, or NULL: all ROUTED */
+    const float *plain_eps;               /* [n_seqs] or NULL: how many rows would this have listed? */
+    int32_t *n_chosen;                    /* [n_units][2] out or NULL: rows of the list without found sinks; and with plain_eps */
+    float *total;                         /* [n_units][group] out or NULL: log of the estimated total; NaN for ALL */
     uint8_t *kinds;                       /* [n_units] out: NEAR, NEAR_LIST or ALL */
     int32_t *list, *n_list;               /* [n_units][list_stride], rising; [n_units] */
     int64_t list_stride;
@@ -175,21 +186,33 @@ sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_
 
 /* ---- audit ---- */
 
-/* Audits a seeded fraction of the units: attends them densely into `dense` and compares with the state and the output
- * of the routed step. The hash and the record are those of attention/audit.c. */
+/* What an audit found; struct device_case. */
+struct attn_cuda_case {
+    int32_t kv_len, is_drawn;
+    float unread[16], estimate[16], sink[16], sink_estimate[16], cosine;
+};
+
+/* Audits a seeded fraction of the units, those on trial and, where watched, all: attends them densely into `dense` and
+ * compares with the state and the output of the routed step. The hash and the record are those of attention/audit.c. */
 struct attn_cuda_audit {
     const float *q;
-    float scale, fraction;
+    float scale;
+    const float *fraction;                /* [n_seqs] */
+    const uint8_t *trust;                 /* [n_units] or NULL */
+    int is_watched, is_routed;            /* not routed: watched only, and no cases are counted */
     uint64_t seed;
     int32_t layer, min_len, n_sinks, window;
     int keeps_near;                       /* steps not longer than sinks and window are not routed: window and mass */
-    const uint8_t *routed;                /* [n_units] kinds of the step, or NULL: all NEAR */
-    const float *eps, *unread;            /* [n_seqs]; [n_units][group] or NULL */
+    const uint8_t *routed;                /* [n_units] kinds of the step, or NULL: all are `kind` */
+    enum attn_cuda_kind kind;
+    const float *eps, *unread, *total;    /* [n_seqs]; [n_units][group] estimates of the choice, or NULL */
+    const int32_t *n_chosen;              /* [n_units][2] of the choice, or NULL: not counted */
     struct attn_state state;              /* routed */
     const float *out;
     struct attn_state dense;              /* scratch like `state` */
     uint8_t *kinds;                       /* [n_units] scratch */
     struct attn_cuda_counters *counters;
+    struct attn_cuda_case *cases;         /* [n_units] or NULL; may be memory of the host */
 };
 sr_status sr_attn_cuda_audit(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                              const struct attn_cuda_audit *a, sr_error *err);

@@ -48,7 +48,95 @@ __global__ void scales_kernel(const __grid_constant__ scales_params p)
     (blockIdx.x % 2 ? p.a.v_scale : p.a.k_scale)[head] = exp2f((float)power);
 }
 
-// One warp a row, of K or of V.
+// ---- found sinks: attention/sinks.c has the rule ----
+
+constexpr int SINK_ROWS = 128, SINK_AT_ONCE = 4; // rows looked at together; of these, whose loads a warp has under way
+
+// Norms of rows [at, at + n) of `head`, n <= SINK_AT_ONCE, by one warp: the same bits however rows come.
+static __device__ __forceinline__ void norms_of(const append_params &p, const void *x, int64_t at, int n, int head, float *out)
+{
+    const int lane = threadIdx.x % WARP;
+    float sum[SINK_AT_ONCE] = {};
+    for (int i = lane; i < p.head_dim; i += WARP)
+#pragma unroll
+        for (int j = 0; j < SINK_AT_ONCE; j++) {
+            const float y = j < n ? source_of(p, x, (at + j) * p.a.stride + head * p.head_dim + i) : 0.0f;
+            sum[j] += y * y;
+        }
+#pragma unroll
+    for (int j = 0; j < SINK_AT_ONCE; j++) {
+#pragma unroll
+        for (int i = 1; i < WARP; i *= 2) sum[j] += __shfl_xor_sync(~0u, sum[j], i);
+        out[j] = sqrtf(sum[j]);
+    }
+}
+
+static __device__ __forceinline__ bool is_sink(const struct found_sinks &u, float k, float v)
+{
+    return v <= SR_SINKS_VALUE * u.mean_v && k <= SR_SINKS_KEY * u.mean_k;
+}
+
+// One thread; rows come in order, and one that comes again replaces all from it on.
+static __device__ void note_row(struct found_sinks &u, int row, float k, float v)
+{
+    while (u.n > 0 && (row < SR_SINKS_REFERENCE || u.rows[u.n - 1] >= row)) u.n--;
+    if (row >= SR_SINKS_REFERENCE) {
+        if (u.n < SR_SINKS_MOST && is_sink(u, k, v)) u.rows[u.n++] = row;
+        return;
+    }
+    u.k[row] = k;
+    u.v[row] = v;
+    if (row < SR_SINKS_REFERENCE - 1) return;
+    double sum_k = 0, sum_v = 0;
+    for (int i = SR_SINKS_FIRST; i < SR_SINKS_REFERENCE; i++) sum_k += u.k[i], sum_v += u.v[i];
+    u.mean_k = (float)(sum_k / (SR_SINKS_REFERENCE - SR_SINKS_FIRST));
+    u.mean_v = (float)(sum_v / (SR_SINKS_REFERENCE - SR_SINKS_FIRST));
+    for (int i = 0; i < SR_SINKS_REFERENCE && u.n < SR_SINKS_MOST; i++)
+        if (is_sink(u, u.k[i], u.v[i])) u.rows[u.n++] = i;
+}
+
+// The first warp notes rows [row, row + n): one by one where they may be sinks or make the means.
+static __device__ void note_rows(struct found_sinks &u, int row, int n, const float *k, const float *v)
+{
+    for (int first = 0; first < n; first += WARP) {
+        const int i = first + (int)threadIdx.x;
+        const bool asks = i < n && (row + first < SR_SINKS_REFERENCE || i == 0 || is_sink(u, k[i], v[i]));
+        for (unsigned ask = __ballot_sync(~0u, asks); ask; ask &= ask - 1) {
+            const int j = first + __ffs(ask) - 1;
+            if (threadIdx.x == 0) note_row(u, row + j, k[j], v[j]);
+            __syncwarp();
+        }
+    }
+}
+
+__global__ void sinks_kernel(const __grid_constant__ append_params p)
+{
+    __shared__ float k[SINK_ROWS], v[SINK_ROWS];
+    wait_for_previous();
+    let_next_start();
+    const int warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP, head = blockIdx.x % p.n_kv_heads, seq = blockIdx.x / p.n_kv_heads;
+    const int row0 = p.cache.kv_len[seq] - p.a.n;
+    const int64_t token0 = (int64_t)seq * p.a.n;
+    for (int at = 0; at < p.a.n; at += SINK_ROWS) {
+        for (int i = warp * SINK_AT_ONCE; i < SINK_ROWS && at + i < p.a.n; i += n_warps * SINK_AT_ONCE) {
+            const int n = min(SINK_AT_ONCE, p.a.n - at - i);
+            float key[SINK_AT_ONCE], value[SINK_AT_ONCE];
+            norms_of(p, p.a.k, token0 + at + i, n, head, key);
+            norms_of(p, p.a.v, token0 + at + i, n, head, value);
+            if (threadIdx.x % WARP == 0)
+#pragma unroll
+                for (int j = 0; j < SINK_AT_ONCE; j++)
+                    if (j < n) k[i + j] = key[j], v[i + j] = value[j];
+        }
+        __syncthreads();
+        if (warp == 0) note_rows(p.a.found[blockIdx.x], row0 + at, min(SINK_ROWS, p.a.n - at), k, v);
+        __syncthreads();
+    }
+}
+
+// ---- rows ----
+
+// One warp a row, of K or of V. A single row is looked at by the warp of its key; more are by sinks_kernel.
 __global__ void append_kernel(const __grid_constant__ append_params p)
 {
     wait_for_previous();
@@ -74,6 +162,11 @@ __global__ void append_kernel(const __grid_constant__ append_params p)
         else if (p.type == ELEM_F16) ((__half *)page)[slot * d + i] = __float2half_rn(x);
         else page[slot * d + i] = __nv_cvt_float_to_fp8(x * inverse, __NV_SATFINITE, __NV_E4M3);
     }
+    if (!p.a.found || p.a.n != 1 || is_v) return;
+    float key[SINK_AT_ONCE], value[SINK_AT_ONCE];
+    norms_of(p, p.a.k, token, 1, head, key);
+    norms_of(p, p.a.v, token, 1, head, value);
+    if (lane == 0) note_row(p.a.found[seq * p.n_kv_heads + head], row, key[0], value[0]);
 }
 
 // ---- the paper's cosine ----
@@ -144,24 +237,84 @@ static __device__ __forceinline__ uint64_t mix(uint64_t x)
     return x ^ x >> 31;
 }
 
-static __device__ bool is_audited(const audit_params &p, int u)
+enum audited { AUDIT_NONE, AUDIT_WATCHED /* counted and told only */, AUDIT_DRAWN };
+
+static __device__ audited audited_of(const audit_params &p, int u)
 {
     const int32_t len = p.cache.kv_len[u / p.n_kv_heads];
-    if (len < p.a.min_len || (p.a.keeps_near && len <= p.a.n_sinks + p.a.window)) return false;
+    const audited else_ = p.a.is_watched ? AUDIT_WATCHED : AUDIT_NONE;
+    if (!p.a.is_routed || len < p.a.min_len || (p.a.keeps_near && len <= p.a.n_sinks + p.a.window)) return else_;
+    if (p.a.trust && p.a.trust[u] == CUDA_TRIAL) return AUDIT_DRAWN;
     uint64_t h = mix(p.a.seed + 0x9e3779b97f4a7c15ull);
     h = mix(h ^ (uint64_t)(uint32_t)p.a.layer << 32 ^ (uint32_t)(u % p.n_kv_heads));
     h = mix(h ^ (uint64_t)(uint32_t)(len - 1));
-    return (double)(h >> 11) * 0x1p-53 < (double)p.a.fraction;
+    return (double)(h >> 11) * 0x1p-53 < (double)p.a.fraction[u / p.n_kv_heads] ? AUDIT_DRAWN : else_;
 }
 
-static __device__ __forceinline__ int routed_kind(const audit_params &p, int u) { return p.a.routed ? p.a.routed[u] : CUDA_READ_NEAR; }
+static __device__ __forceinline__ int routed_kind(const audit_params &p, int u) { return p.a.routed ? p.a.routed[u] : p.a.kind; }
 
 __global__ void audit_mark_kernel(const __grid_constant__ audit_params p)
 {
     wait_for_previous();
     let_next_start();
     const int u = blockIdx.x * blockDim.x + threadIdx.x;
-    if (u < p.n_units) p.a.kinds[u] = is_audited(p, u) && routed_kind(p, u) != CUDA_READ_ALL ? CUDA_READ_ALL : CUDA_READ_NONE;
+    if (u < p.n_units) p.a.kinds[u] = audited_of(p, u) && routed_kind(p, u) != CUDA_READ_ALL ? CUDA_READ_ALL : CUDA_READ_NONE;
+}
+
+// True unread share of a head and the error of its output; by one warp.
+static __device__ void compare_head(const audit_params &p, int64_t h, double &unread, double &error)
+{
+    const double l_all = p.a.dense.l[h], l_read = p.a.state.l[h];
+    double diff = 0, norm = 0;
+    for (int i = threadIdx.x % WARP; i < p.head_dim; i += WARP) {
+        const double dense = p.a.dense.o[h * p.head_dim + i] / l_all, e = p.a.out[h * p.head_dim + i] - dense;
+        diff += e * e;
+        norm += dense * dense;
+    }
+    diff = sum_of_warp(diff);
+    norm = sum_of_warp(norm);
+    unread = l_read > 0 ? 1 - l_read / l_all * exp((double)p.a.state.m[h] - (double)p.a.dense.m[h]) : 1;
+    unread = unread < 0 ? 0 : unread;
+    error = norm > 0 ? sqrt(diff / norm) : diff > 0;
+}
+
+static __device__ void count_case(struct attn_cuda_counters *c, double eps, double unread, double error, float estimate)
+{
+    c->cases++;
+    c->above_eps += !(unread <= eps);
+    c->broken += !(unread <= 2 * eps);
+    c->unread_sum += unread;
+    c->output_error_sum += error;
+    c->unread_max = unread > c->unread_max ? unread : c->unread_max;
+    c->output_error_max = error > c->output_error_max ? error : c->output_error_max;
+    if (!isnan(estimate)) c->estimate_sum += (double)estimate;
+}
+
+// What a watcher is told of row 0: its true share, that of the estimated total, and the mean cosine; by one warp.
+static __device__ void probe_first(const audit_params &p, int u, const struct attn_state &all, struct attn_cuda_case *c)
+{
+    const int lane = threadIdx.x % WARP, d = p.head_dim;
+    const uint8_t *page = (const uint8_t *)p.cache.k_page[(int64_t)u * p.cache.max_pages];
+    const float scale = p.type == ELEM_F8 && p.cache.k_scale ? p.cache.k_scale[u % p.n_kv_heads] : 1.0f;
+    double k_norm = 0, sum = 0;
+    for (int i = lane; i < d; i += WARP) k_norm += (double)element_of(p.type, page, 0, d, i) * element_of(p.type, page, 0, d, i);
+    k_norm = sqrt(sum_of_warp(k_norm));
+    for (int g = 0; g < p.group; g++) {
+        const int64_t h = (int64_t)u * p.group + g;
+        double qk = 0, qq = 0;
+        for (int i = lane; i < d; i += WARP) {
+            const float x = p.a.q[h * d + i];
+            qk += (double)x * element_of(p.type, page, 0, d, i);
+            qq += (double)x * x;
+        }
+        qk = sum_of_warp(qk);
+        const double norms = sqrt(sum_of_warp(qq)) * k_norm, logit = qk * scale * p.a.scale;
+        sum += norms == 0 ? 0 : qk / norms;
+        if (lane != 0) continue;
+        c->sink[g] = (float)(exp(logit - (double)all.m[h]) / all.l[h]);
+        c->sink_estimate[g] = p.a.total ? (float)exp(logit - (double)p.a.total[h]) : CUDART_NAN_F;
+    }
+    if (lane == 0) c->cosine = (float)(sum / p.group);
 }
 
 // One warp a unit: its heads one after another.
@@ -169,38 +322,29 @@ __global__ void audit_record_kernel(const __grid_constant__ audit_params p)
 {
     wait_for_previous();
     let_next_start();
-    const int lane = threadIdx.x % WARP, u = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (u >= p.n_units || !is_audited(p, u)) return;
-    const double eps = p.a.eps[u / p.n_kv_heads];
+    const int lane = threadIdx.x % WARP, u = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, seq = u / p.n_kv_heads;
+    const audited why = u < p.n_units ? audited_of(p, u) : AUDIT_NONE;
+    if (why == AUDIT_NONE) return;
+    const bool is_whole = routed_kind(p, u) == CUDA_READ_ALL; // then the routed state is the dense one
     struct attn_cuda_counters *c = p.a.counters + u;
-    if (lane == 0) c->audits++;
+    struct attn_cuda_case *told = p.a.cases ? p.a.cases + u : NULL;
+    if (lane == 0 && p.a.is_routed) c->audits++;
+    if (lane == 0 && p.a.n_chosen && why == AUDIT_DRAWN && !(p.a.trust && p.a.trust[u] == CUDA_WHOLE)) {
+        c->far_rows += p.a.n_chosen[2 * u];
+        c->far_rows_uncorrected += p.a.n_chosen[2 * u + 1];
+    }
     for (int g = 0; g < p.group; g++) {
         const int64_t h = (int64_t)u * p.group + g;
+        const float estimate = p.a.unread ? p.a.unread[h] : CUDART_NAN_F;
         double unread = 0, error = 0;
-        if (routed_kind(p, u) != CUDA_READ_ALL) { // with everything read the routed state is the dense one
-            const double l_all = p.a.dense.l[h], l_read = p.a.state.l[h];
-            double diff = 0, norm = 0;
-            for (int i = lane; i < p.head_dim; i += WARP) {
-                const double dense = p.a.dense.o[h * p.head_dim + i] / l_all, e = p.a.out[h * p.head_dim + i] - dense;
-                diff += e * e;
-                norm += dense * dense;
-            }
-            diff = sum_of_warp(diff);
-            norm = sum_of_warp(norm);
-            unread = l_read > 0 ? 1 - l_read / l_all * exp((double)p.a.state.m[h] - (double)p.a.dense.m[h]) : 1;
-            unread = unread < 0 ? 0 : unread;
-            error = norm > 0 ? sqrt(diff / norm) : diff > 0;
-        }
+        if (!is_whole) compare_head(p, h, unread, error);
         if (lane != 0) continue;
-        c->cases++;
-        c->above_eps += unread > eps;
-        c->broken += unread > 2 * eps;
-        c->unread_sum += unread;
-        c->output_error_sum += error;
-        c->unread_max = unread > c->unread_max ? unread : c->unread_max;
-        c->output_error_max = error > c->output_error_max ? error : c->output_error_max;
-        if (p.a.unread && !isnan(p.a.unread[h])) c->estimate_sum += (double)p.a.unread[h];
+        if (p.a.is_routed) count_case(c, p.a.eps[seq], unread, error, estimate);
+        if (told) told->unread[g] = (float)unread, told->estimate[g] = estimate;
     }
+    if (!told) return;
+    if (p.a.is_watched) probe_first(p, u, is_whole ? p.a.state : p.a.dense, told);
+    if (lane == 0) told->is_drawn = why == AUDIT_DRAWN, told->kv_len = p.cache.kv_len[seq];
 }
 
 } // namespace sr

@@ -91,6 +91,27 @@ static sr_status download(struct backend *b, void *dst, const void *src, size_t 
     return st;
 }
 
+static sr_status shared_new(struct backend *b, void **host, void **there, size_t bytes, const char *what, sr_error *err)
+{
+    (void)b;
+    cudaError_t e = cudaHostAlloc(host, bytes ? bytes : 1, cudaHostAllocMapped);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        *host = NULL;
+        return sr_fail_memory(err, bytes, what);
+    }
+    if (e == cudaSuccess) {
+        memset(*host, 0, bytes);
+        e = cudaHostGetDevicePointer(there, *host, 0);
+    }
+    return e == cudaSuccess ? SR_OK : sr_cuda_fail(e, what, err);
+}
+
+static void shared_free(struct backend *b, void *host)
+{
+    if (host) sr_cuda_note(sr_cuda_of(b), cudaFreeHost(host), "free");
+}
+
 /* ---- recordings: CUDA graphs ---- */
 
 struct recording { cudaGraphExec_t exec; };
@@ -170,6 +191,8 @@ static const struct backend_ops cuda_ops = {
     .upload = upload,
     .download = download,
     .mem_available = mem_available,
+    .shared_new = shared_new,
+    .shared_free = shared_free,
     .read = sr_cuda_read,
     .record_begin = record_begin,
     .record_end = record_end,

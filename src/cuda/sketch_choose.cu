@@ -163,6 +163,7 @@ static __device__ void sum_totals(const choose_params &p, const part &x, choose_
         if (lane != 0) continue;
         const double total = top + (double)logf((float)(near + far));
         s.total[h] = (float)total;
+        if (p.a.total && x.index == 0) p.a.total[x.u * p.group + h] = (float)total;
         s.far_share[h] = (float)(far / (near + far));
         if (!isfinite(total)) s.all = 1;
         if (!(far / (near + far) <= x.eps)) s.none = 0;
@@ -184,6 +185,15 @@ static __device__ __forceinline__ float cut_of(float eps, int32_t n_far)
 {
     const float cut = logf(eps / (float)n_far);
     return cut < -1e-3f ? cut : -1e-3f;
+}
+
+static __device__ __forceinline__ int32_t n_found(const choose_params &p, int u) { return p.a.found ? p.a.found[u].n : 0; }
+
+// Found sink i of the unit, or -1 where it is not one of rows [first, end).
+static __device__ __forceinline__ int32_t found_row(const choose_params &p, int u, int i, int32_t first, int32_t end)
+{
+    const int32_t row = i < n_found(p, u) ? p.a.found[u].rows[i] : -1;
+    return row >= first && row < end ? row : -1;
 }
 
 // The bin of each row of a part, and what the part adds to the unit's.
@@ -228,6 +238,10 @@ template <int BITS, int NT> static __device__ void fill_bins(const choose_params
         }
     });
     __syncthreads();
+    if (threadIdx.x < SR_SINKS_MOST) {
+        const int32_t row = found_row(p, x.u, threadIdx.x, max(x.first, x.page0 * SR_PAGE_ROWS), min(x.end, x.page1 * SR_PAGE_ROWS));
+        if (row >= 0) bin_of[row] |= FOUND;
+    }
     uint32_t *bins = p.w.bins + (int64_t)x.u * CHOOSE_BINS * 16;
     for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x)
         if (s.bins[i]) atomicAdd(&bins[i], s.bins[i]);
@@ -239,12 +253,26 @@ template <int BITS, int NT> static __device__ void fill_bins(const choose_params
 
 // ---- the choice ----
 
-// The least number of whole bins that brings every head within eps, and what is left of each head's far share.
-static __device__ void find_end(const choose_params &p, const part &x, choose_space &s)
+// Rows of the unit's parts up to bin `end`, those of parts before this one in *before; one warp, the sums in all lanes.
+static __device__ int32_t rows_up_to(const choose_params &p, const part &x, int end, int32_t *before)
 {
+    int32_t sum = 0, all = 0;
+    for (int i = threadIdx.x % WARP; i < p.n_parts && end > 0; i += WARP) {
+        const int32_t n = (int32_t)__ldcg(p.w.rows_below + ((int64_t)x.u * p.n_parts + i) * CHOOSE_BINS + end - 1);
+        sum += i < x.index ? n : 0;
+        all += n;
+    }
+    *before = __reduce_add_sync(~0u, sum);
+    return __reduce_add_sync(~0u, all);
+}
+
+// The least number of whole bins that brings every head within eps, and what is left of each head's far share.
+static __device__ void find_end(const choose_params &p, const part &x, const uint16_t *bin_of, choose_space &s)
+{
+    const float plain = p.a.plain_eps ? p.a.plain_eps[x.u / p.n_kv_heads] : x.eps;
     const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP;
     const uint32_t *bins = p.w.bins + (int64_t)x.u * CHOOSE_BINS * 16;
-    if (threadIdx.x == 0) s.end = p.a.keep ? 1 : 0;
+    if (threadIdx.x == 0) s.end = p.a.keep ? 1 : 0, s.plain_end = 0;
     for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x) s.bins[i] = __ldcg(bins + i);
     __syncthreads();
     for (int h = w; h < p.group; h += CHOOSE_WARPS) { // 16 neighbouring bins a lane
@@ -257,13 +285,17 @@ static __device__ void find_end(const choose_params &p, const part &x, choose_sp
             if (lane >= j) sum += y;
         }
         uint32_t upto = sum - own;
-        int end = CHOOSE_BINS; // the first bin after which little enough is left
+        int end = CHOOSE_BINS, plain_end = CHOOSE_BINS; // the first bin after which little enough is left
         for (int i = 0; i < 16; i++) {
             upto += s.bins[(lane * 16 + i) * 16 + h];
-            if (end == CHOOSE_BINS && s.far_share[h] - (float)upto / SHARE_UNIT <= x.eps) end = lane * 16 + i + 1;
+            const float left = s.far_share[h] - (float)upto / SHARE_UNIT;
+            if (end == CHOOSE_BINS && left <= x.eps) end = lane * 16 + i + 1;
+            if (plain_end == CHOOSE_BINS && left <= plain) plain_end = lane * 16 + i + 1;
         }
         end = __reduce_min_sync(~0u, end);
+        plain_end = __reduce_min_sync(~0u, plain_end);
         if (lane == 0 && !p.a.keep && !(s.far_share[h] <= x.eps)) atomicMax(&s.end, end);
+        if (lane == 0 && !(s.far_share[h] <= plain)) atomicMax(&s.plain_end, plain_end);
     }
     __syncthreads();
     for (int h = w; h < p.group; h += CHOOSE_WARPS) {
@@ -274,15 +306,12 @@ static __device__ void find_end(const choose_params &p, const part &x, choose_sp
     }
     // where the part's rows go
     if (w == 0) {
-        int32_t before = 0, all = 0;
-        for (int i = lane; i < p.n_parts && s.end > 0; i += WARP) {
-            const int32_t n = (int32_t)__ldcg(p.w.rows_below + ((int64_t)x.u * p.n_parts + i) * CHOOSE_BINS + s.end - 1);
-            before += i < x.index ? n : 0;
-            all += n;
-        }
-        before = __reduce_add_sync(~0u, before);
-        all = __reduce_add_sync(~0u, all);
-        if (lane == 0) s.offset = before, s.n_list = all;
+        int32_t before, ignored;
+        const int32_t chosen = rows_up_to(p, x, s.end, &before), plain_rows = p.a.n_chosen ? rows_up_to(p, x, s.plain_end, &ignored) : 0;
+        const int32_t row = lane < SR_SINKS_MOST ? found_row(p, x.u, lane, x.first, x.end) : -1;
+        const bool more = row >= 0 && (__ldcg(bin_of + row) & ~FOUND) >= s.end; // no bin has it
+        const int32_t n_more = __popc(__ballot_sync(~0u, more)), more_before = __popc(__ballot_sync(~0u, more && row < x.page0 * SR_PAGE_ROWS));
+        if (lane == 0) s.offset = before + more_before, s.n_list = chosen + n_more, s.n_chosen[0] = chosen, s.n_chosen[1] = plain_rows;
     }
     __syncthreads();
 }
@@ -300,7 +329,10 @@ static __device__ void write_list(const choose_params &p, const part &x, const u
             const uint32_t words[4] = {bins.x, bins.y, bins.z, bins.w};
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                if (row + i >= first && row + i < end && (int)(words[i / 2] >> i % 2 * 16 & 0xffffu) < s.end) kept |= 1u << i;
+            {
+                const int bin = (int)(words[i / 2] >> i % 2 * 16 & 0xffffu);
+                if (row + i >= first && row + i < end && (bin < s.end || bin & FOUND)) kept |= 1u << i;
+            }
         }
         int32_t all, before = sum_before(__popc(kept), s.sums, &all);
         for (; kept; kept &= kept - 1) list[at + before++] = row + __ffs(kept) - 1;
@@ -309,22 +341,24 @@ static __device__ void write_list(const choose_params &p, const part &x, const u
     }
 }
 
-static __device__ void report(const choose_params &p, const part &x, int kind, int32_t n_list, const float *left)
+static __device__ void report(const choose_params &p, const part &x, int kind, int32_t n_list, const int32_t *n_chosen, const float *left)
 {
     if (x.index != 0) return;
     if (threadIdx.x == 0) p.a.kinds[x.u] = (uint8_t)kind, p.a.n_list[x.u] = n_list;
+    if (threadIdx.x < 2 && p.a.n_chosen) p.a.n_chosen[2 * x.u + threadIdx.x] = n_chosen ? n_chosen[threadIdx.x] : 0;
+    if ((int)threadIdx.x < p.group && p.a.total && !x.routed) p.a.total[x.u * p.group + threadIdx.x] = CUDART_NAN_F;
     if ((int)threadIdx.x < p.group && p.a.unread) p.a.unread[x.u * p.group + threadIdx.x] = left ? left[threadIdx.x] : x.routed ? 0.0f : CUDART_NAN_F;
 }
 
 static __device__ void choose(const choose_params &p, const part &x, const uint16_t *bin_of, choose_space &s)
 {
     if (!x.routed || (s.all && !p.a.keep)) {
-        report(p, x, CUDA_READ_ALL, 0, NULL);
+        report(p, x, CUDA_READ_ALL, 0, NULL, NULL);
         return;
     }
-    find_end(p, x, s);
-    if (s.end > 0) write_list(p, x, bin_of, s);
-    report(p, x, s.n_list > 0 ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR, s.n_list, s.left);
+    find_end(p, x, bin_of, s);
+    if (s.n_list > 0) write_list(p, x, bin_of, s);
+    report(p, x, s.n_list > 0 ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR, s.n_list, s.n_chosen, s.left);
 }
 
 // A block has one item, or several where there are more units than blocks; then it makes its unit's numbers anew in each phase.

@@ -14,7 +14,7 @@ namespace sr {
 
 constexpr int CHOOSE_THREADS = 512, CHOOSE_WARPS = CHOOSE_THREADS / WARP;
 constexpr float SHARE_UNIT = 1073741824.0f; // 2^30: a head's shares sum to at most 1
-constexpr uint16_t NO_BIN = 0xffff;
+constexpr uint16_t NO_BIN = 0x7fff, FOUND = 0x8000; // FOUND beside the bin: read whatever is chosen
 
 struct choose_space {
     float q[16 * 256];                          // the unit's queries, then its projected ones
@@ -26,6 +26,7 @@ struct choose_space {
     uint32_t bins[CHOOSE_BINS * 16];
     uint32_t rows[CHOOSE_BINS];
     int32_t sums[CHOOSE_WARPS], end, offset, n_list, all, none;
+    int32_t plain_end, n_chosen[2];             // with the other eps; rows without found sinks
 };
 
 // ---- a part of a unit ----
@@ -47,7 +48,7 @@ static __device__ part part_of(const choose_params &p, int item)
     x.eps = p.a.eps[seq];
     x.first = p.a.n_sinks;
     x.end = far_end(x.len, p.a.n_sinks, p.a.window);
-    x.routed = x.len >= p.a.min_len && x.len > p.a.n_sinks + p.a.window;
+    x.routed = x.len >= p.a.min_len && x.len > p.a.n_sinks + p.a.window && !(p.a.trust && p.a.trust[x.u] == CUDA_WHOLE);
     const int32_t first = x.first / SR_PAGE_ROWS, n = (x.end + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS - first;
     x.page0 = first + (int32_t)((int64_t)n * x.index / p.n_parts);
     x.page1 = first + (int32_t)((int64_t)n * (x.index + 1) / p.n_parts);

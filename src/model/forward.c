@@ -413,10 +413,13 @@ static sr_status decode_on_device(struct forward *f, struct attention *a, struct
     if (!f->lower) place_ids(f, ids, n_seqs);
     if (n_seqs > 1 || !ops->record_begin) {
         SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, err));
-        return bring_logits(f, n_seqs, logits, err);
+        SR_TRY(bring_logits(f, n_seqs, logits, err));
+    } else {
+        SR_TRY(replay_step(f, a, seqs, err));
+        SR_TRY(ops->download(f->b, logits, f->logits, (size_t)f->c->n_vocab * sizeof(float), err));
     }
-    SR_TRY(replay_step(f, a, seqs, err));
-    return ops->download(f->b, logits, f->logits, (size_t)f->c->n_vocab * sizeof(float), err);
+    for (int32_t s = 0; s < n_seqs; s++) sr_attn_step_end(seqs[s]);
+    return SR_OK;
 }
 
 static sr_status decode_lower(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,

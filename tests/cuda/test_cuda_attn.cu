@@ -152,7 +152,7 @@ void world::fill()
     const size_t width = (size_t)s.n_kv * s.d;
     const std::vector<float> kf = normals((size_t)s.n_seqs * most * width, 1.0f), vf = normals((size_t)s.n_seqs * most * width, 1.0f);
     const array<float> dk(kf), dv(vf);
-    const attn_cuda_append a = {dk.p, dv.p, SR_DTYPE_F32, (int64_t)width, most};
+    const attn_cuda_append a = {dk.p, dv.p, SR_DTYPE_F32, (int64_t)width, most, NULL};
     TRY(sr_attn_cuda_append(&c, &cache, &a, &err)); // shorter sequences keep the last rows
     CHECK(cudaDeviceSynchronize());
     read_back(k, s.type == SR_DTYPE_F8_E4M3 ? ks.get().data() : nullptr, kd);
@@ -359,6 +359,34 @@ static int wrong_codes(const world &w, const bases &b, const std::vector<uint8_t
     return wrong;
 }
 
+// Found sinks are listed beside what was chosen, in unit 0 and wherever they lie; the last unit's breaker is open.
+static void check_found(const world &w, attn_cuda_choose a, const array<uint8_t> &kinds, const array<int32_t> &list, const array<int32_t> &n_list,
+                        const std::string &name)
+{
+    const int end = w.len[0] - a.window, rows[5] = {a.n_sinks - 1, a.n_sinks, end / 2, end - 1, end};
+    const std::vector<int32_t> before = list.get(), n_before = n_list.get();
+    std::vector<found_sinks> found(w.n_units);
+    std::vector<uint8_t> trust(w.n_units, CUDA_ROUTED);
+    found[0].n = 5;
+    std::copy(rows, rows + 5, found[0].rows);
+    trust.back() = CUDA_WHOLE;
+    const array<found_sinks> df(found);
+    const array<uint8_t> dt(trust);
+    const array<float> deps(std::vector<float>(w.s.n_seqs, 1e-3f));
+    array<int32_t> n_chosen((size_t)w.n_units * 2, 0xff);
+    a.found = df.p, a.trust = dt.p, a.n_chosen = n_chosen.p, a.plain_eps = deps.p;
+    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    std::vector<int32_t> want(before.begin(), before.begin() + n_before[0]), got = list.get(), n = n_chosen.get();
+    for (int i = 1; i < 4; i++)
+        if (std::find(want.begin(), want.end(), rows[i]) == want.end()) want.push_back(rows[i]);
+    std::sort(want.begin(), want.end());
+    const int n_got = n_list.get()[0], kind = kinds.get()[0], last = kinds.get()[w.n_units - 1];
+    const bool same = n_got == (int)want.size() && std::equal(want.begin(), want.end(), got.begin());
+    report(same && kind == CUDA_READ_NEAR_LIST && n[0] == n_before[0] && n[1] >= n[0] && last == CUDA_READ_ALL && n[2 * w.n_units - 2] == 0, "found sinks, open breaker " + name,
+           std::to_string(n_got) + " rows, want " + std::to_string(want.size()));
+}
+
 static void check_mass(const shape &s, int rank, int bits, float eps)
 {
     world w(s, rank, bits);
@@ -460,6 +488,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
     TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
     CHECK(cudaDeviceSynchronize());
     report(list.get() == lh && n_list.get() == nh && list.guarded() && n_list.guarded() && logits.guarded(), "same list twice " + name_of(s) + text, "list or guard");
+    if (w.n_units > 1) check_found(w, a, kinds, list, n_list, name_of(s) + text);
 }
 
 // ---- paper and audit ----
@@ -499,15 +528,18 @@ static void check_audit(const shape &s)
     array<float> out((size_t)heads * s.d), o((size_t)heads * s.d), m(heads), l(heads), o2((size_t)heads * s.d), m2(heads), l2(heads), de(std::vector<float>(s.n_seqs, eps));
     array<uint8_t> kinds(w.n_units);
     array<attn_cuda_counters> counters(w.n_units);
+    array<attn_cuda_case> cases(w.n_units);
+    const array<float> one(std::vector<float>(s.n_seqs, 1.0f));
     attn_cuda_attend a = {};
     a.q = w.q.p, a.scale = (float)w.scale(), a.kind = CUDA_READ_NEAR, a.n_sinks = sinks, a.window = window, a.out = out.p, a.state = attn_state{o.p, m.p, l.p};
     TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
     attn_cuda_audit x = {};
-    x.q = w.q.p, x.scale = a.scale, x.fraction = 1, x.n_sinks = sinks, x.window = window, x.keeps_near = 1, x.eps = de.p, x.state = a.state, x.out = out.p;
-    x.dense = attn_state{o2.p, m2.p, l2.p}, x.kinds = kinds.p, x.counters = counters.p;
+    x.q = w.q.p, x.scale = a.scale, x.fraction = one.p, x.is_routed = 1, x.kind = CUDA_READ_NEAR, x.n_sinks = sinks, x.window = window, x.keeps_near = 1, x.eps = de.p, x.state = a.state, x.out = out.p;
+    x.dense = attn_state{o2.p, m2.p, l2.p}, x.kinds = kinds.p, x.counters = counters.p, x.cases = cases.p, x.is_watched = 1;
     TRY(sr_attn_cuda_audit(&w.c, &w.cache, &x, &err));
     CHECK(cudaDeviceSynchronize());
     const std::vector<attn_cuda_counters> got = counters.get();
+    const std::vector<attn_cuda_case> told = cases.get();
     bool good = true;
     for (int u = 0; u < w.n_units; u++) {
         const int len = w.len[u / s.n_kv];
@@ -518,9 +550,13 @@ static void check_audit(const shape &s)
             const double x1 = 1 - near.l / all.l * std::exp(near.m - all.m);
             unread += x1;
             above += x1 > eps;
+            double first = 0;
+            for (int i = 0; i < s.d; i++) first += w.qh[((size_t)u * s.group + h) * s.d + i] * w.kr(u, 0, i) * w.scale();
+            good &= std::fabs(told[u].unread[h] - x1) < 0.02 && std::fabs(told[u].sink[h] - std::exp(first - all.m) / all.l) < 1e-3;
         }
         const bool routed = len > sinks + window;
         good &= got[u].audits == (routed ? 1u : 0u) && got[u].cases == (routed ? (uint64_t)s.group : 0u) && got[u].audit_rows == (routed ? (uint64_t)len : 0u);
+        good &= told[u].kv_len == len && told[u].is_drawn == (routed ? 1 : 0);
         good &= std::fabs(got[u].unread_sum - unread) < 0.02 * s.group && std::llabs((long long)got[u].above_eps - (long long)above) <= 1;
     }
     report(good, "audit " + name_of(s), "record");

@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See host_device.h. One unit at a time: units are few and the caches of the tests small.
+ */
+#include "host_device.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/device_attn.h"
+
+enum { MAX_CHUNKS = 16, MAX_HEADS = 16, MAX_DIM = 256, MAX_LEN = MAX_CHUNKS * SR_CHUNK_ROWS };
+
+struct host_device {
+    struct backend base;
+    struct backend *cpu;
+};
+
+static struct backend *cpu_of(struct backend *b) { return ((struct host_device *)b)->cpu; }
+
+/* ---- memory ---- */
+
+static sr_status mem_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err)
+{
+    return cpu_of(b)->ops->mem_new(cpu_of(b), out, bytes, what, err);
+}
+
+static void mem_free(struct backend *b, void *block) { cpu_of(b)->ops->mem_free(cpu_of(b), block); }
+static void mem_clear(struct backend *b, void *dst, size_t bytes) { (void)b, memset(dst, 0, bytes); }
+static void upload(struct backend *b, void *dst, const void *src, size_t bytes) { (void)b, memcpy(dst, src, bytes); }
+static uint64_t mem_available(struct backend *b) { return cpu_of(b)->ops->mem_available(cpu_of(b)); }
+
+static sr_status download(struct backend *b, void *dst, const void *src, size_t bytes, sr_error *err)
+{
+    (void)b, (void)err;
+    memcpy(dst, src, bytes);
+    return SR_OK;
+}
+
+static sr_status shared_new(struct backend *b, void **host, void **there, size_t bytes, const char *what, sr_error *err)
+{
+    sr_status st = mem_new(b, host, bytes, what, err);
+    if (st == SR_OK) memset(*host, 0, bytes);
+    *there = *host;
+    return st;
+}
+
+static void close_device(struct backend *b)
+{
+    cpu_of(b)->ops->close(cpu_of(b));
+    free(b);
+}
+
+/* ---- one unit of a cache, as the CPU's ops take it ---- */
+
+struct unit {
+    void *k[MAX_CHUNKS], *v[MAX_CHUNKS], *y[MAX_CHUNKS];
+    float q[MAX_HEADS * MAX_DIM];
+    struct attn_unit a;
+};
+
+static void unit_of(const struct device_cache *c, int32_t layer, int32_t g, const float *q, struct unit *u)
+{
+    const int32_t pages = SR_CHUNK_ROWS / SR_PAGE_ROWS, n = c->shape.group * c->shape.head_dim;
+    const size_t at = (size_t)(layer * c->n_kv_heads + g) * (size_t)c->max_pages;
+    for (int32_t i = 0; i * pages < c->max_pages; i++) {
+        u->k[i] = c->k_page[at + (size_t)(i * pages)];
+        u->v[i] = c->v_page[at + (size_t)(i * pages)];
+        u->y[i] = c->y_page[at + (size_t)(i * pages)];
+    }
+    for (int32_t i = 0; q && i < n; i++) u->q[i] = q[g * n + i] * (1.0f / sqrtf((float)c->shape.head_dim));
+    u->a = (struct attn_unit){.q = u->q, .k = {u->k}, .v = {u->v}, .y = {u->y}, .kv_len = *c->kv_len};
+}
+
+static void note_row(struct found_sinks *f, int32_t row, float k, float v)
+{
+    while (f->n > 0 && (row < SR_SINKS_REFERENCE || f->rows[f->n - 1] >= row)) f->n--;
+    if (row >= SR_SINKS_REFERENCE) {
+        if (f->n < SR_SINKS_MOST && v <= SR_SINKS_VALUE * f->mean_v && k <= SR_SINKS_KEY * f->mean_k) f->rows[f->n++] = row;
+        return;
+    }
+    f->k[row] = k;
+    f->v[row] = v;
+    if (row < SR_SINKS_REFERENCE - 1) return;
+    double sum_k = 0, sum_v = 0;
+    for (int32_t i = SR_SINKS_FIRST; i < SR_SINKS_REFERENCE; i++) {
+        sum_k += (double)f->k[i];
+        sum_v += (double)f->v[i];
+    }
+    f->mean_k = (float)(sum_k / (SR_SINKS_REFERENCE - SR_SINKS_FIRST));
+    f->mean_v = (float)(sum_v / (SR_SINKS_REFERENCE - SR_SINKS_FIRST));
+    for (int32_t i = 0; i < SR_SINKS_REFERENCE && f->n < SR_SINKS_MOST; i++)
+        if (f->v[i] <= SR_SINKS_VALUE * f->mean_v && f->k[i] <= SR_SINKS_KEY * f->mean_k) f->rows[f->n++] = i;
+}
+
+static float norm(const float *x, int32_t n)
+{
+    float sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sqrtf(sum);
+}
+
+static void append(struct backend *b, const struct device_rows_args *a)
+{
+    const int32_t n_kv = a->cache->n_kv_heads, d = a->cache->shape.head_dim;
+    const int64_t stride = (int64_t)n_kv * d;
+    for (int32_t g = 0; g < n_kv; g++) {
+        struct unit u;
+        unit_of(a->cache, a->layer, g, NULL, &u);
+        cpu_of(b)->ops->kv_append(cpu_of(b), &(struct kv_append_args){
+            .shape = &a->cache->shape, .k = u.a.k, .v = u.a.v, .k_src = a->k + g * d, .v_src = a->v + g * d, .stride = stride,
+            .pos0 = *a->cache->kv_len - a->n, .n = a->n}, 1);
+        for (int32_t t = 0; t < a->n; t++)
+            note_row(&a->cache->found[a->layer * n_kv + g], *a->cache->kv_len - a->n + t, norm(a->k + t * stride + g * d, d),
+                     norm(a->v + t * stride + g * d, d));
+    }
+}
+
+static void prefill(struct backend *b, const struct device_rows_args *a)
+{
+    const struct attn_shape *s = &a->cache->shape;
+    const int64_t n_kv = a->cache->n_kv_heads, stride = n_kv * s->group * s->head_dim;
+    struct unit *u = malloc((size_t)n_kv * sizeof *u);
+    struct attn_unit *units = malloc((size_t)n_kv * sizeof *units);
+    float *q = malloc((size_t)(a->n * stride) * sizeof *q);
+    assert(u && units && q);
+    for (int32_t g = 0; g < n_kv; g++) {
+        unit_of(a->cache, a->layer, g, NULL, &u[g]);
+        units[g] = u[g].a;
+    }
+    for (int64_t i = 0; i < a->n * stride; i++) q[i] = a->q[i] * (1.0f / sqrtf((float)s->head_dim));
+    cpu_of(b)->ops->attn_prefill(cpu_of(b), &(struct attn_prefill_args){
+        .shape = s, .units = units, .n_units = (int32_t)n_kv, .q = q, .out = a->out, .q_stride = stride, .out_stride = stride,
+        .pos0 = a->pos0, .n = a->n});
+    free(q);
+    free(units);
+    free(u);
+}
+
+static void encode(struct backend *b, const struct device_encode_args *a)
+{
+    const int32_t end = *a->cache->kv_len - a->window, first = end - a->n_last > a->n_sinks ? end - a->n_last : a->n_sinks;
+    for (int32_t g = 0; g < a->cache->n_kv_heads && first < end; g++) {
+        struct unit u;
+        int64_t clipped = 0;
+        unit_of(a->cache, a->layer, g, NULL, &u);
+        cpu_of(b)->ops->sketch_encode(cpu_of(b), &(struct sketch_encode_args){
+            .shape = &a->cache->shape, .sketch = &a->cache->sketch, .units = &u.a, .basis = &a->basis[g], .row0 = &first, .row1 = &end,
+            .n_units = 1, .clipped = &clipped});
+        a->counters[g].encoded_rows += (uint64_t)(end - first);
+        a->counters[g].clipped += (uint64_t)clipped;
+    }
+}
+
+/* Positions in order, in double; a row's rotation is undone by its cosines and sines. */
+static void moments(struct backend *b, const struct device_moments_args *a)
+{
+    const int32_t d = a->head_dim, half = a->kind == ROPE_NONE ? 0 : a->n_dims / 2;
+    const int64_t pos0 = a->kv_len ? *a->kv_len - 1 : a->pos0;
+    (void)b;
+    for (int64_t t = 0; t < a->n; t++) {
+        if (pos0 + t < a->first || pos0 + t >= a->end) continue;
+        for (int32_t h = 0; h < a->n_kv_heads * a->per_group; h++) {
+            const float *row = a->rows + (t * a->n_kv_heads * a->per_group + h) * d;
+            double *unit = a->sums + h / a->per_group * a->unit_len + (a->is_key ? (int64_t)d * d : 0);
+            float x[MAX_DIM];
+            for (int32_t i = 0; i < d; i++) x[i] = row[i] * a->scale;
+            for (int32_t i = 0; i < half; i++) {
+                const float *turn = a->turn + 2 * ((pos0 + t) * half + i);
+                float *p = a->kind == ROPE_NEOX ? x + i : x + 2 * i, *r = a->kind == ROPE_NEOX ? x + i + half : x + 2 * i + 1;
+                const float p0 = *p, r0 = *r;
+                *p = p0 * turn[0] + r0 * turn[1];
+                *r = r0 * turn[0] - p0 * turn[1];
+            }
+            for (int32_t i = 0; i < d; i++) {
+                for (int32_t j = i; j < d; j++) unit[i * d + j] += (double)x[i] * (double)x[j];
+                if (a->is_key) unit[d * d + i] += (double)x[i];
+            }
+        }
+    }
+}
+
+/* ---- a step of one unit ---- */
+
+struct work {
+    struct backend *cpu;
+    const struct device_step_args *a;
+    const struct attn_shape *shape;
+    struct unit u;
+    int32_t g, len;
+    enum device_kind kind;
+    int32_t *list, n_list, n_chosen;
+    float unread[MAX_HEADS], far_share[MAX_HEADS], near_m[MAX_HEADS], near_l[MAX_HEADS];
+    float o[MAX_HEADS * MAX_DIM], m[MAX_HEADS], l[MAX_HEADS], dense_o[MAX_HEADS * MAX_DIM], dense_m[MAX_HEADS], dense_l[MAX_HEADS];
+    float *out;
+};
+
+static struct attn_touched attend(const struct work *w, enum attn_set set, struct attn_state state, int merge)
+{
+    struct attn_touched touched = {0, 0, 0};
+    const uint8_t one = (uint8_t)set;
+    w->cpu->ops->attn_rows(w->cpu, &(struct attn_rows_args){
+        .shape = w->shape, .units = &w->u.a, .set = &one, .list = (const int32_t *const *)&w->list, .n_list = &w->n_list, .n_units = 1,
+        .n_sinks = w->a->route->n_sinks, .window = w->a->route->window, .state = state, .merge = merge, .touched = &touched});
+    return touched;
+}
+
+static void count(struct device_counters *c, struct attn_touched t)
+{
+    c->k_rows += (uint64_t)t.k_rows;
+    c->v_rows += (uint64_t)t.v_rows;
+    c->y_rows += (uint64_t)t.y_rows;
+}
+
+static void choose(struct work *w, float eps, int32_t **list, int32_t *n_list, float *unread, struct attn_touched *touched)
+{
+    const uint8_t mask = 1;
+    w->cpu->ops->sketch_choose(w->cpu, &(struct sketch_choose_args){
+        .shape = w->shape, .sketch = &w->a->cache->sketch, .units = &w->u.a, .basis = &w->a->basis[w->g], .mask = &mask, .n_units = 1,
+        .n_sinks = w->a->route->n_sinks, .window = w->a->route->window, .eps = &eps, .near_state = {NULL, w->near_m, w->near_l},
+        .list = list, .n_list = n_list, .unread = unread, .far_share = w->far_share, .touched = touched});
+}
+
+static void add_found(struct work *w)
+{
+    const struct found_sinks *f = &w->a->cache->found[w->a->layer * w->a->cache->n_kv_heads + w->g];
+    const int32_t end = w->len - w->a->route->window;
+    for (int32_t i = 0; i < f->n; i++) {
+        int32_t at = 0;
+        if (f->rows[i] < w->a->route->n_sinks || f->rows[i] >= end) continue;
+        while (at < w->n_list && w->list[at] < f->rows[i]) at++;
+        if (at < w->n_list && w->list[at] == f->rows[i]) continue;
+        memmove(w->list + at + 1, w->list + at, (size_t)(w->n_list - at) * sizeof *w->list);
+        w->list[at] = f->rows[i];
+        w->n_list++;
+    }
+}
+
+static void step_mass(struct work *w, struct device_counters *c)
+{
+    const struct attn_state state = {w->o, w->m, w->l};
+    const int is_whole = w->a->trust[w->g] == TRUST_WHOLE;
+    struct attn_touched scan = {0, 0, 0};
+    w->kind = is_whole ? KIND_ALL : KIND_NEAR;
+    count(c, attend(w, is_whole ? ATTN_ALL : ATTN_NEAR, state, 0));
+    if (is_whole) return;
+    memcpy(w->near_m, w->m, sizeof w->near_m);
+    memcpy(w->near_l, w->l, sizeof w->near_l);
+    choose(w, w->a->route->terms->threshold, &w->list, &w->n_list, w->unread, &scan);
+    count(c, scan);
+    w->n_chosen = w->n_list;
+    add_found(w);
+    if (w->n_list == 0) return;
+    w->kind = KIND_NEAR_LIST;
+    count(c, attend(w, ATTN_LIST, state, 1));
+}
+
+static double tau_of(const struct device_route *r, int32_t len)
+{
+    double x = (double)len;
+    if (r->tau[1] == 0 && r->tau[2] == 0 && r->tau[3] == 0) return r->tau[0];
+    x = x > r->tau_max_len ? r->tau_max_len : x;
+    x = (x < r->tau_min_len ? r->tau_min_len : x) / r->tau_scale;
+    return r->tau[0] + x * (r->tau[1] + x * (r->tau[2] + x * r->tau[3]));
+}
+
+static float cosine(const struct work *w, struct device_counters *c)
+{
+    struct attn_touched touched = {0, 0, 0};
+    float score;
+    w->cpu->ops->attn_cosine(w->cpu, &(struct attn_cosine_args){
+        .shape = w->shape, .units = &w->u.a, .n_units = 1, .score = &score, .touched = &touched});
+    if (c) count(c, touched);
+    return score;
+}
+
+static void step_unit(struct work *w, struct device_counters *c)
+{
+    static const enum attn_set set_of[] = {[KIND_NONE] = ATTN_NONE, [KIND_NEAR] = ATTN_NEAR, [KIND_ALL] = ATTN_ALL};
+    const struct device_route *r = w->a->route;
+    const int is_dense = r->rule == RULE_ALL || w->a->layer < r->dense_layers;
+    if (r->rule == RULE_MASS && !is_dense) {
+        step_mass(w, c);
+    } else {
+        w->kind = is_dense ? KIND_ALL : KIND_NEAR;
+        if (!is_dense && r->rule == RULE_COSINE) w->kind = (double)cosine(w, c) > tau_of(r, w->len) ? KIND_NONE : KIND_ALL;
+        count(c, attend(w, set_of[w->kind], (struct attn_state){w->o, w->m, w->l}, 0));
+    }
+    c->kinds[w->kind]++;
+    c->dense_rows += (uint64_t)w->len;
+    w->cpu->ops->attn_finish(w->cpu, &(struct attn_finish_args){
+        .shape = w->shape, .state = {w->o, w->m, w->l}, .out = w->out, .n_units = 1});
+}
+
+/* ---- audits ---- */
+
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+static int is_drawn(const struct work *w)
+{
+    const struct device_route *r = w->a->route;
+    uint64_t h = mix(r->seed + 0x9e3779b97f4a7c15u);
+    h = mix(h ^ (uint64_t)(uint32_t)w->a->layer << 32 ^ (uint32_t)w->g);
+    h = mix(h ^ (uint64_t)(uint32_t)(w->len - 1));
+    if (r->rule == RULE_ALL) return 0;
+    return (r->rule == RULE_MASS && w->a->trust[w->g] == TRUST_TRIAL) || (double)(h >> 11) * 0x1p-53 < (double)r->terms->audit;
+}
+
+static double unread_of(const struct work *w, int32_t h)
+{
+    double x = w->l[h] > 0 ? 1 - (double)w->l[h] / (double)w->dense_l[h] * exp((double)w->m[h] - (double)w->dense_m[h]) : 1;
+    return x < 0 ? 0 : x;
+}
+
+static double error_of(const struct work *w, int32_t h)
+{
+    const int32_t d = w->shape->head_dim;
+    double diff = 0, all = 0;
+    for (int32_t i = h * d; i < (h + 1) * d; i++) {
+        const double dense = (double)w->dense_o[i] / (double)w->dense_l[h], e = (double)w->out[i] - dense;
+        diff += e * e;
+        all += dense * dense;
+    }
+    return all > 0 ? sqrt(diff / all) : diff > 0;
+}
+
+static void count_case(struct device_counters *c, double eps, double unread, double error, float estimate)
+{
+    c->cases++;
+    c->above_eps += !(unread <= eps);
+    c->broken += !(unread <= 2 * eps);
+    c->unread_sum += unread;
+    c->output_error_sum += error;
+    if (unread > c->unread_max) c->unread_max = unread;
+    if (error > c->output_error_max) c->output_error_max = error;
+    if (!isnan(estimate)) c->estimate_sum += (double)estimate;
+}
+
+static void probe(struct work *w, struct device_case *told)
+{
+    static int32_t first[1] = {0};
+    const int is_all = w->kind == KIND_ALL;
+    float o[MAX_HEADS * MAX_DIM], m[MAX_HEADS], l[MAX_HEADS];
+    w->list = first;
+    w->n_list = 1;
+    attend(w, ATTN_LIST, (struct attn_state){o, m, l}, 0);
+    for (int32_t h = 0; h < w->shape->group; h++) {
+        const double logit = (double)m[h];
+        told->sink[h] = (float)(exp(logit - (double)(is_all ? w->m : w->dense_m)[h]) / (double)(is_all ? w->l : w->dense_l)[h]);
+        told->sink_estimate[h] =
+            isnan(w->unread[h]) ? NAN : (float)(exp(logit - (double)w->near_m[h]) / (double)w->near_l[h] * (1 - (double)w->far_share[h]));
+    }
+    told->cosine = cosine(w, NULL);
+}
+
+static void count_uncorrected(struct work *w, struct device_counters *c)
+{
+    int32_t *list = malloc(MAX_LEN * sizeof *list), n = 0;
+    float unread[MAX_HEADS];
+    struct attn_touched ignored = {0, 0, 0};
+    assert(list);
+    choose(w, w->a->route->terms->eps, &list, &n, unread, &ignored);
+    c->far_rows += (uint64_t)w->n_chosen;
+    c->far_rows_uncorrected += (uint64_t)n;
+    free(list);
+}
+
+static void audit(struct work *w, struct device_counters *c)
+{
+    const struct device_route *r = w->a->route;
+    struct device_case *told = &w->a->cases[w->g];
+    const int drawn = is_drawn(w), is_routed = r->rule != RULE_ALL;
+    if (!drawn && !r->is_watched) return;
+    if (w->kind != KIND_ALL)
+        c->audit_rows += (uint64_t)attend(w, ATTN_ALL, (struct attn_state){w->dense_o, w->dense_m, w->dense_l}, 0).k_rows;
+    if (drawn && r->rule == RULE_MASS && r->is_corrected && w->kind != KIND_ALL) count_uncorrected(w, c);
+    c->audits += (uint64_t)is_routed;
+    for (int32_t h = 0; h < w->shape->group; h++) {
+        const double unread = w->kind == KIND_ALL ? 0 : unread_of(w, h), error = w->kind == KIND_ALL ? 0 : error_of(w, h);
+        if (is_routed) count_case(c, (double)r->terms->eps, unread, error, w->unread[h]);
+        told->unread[h] = (float)unread;
+        told->estimate[h] = w->unread[h];
+    }
+    if (r->is_watched) probe(w, told);
+    told->is_drawn = drawn;
+    told->kv_len = w->len;
+}
+
+static void step(struct backend *b, const struct device_step_args *a)
+{
+    const struct device_cache *cache = a->cache;
+    struct work *w = malloc(sizeof *w);
+    int32_t *list = malloc(MAX_LEN * sizeof *list);
+    assert(w && list && cache->shape.group <= MAX_HEADS && *cache->kv_len <= MAX_LEN);
+    append(b, &(struct device_rows_args){.cache = cache, .layer = a->layer, .k = a->k, .v = a->v, .n = 1});
+    if (a->route->rule == RULE_MASS)
+        encode(b, &(struct device_encode_args){.cache = cache, .basis = a->basis, .counters = a->counters, .layer = a->layer,
+                                               .n_sinks = a->route->n_sinks, .window = a->route->window, .n_last = 1});
+    for (int32_t g = 0; g < cache->n_kv_heads; g++) {
+        *w = (struct work){.cpu = cpu_of(b), .a = a, .shape = &cache->shape, .g = g, .len = *cache->kv_len, .list = list,
+                           .out = a->out + (int64_t)g * cache->shape.group * cache->shape.head_dim};
+        for (int i = 0; i < MAX_HEADS; i++) w->unread[i] = NAN;
+        unit_of(cache, a->layer, g, a->q, &w->u);
+        w->u.a.q = w->u.q;
+        step_unit(w, &a->counters[g]);
+        if (a->route->has_audits) audit(w, &a->counters[g]);
+    }
+    free(list);
+    free(w);
+}
+
+/* ---- the table ---- */
+
+static sr_status check(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, sr_error *err)
+{
+    (void)b, (void)n_kv_heads;
+    if (shape->group <= MAX_HEADS && shape->head_dim <= MAX_DIM) return SR_OK;
+    return sr_fail(err, SR_ERR_UNSUPPORTED, "host device: %d heads of %d", shape->group, shape->head_dim);
+}
+
+static size_t sketch_row_bytes(int32_t rank, int32_t bits) { return ((size_t)rank * (size_t)bits + 31) / 32 * 4; }
+
+static sr_status reserve(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, int32_t max_len, sr_error *err)
+{
+    if (max_len > MAX_LEN) return sr_fail(err, SR_ERR_RESOURCE, "host device: %d rows, at most %d", max_len, (int)MAX_LEN);
+    return cpu_of(b)->ops->attn_reserve(cpu_of(b), shape, n_kv_heads, max_len, err);
+}
+
+static void place(struct backend *b, const struct device_place_args *a)
+{
+    (void)b;
+    for (int32_t u = 0; u < a->n_units; u++)
+        for (int32_t i = 0; i < a->n; i++)
+            a->table[u * a->max_pages + a->first + i] = a->base + (size_t)u * a->unit_bytes + (size_t)i * a->page_bytes;
+}
+
+static const struct device_attn_ops attn_ops = {
+    .check = check, .sketch_row_bytes = sketch_row_bytes, .reserve = reserve, .place = place, .append = append, .prefill = prefill,
+    .encode = encode, .moments = moments, .step = step};
+
+static const struct backend_ops ops = {
+    .name = "host device", .close = close_device, .mem_new = mem_new, .mem_free = mem_free, .mem_clear = mem_clear, .upload = upload,
+    .download = download, .mem_available = mem_available, .shared_new = shared_new, .shared_free = mem_free, .device_attn = &attn_ops};
+
+sr_status sr_host_device_open(struct backend **out, int n_threads, sr_error *err)
+{
+    struct host_device *d = calloc(1, sizeof *d);
+    if (!d) return sr_fail_memory(err, sizeof *d, "host device");
+    const sr_status st = sr_backend_cpu_open(&d->cpu, n_threads, err);
+    if (st != SR_OK) {
+        free(d);
+        return st;
+    }
+    d->base = (struct backend){.ops = &ops, .pool = d->cpu->pool, .has_own_memory = 1};
+    *out = &d->base;
+    return SR_OK;
+}

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A sequence on a device against one on the CPU: the same rows, outputs, counters, audits and what they teach, bit for bit,
+ * on a device that is made of the CPU's ops (host_device.h). Then what only the host's side of a device does: recordings
+ * that hold, steps that fail, session files, refusals.
+ */
+#include "attn_world.h"
+#include "host_device.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "attention/timeline.h"
+
+enum { LEN = 2460, AT = 2400, LAYERS = 3, KV = 2, GROUP = 3, DIM = 64, STRIDE = KV * GROUP * DIM, UNITS = LAYERS * KV };
+
+static struct {
+    struct attn_world *world;
+    char moments[64];
+} shared;
+
+static sr_error err;
+
+#define OK(call)                                                  \
+    do {                                                          \
+        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text); \
+    } while (0)
+
+static sr_route_options options(sr_route_mode mode)
+{
+    sr_route_options o = sr_route_options_default();
+    o.mode = mode;
+    return o;
+}
+
+static void open_device(struct attn_bench *b, const sr_route_options *o, const char *moments)
+{
+    const struct attn_world *w = shared.world;
+    const struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope};
+    const struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, w->len, *o};
+    OK(sr_host_device_open(&b->backend, 2, &err));
+    OK(sr_attn_new(&b->attention, b->backend, &c, &err));
+    if (moments) OK(sr_attn_load_moments(b->attention, moments, &err));
+    OK(sr_attn_seq_new(&b->seq, b->attention, &sc, &err));
+}
+
+/* Position pos of the world through all layers; q is the device's and not scaled. */
+static void device_step(struct attn_bench *b, int32_t pos, float *out)
+{
+    const struct attn_world *w = shared.world;
+    OK(sr_attn_seq_reserve(b->seq, pos + 1, &err));
+    OK(sr_attn_step_begin(b->seq, &err));
+    assert_int_equal(*sr_attn_step_len(b->seq), pos + 1);
+    for (int32_t l = 0; l < LAYERS; l++)
+        sr_attn_step(b->seq, l, sr_world_q(w, l, pos), sr_world_k(w, l, pos), sr_world_v(w, l, pos), out + l * STRIDE);
+    sr_attn_step_end(b->seq);
+}
+
+/* ---- what a watcher was told ---- */
+
+struct told {
+    int64_t n;
+    double sum[6];
+};
+
+static void listen(void *user, const sr_route_case *c)
+{
+    struct told *t = user;
+    t->n++;
+    for (int32_t h = 0; h < c->n_heads; h++) {
+        t->sum[0] += (double)c->unread[h] * (1 + c->layer + 3 * c->kv_head);
+        t->sum[1] += isnan(c->estimate[h]) ? 1 : (double)c->estimate[h];
+        t->sum[2] += (double)c->sink[h] * (1 + h);
+        t->sum[3] += isnan(c->sink_estimate[h]) ? 1 : (double)c->sink_estimate[h];
+    }
+    t->sum[4] += (double)c->cosine * c->kv_len;
+    t->sum[5] += c->is_routed;
+}
+
+static void same_told(const struct told *x, const struct told *y)
+{
+    assert_true(x->n == y->n);
+    for (int i = 0; i < 6; i++) assert_float_equal(x->sum[i], y->sum[i], 1e-5 * (1 + fabs(y->sum[i])));
+}
+
+/* The device encodes the row that leaves the window once more where it has brought the sketch up to date: `again` rows.
+ * Sums are added in another order. */
+static void same_stats(const sr_route_stats *x, const sr_route_stats *y, int64_t again)
+{
+    const int64_t pairs[][2] = {
+        {x->steps, y->steps}, {x->units, y->units}, {x->units_all, y->units_all}, {x->units_near, y->units_near},
+        {x->units_list, y->units_list}, {x->units_none, y->units_none}, {x->k_rows, y->k_rows + again}, {x->v_rows, y->v_rows},
+        {x->sketch_rows, y->sketch_rows}, {(int64_t)x->kv_bytes, (int64_t)y->kv_bytes + again * DIM * 2},
+        {(int64_t)x->dense_bytes, (int64_t)y->dense_bytes}, {x->audits, y->audits}, {x->cases, y->cases},
+        {x->above_eps, y->above_eps}, {x->broken, y->broken}, {x->far_rows, y->far_rows},
+        {x->far_rows_uncorrected, y->far_rows_uncorrected}, {x->thresholds, y->thresholds}, {x->breaker_opened[0], y->breaker_opened[0]},
+        {x->breaker_opened[1], y->breaker_opened[1]}, {x->breaker_opened[2], y->breaker_opened[2]},
+        {x->breaker_closed, y->breaker_closed}, {x->units_open, y->units_open}};
+    const double sums[][2] = {{x->unread_sum, y->unread_sum}, {x->unread_max, y->unread_max}, {x->estimate_sum, y->estimate_sum},
+                              {x->output_error_sum, y->output_error_sum}, {x->output_error_max, y->output_error_max},
+                              {x->threshold_sum, y->threshold_sum}};
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
+        if (pairs[i][0] != pairs[i][1]) fail_msg("counter %zu: %lld on the device, %lld on the CPU", i, (long long)pairs[i][0], (long long)pairs[i][1]);
+    for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++) assert_float_equal(sums[i][0], sums[i][1], 1e-9 * (1 + fabs(sums[i][1])));
+}
+
+static void spoil_sketch(struct attn_seq *s)
+{
+    for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
+        uint8_t *p = s->sketch_region[i];
+        for (size_t at = 0; at < sr_cache_sketch_chunk_bytes(s, &s->sketch); at++) p[at] = (uint8_t)(~p[at]);
+    }
+}
+
+static sr_route_stats compare(const sr_route_options *o, int is_spoiled, int is_watched)
+{
+    struct attn_world *w = shared.world;
+    struct attn_bench cpu, gpu;
+    struct told a = {0}, b = {0};
+    float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
+    sr_route_stats x, y;
+    sr_bench_open(&cpu, w, SR_DTYPE_F16, SR_DTYPE_F16, o, 2, shared.moments);
+    open_device(&gpu, o, shared.moments);
+    sr_bench_fill(&cpu, w, 0, AT);
+    for (int32_t at = 0; at < AT; at += 400) sr_bench_fill(&gpu, w, at, at + 400);
+    if (is_watched) sr_attn_seq_watch(cpu.seq, listen, &a);
+    if (is_watched) sr_attn_seq_watch(gpu.seq, listen, &b);
+    for (int32_t p = AT; p < LEN; p++) {
+        sr_bench_step(&cpu, w, p, want);
+        device_step(&gpu, p, got);
+        assert_memory_equal(got, want, sizeof want);
+        if (p == AT && is_spoiled) spoil_sketch(cpu.seq);
+        if (p == AT && is_spoiled) spoil_sketch(gpu.seq);
+    }
+    sr_attn_seq_stats(cpu.seq, &x);
+    sr_attn_seq_stats(gpu.seq, &y);
+    same_stats(&y, &x, o->mode == SR_ROUTE_MASS ? UNITS : 0);
+    same_told(&b, &a);
+    assert_true(b.n == (is_watched ? (int64_t)(LEN - AT) * UNITS : 0));
+    sr_bench_close(&cpu);
+    sr_bench_close(&gpu);
+    return y;
+}
+
+static void test_modes(void **state)
+{
+    sr_route_options o = options(SR_ROUTE_DENSE);
+    (void)state;
+    for (int watched = 0; watched < 2; watched++) {
+        o = options(SR_ROUTE_DENSE);
+        compare(&o, 0, watched);
+        o = options(SR_ROUTE_WINDOW);
+        o.audit = .3f;
+        assert_true(compare(&o, 0, watched).audits > 0);
+        o = options(SR_ROUTE_PAPER);
+        o.tau_set = 1;
+        o.tau[0] = .35;
+        o.audit = .3f;
+        const sr_route_stats s = compare(&o, 0, watched);
+        assert_true(s.units_none > 0 && s.units_all > 2 * KV * (LEN - AT)); /* more than the dense layers */
+        o = options(SR_ROUTE_MASS);
+        o.audit = .3f;
+        assert_true(compare(&o, 0, watched).units_list > 0);
+    }
+    o.eps = .9f; /* nothing far is worth reading but the sinks found */
+    o.audit = 0;
+    assert_true(compare(&o, 0, 0).units_list == LEN - AT);
+}
+
+/* Audits move the threshold and open breakers, at the same positions; a watched session learns no more than another. */
+static void test_contract(void **state)
+{
+    (void)state;
+    for (int watched = 0; watched < 2; watched++) {
+        sr_route_options o = options(SR_ROUTE_MASS);
+        o.delta = .05f;
+        o.audit = .1f;
+        const sr_route_stats corrected = compare(&o, 0, watched);
+        assert_true(corrected.far_rows > corrected.far_rows_uncorrected && corrected.far_rows_uncorrected > 0);
+        assert_true(corrected.threshold_sum < .9 * .1 * (double)corrected.units);
+        o.audit = .5f;
+        const sr_route_stats spoiled = compare(&o, 1, watched);
+        assert_true(spoiled.units_open > 0 && spoiled.units_all == spoiled.units_open);
+        assert_true(spoiled.breaker_opened[SR_BREAK_UNREAD] + spoiled.breaker_opened[SR_BREAK_LOST] > 0);
+        o.breaker = 0;
+        o.delta = 0;
+        assert_int_equal(compare(&o, 1, watched).units_open, 0);
+    }
+}
+
+/* ---- steps ---- */
+
+static void test_recordings(void **state)
+{
+    struct attn_bench b;
+    struct told t = {0};
+    float out[LAYERS * STRIDE];
+    sr_route_options o = options(SR_ROUTE_MASS);
+    (void)state;
+    o.audit = .5f;
+    open_device(&b, &o, shared.moments);
+    sr_bench_fill(&b, shared.world, 0, AT);
+    device_step(&b, AT, out);
+    const uint64_t key = sr_attn_step_key(b.seq);
+    spoil_sketch(b.seq);
+    for (int32_t p = AT + 1; p < AT + 30; p++) device_step(&b, p, out);
+    assert_true(sr_attn_step_key(b.seq) == key); /* breakers opened and closed meanwhile: data */
+    sr_attn_seq_watch(b.seq, listen, &t);
+    device_step(&b, AT + 30, out);
+    assert_true(sr_attn_step_key(b.seq) != key && t.n == UNITS);
+    sr_attn_seq_watch(b.seq, NULL, NULL);
+    device_step(&b, AT + 31, out);
+    assert_true(t.n == UNITS);
+    sr_bench_close(&b);
+}
+
+/* What a step that failed has left is not taken for the next one's. */
+static void test_failed_step(void **state)
+{
+    struct attn_bench a, b;
+    float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
+    sr_route_stats x, y;
+    sr_route_options o = options(SR_ROUTE_MASS);
+    (void)state;
+    o.audit = 1;
+    o.delta = .05f;
+    open_device(&a, &o, shared.moments);
+    open_device(&b, &o, shared.moments);
+    sr_bench_fill(&a, shared.world, 0, AT);
+    sr_bench_fill(&b, shared.world, 0, AT);
+    device_step(&a, AT, want);
+    device_step(&b, AT, got);
+    OK(sr_attn_seq_reserve(b.seq, AT + 2, &err)); /* its first layer alone ran */
+    OK(sr_attn_step_begin(b.seq, &err));
+    sr_attn_step(b.seq, 0, sr_world_q(shared.world, 0, 9), sr_world_k(shared.world, 0, 9), sr_world_v(shared.world, 0, 9), got);
+    OK(sr_attn_seq_truncate(b.seq, AT + 1, &err));
+    sr_attn_seq_stats_reset(a.seq);
+    sr_attn_seq_stats_reset(b.seq);
+    for (int32_t p = AT + 1; p < AT + 20; p++) {
+        device_step(&a, p, want);
+        device_step(&b, p, got);
+        assert_memory_equal(got, want, sizeof want);
+    }
+    sr_attn_seq_stats(a.seq, &x);
+    sr_attn_seq_stats(b.seq, &y);
+    same_stats(&y, &x, 0);
+    sr_bench_close(&a);
+    sr_bench_close(&b);
+}
+
+/* Own moments: from the first token on, summed by the device. Not the CPU's bits, whose sums are in blocks. */
+static void test_own_moments(void **state)
+{
+    struct attn_bench cpu, gpu;
+    float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
+    sr_route_options o = options(SR_ROUTE_MASS);
+    sr_route_stats x, y;
+    (void)state;
+    sr_bench_open(&cpu, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, NULL);
+    open_device(&gpu, &o, NULL);
+    sr_bench_prefill(&cpu, shared.world, 0, 2047, 512, NULL);
+    sr_bench_prefill(&gpu, shared.world, 0, 2047, 512, NULL);
+    for (int32_t p = 2047; p < 2100; p++) {
+        sr_bench_step(&cpu, shared.world, p, want);
+        device_step(&gpu, p, got);
+    }
+    sr_attn_seq_stats(cpu.seq, &x);
+    sr_attn_seq_stats(gpu.seq, &y);
+    assert_true(y.units_list > 0 && y.units == x.units && y.units_all == x.units_all);
+    assert_float_equal((double)y.kv_bytes, (double)x.kv_bytes, .01 * (double)x.kv_bytes);
+    sr_bench_close(&cpu);
+    sr_bench_close(&gpu);
+}
+
+/* ---- session files ---- */
+
+struct tape {
+    uint8_t *data;
+    size_t used, at;
+};
+
+static sr_status record(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
+{
+    struct tape *t = ctx;
+    (void)what, (void)e;
+    t->data = realloc(t->data, t->used + bytes);
+    assert_non_null(t->data);
+    memcpy(t->data + t->used, data, bytes);
+    t->used += bytes;
+    return SR_OK;
+}
+
+static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
+{
+    struct tape *t = ctx;
+    if (t->at + bytes > t->used) return sr_fail(e, SR_ERR_FORMAT, "tape ends at %s", what);
+    memcpy(data, t->data + t->at, bytes);
+    t->at += bytes;
+    return SR_OK;
+}
+
+/* With the sinks found, the threshold and open breakers. */
+static void test_restore(void **state)
+{
+    struct attn_bench a, b;
+    struct tape t = {0};
+    struct attn_seq_state st;
+    float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
+    sr_route_options o = options(SR_ROUTE_MASS);
+    sr_route_stats x, y;
+    (void)state;
+    o.audit = .5f;
+    o.delta = .05f;
+    open_device(&a, &o, shared.moments);
+    open_device(&b, &o, shared.moments);
+    sr_bench_fill(&a, shared.world, 0, AT);
+    for (int32_t p = AT; p < AT + 20; p++) {
+        device_step(&a, p, want);
+        if (p == AT) spoil_sketch(a.seq);
+    }
+    OK(sr_attn_seq_truncate(a.seq, AT + 18, &err));
+    sr_attn_seq_state_get(a.seq, &st);
+    OK(sr_attn_seq_visit(a.seq, record, &t, &err));
+    OK(sr_attn_seq_state_set(b.seq, &st, &err));
+    OK(sr_attn_seq_visit(b.seq, play, &t, &err));
+    assert_true(t.at == t.used);
+    sr_attn_seq_stats_reset(a.seq);
+    sr_attn_seq_stats_reset(b.seq);
+    for (int32_t p = AT + 18; p < AT + 40; p++) {
+        device_step(&a, p, want);
+        device_step(&b, p, got);
+        assert_memory_equal(got, want, sizeof want);
+    }
+    sr_attn_seq_stats(a.seq, &x);
+    sr_attn_seq_stats(b.seq, &y);
+    assert_true(x.units_open > 0);
+    same_stats(&y, &x, 0);
+    free(t.data);
+    sr_bench_close(&a);
+    sr_bench_close(&b);
+}
+
+/* ---- what is the CPU's ---- */
+
+static void test_refusals(void **state)
+{
+    struct attn_bench b;
+    struct attn_seq *other;
+    sr_route_options o = options(SR_ROUTE_MASS), quest = options(SR_ROUTE_QUEST);
+    (void)state;
+    quest.budget = 512;
+    open_device(&b, &o, NULL);
+    assert_int_equal(sr_attn_seq_route_set(b.seq, &quest, &err), SR_ERR_UNSUPPORTED);
+    assert_string_equal(err.text, "route mode quest: on the CPU only (--device none)");
+    assert_int_equal(sr_attn_seq_observe(b.seq, &err), SR_ERR_UNSUPPORTED);
+    assert_int_equal(sr_attn_seq_new(&other, b.attention, &(struct attn_seq_config){SR_DTYPE_F16, SR_DTYPE_F16, LEN, quest}, &err),
+                     SR_ERR_UNSUPPORTED);
+    sr_bench_close(&b);
+}
+
+static void shrink(struct attn_world *w, int32_t layer, int32_t group, int32_t pos)
+{
+    float *k = sr_world_k(w, layer, pos) + group * DIM, *v = sr_world_v(w, layer, pos) + group * DIM;
+    for (int32_t i = 0; i < DIM; i++) {
+        k[i] *= .1f;
+        v[i] *= .1f;
+    }
+}
+
+static int make_world(void **state)
+{
+    (void)state;
+    shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 11);
+    for (int32_t pos = 30; pos < LEN; pos += 670) shrink(shared.world, 2, 0, pos); /* sinks: 30, 700, 1370, 2040 */
+    shrink(shared.world, 2, 0, AT + 19); /* and one that a test cuts off */
+    sr_world_round(shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
+    sr_world_moments(shared.world, shared.moments);
+    return 0;
+}
+
+static int free_world(void **state)
+{
+    (void)state;
+    sr_world_free(shared.world);
+    unlink(shared.moments);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_modes),       cmocka_unit_test(test_contract), cmocka_unit_test(test_recordings),
+        cmocka_unit_test(test_failed_step), cmocka_unit_test(test_own_moments), cmocka_unit_test(test_restore),
+        cmocka_unit_test(test_refusals),
+    };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests(tests, make_world, free_world);
+}
