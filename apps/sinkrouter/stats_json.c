@@ -72,6 +72,7 @@ static json_t *routing(const sr_route_stats *r)
                   {"sketch_bytes", (double)r->sketch_bytes},
                   {"dense_bytes", (double)r->dense_bytes},
                   {"audit_bytes", (double)r->audit_bytes},
+                  {"again_bytes", (double)r->again_bytes},
                   {"audits", (double)r->audits},
                   {"cases", (double)r->cases},
                   {"above_eps", (double)r->above_eps},

@@ -138,6 +138,7 @@ typedef struct sr_route_stats {
     uint64_t sketch_bytes;         /* of these: sketch rows, and K rows read to project keys anew */
     uint64_t dense_bytes;          /* what dense decoding would have read */
     uint64_t audit_bytes;          /* read by audits, not in kv_bytes */
+    uint64_t again_bytes;          /* K rows that a step reads a second time at once, out of a GPU's cache; not in kv_bytes */
     int64_t audits;                /* audited units */
     int64_t cases;                 /* audited (unit, query head) */
     int64_t above_eps;             /* cases with true unread mass > eps */

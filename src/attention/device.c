@@ -120,8 +120,9 @@ void sr_device_route_changed(struct attn_seq *s)
     struct device_seq *d = s->device;
     const sr_route_options *o = &s->route;
     const struct policy *p = sr_policy_find(o->mode);
+    const int32_t dense = p->dense_layers - s->a->c.n_lower; /* of these layers */
     d->route = (struct device_route){
-        .rule = p->rule, .n_sinks = o->n_sinks, .window = o->window, .dense_layers = p->dense_layers, .terms = d->terms,
+        .rule = p->rule, .n_sinks = o->n_sinks, .window = o->window, .dense_layers = dense > 0 ? dense : 0, .terms = d->terms,
         .tau = {o->tau[0], o->tau[1], o->tau[2], o->tau[3]}, .tau_scale = o->tau_scale, .tau_min_len = o->tau_min_len,
         .tau_max_len = o->tau_max_len, .seed = o->seed, .keeps_near = p->keeps_near,
         .is_corrected = o->delta > 0};
@@ -404,6 +405,7 @@ static void add_counters(const struct attn_seq *s, const struct device_counters 
     out->sketch_bytes += sketch;
     out->dense_bytes += c->dense_rows * (k + v);
     out->audit_bytes += c->audit_rows * (k + v);
+    out->again_bytes += c->again_rows * k;
     out->audits += (int64_t)c->audits;
     out->cases += (int64_t)c->cases;
     out->above_eps += (int64_t)c->above_eps;

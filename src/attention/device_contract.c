@@ -98,7 +98,7 @@ static void tell_watcher(const struct attn_seq *s, int32_t unit, const struct de
 {
     const int32_t n_kv = s->a->c.n_kv_heads;
     s->watch(s->watch_user, &(sr_route_case){
-                                .layer = unit / n_kv,
+                                .layer = s->a->c.n_lower + unit / n_kv,
                                 .kv_head = unit % n_kv,
                                 .kv_len = c->kv_len,
                                 .n_heads = s->a->group,

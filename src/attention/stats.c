@@ -70,6 +70,7 @@ void sr_stats_add(sr_route_stats *sum, const sr_route_stats *s)
     sum->sketch_bytes += s->sketch_bytes;
     sum->dense_bytes += s->dense_bytes;
     sum->audit_bytes += s->audit_bytes;
+    sum->again_bytes += s->again_bytes;
     sum->estimate_sum += s->estimate_sum;
     sum->threshold_sum += s->threshold_sum;
     add_sums(&sum->unread_sum, &sum->unread_max, s->unread_sum, s->unread_max);

@@ -77,6 +77,7 @@ enum device_kind { KIND_NONE, KIND_NEAR, KIND_NEAR_LIST, KIND_ALL };
 struct device_counters {
     uint64_t k_rows, v_rows, y_rows;
     uint64_t encoded_rows, clipped;
+    uint64_t again_rows;            /* K rows read for the choice that the same layer attends to: not in k_rows */
     uint64_t kinds[4];              /* decisions, by enum device_kind */
     uint64_t dense_rows;
     uint64_t audits, audit_rows, cases, above_eps, broken;

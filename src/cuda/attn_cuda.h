@@ -68,8 +68,9 @@ struct attn_cuda_cache {
 
 /* What was read and decided, added up over steps by the kernels that did it, one entry per unit of a layer. */
 struct attn_cuda_counters {
-    uint64_t k_rows, v_rows, y_rows;      /* read for attention and choice */
+    uint64_t k_rows, v_rows, y_rows;      /* read for attention; of the sketch */
     uint64_t encoded_rows, clipped;       /* K rows read to encode them; coordinates out of range */
+    uint64_t again_rows;                  /* near K rows read for the choice, which attend reads and counts too */
     uint64_t kinds[4];                    /* decisions by enum attn_cuda_kind */
     uint64_t dense_rows;                  /* rows that dense attention would have read */
     /* audits: units, their rows, and cases (heads of audited units) */

@@ -311,7 +311,8 @@ static __device__ void probe_first(const audit_params &p, int u, const struct at
         const double norms = sqrt(sum_of_warp(qq)) * k_norm, logit = qk * scale * p.a.scale;
         sum += norms == 0 ? 0 : qk / norms;
         if (lane != 0) continue;
-        c->sink[g] = (float)(exp(logit - (double)all.m[h]) / all.l[h]);
+        const double share = exp(logit - (double)all.m[h]) / all.l[h];
+        c->sink[g] = share > 1 ? 1.0f : (float)share; // attention rounds the query, this does not
         c->sink_estimate[g] = p.a.total ? (float)exp(logit - (double)p.a.total[h]) : CUDART_NAN_F;
     }
     if (lane == 0) c->cosine = (float)(sum / p.group);

@@ -130,7 +130,7 @@ template <int BITS, int NT> static __device__ void scan(const choose_params &p, 
     __syncthreads();
     write_part(p, item, s, p.w.share_m, p.w.share_l);
     if (lane == 0 && p.a.counters) {
-        atomicAdd((unsigned long long *)&p.a.counters[x.u].k_rows, (unsigned long long)near_rows);
+        atomicAdd((unsigned long long *)&p.a.counters[x.u].again_rows, (unsigned long long)near_rows);
         atomicAdd((unsigned long long *)&p.a.counters[x.u].y_rows, (unsigned long long)far_rows);
     }
 }

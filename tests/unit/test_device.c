@@ -43,7 +43,7 @@ static sr_route_options options(sr_route_mode mode)
 static void open_device(struct attn_bench *b, const sr_route_options *o, const char *moments)
 {
     const struct attn_world *w = shared.world;
-    const struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope};
+    const struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope, 0, NULL};
     const struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, w->len, *o};
     OK(sr_host_device_open(&b->backend, 2, &err));
     OK(sr_attn_new(&b->attention, b->backend, &c, &err));
