@@ -10,62 +10,71 @@ struct codes256 { __m512i v[4]; };
 
 typedef struct codes256 codes_fn(const uint8_t *block);
 typedef struct slots slots_fn(const uint8_t *block);
+typedef __m512 units_fn(void);
 
-/* ---- unpacking ------------------------------------------------------------------------------------------------- */
+/* ---- unpacking -------------------------------------------------------------------------------------------------
+ *
+ * A field that lies higher in its byte need not be shifted down: unsigned codes have room up to 255, and the power of two
+ * goes into the slot's scale (`units`), which changes no bit of the result: integer sums stay below 2^24. */
 
 INLINE __m512i twice(const uint8_t *p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
 
-/* 16-bit shifts right by `low` in the lower half and by `high` in the upper, for fields that a mask then cuts out. */
-INLINE __m512i shift_halves(__m512i v, int low, int high)
+/* `low` in the lower half, `high` in the upper. */
+INLINE __m512i byte_halves(int low, int high) { return _mm512_inserti64x4(bytes_of(low), _mm256_set1_epi8((char)high), 1); }
+INLINE __m512i word_halves(int low, int high)
 {
-    return _mm512_srlv_epi16(v, _mm512_inserti64x4(_mm512_set1_epi16((short)low), _mm256_set1_epi16((short)high), 1));
+    return _mm512_inserti64x4(_mm512_set1_epi16((short)low), _mm256_set1_epi16((short)high), 1);
 }
 
-/* 32 bytes hold two runs of 32 codes: low nibbles, then high. */
-INLINE struct codes256 nibble_runs(const uint8_t *qs)
+/* Each half's 16-bit words moved by so many bits to the left (below 0: right), both in the same direction. */
+INLINE __m512i move_halves(__m512i v, int low, int high)
+{
+    if (low > 0 || high > 0) return _mm512_sllv_epi16(v, word_halves(low, high));
+    return low < 0 || high < 0 ? _mm512_srlv_epi16(v, word_halves(-low, -high)) : v;
+}
+
+/* (a & mask) | b */
+INLINE __m512i cut_into(__m512i a, __m512i mask, __m512i b) { return _mm512_ternarylogic_epi32(a, mask, b, 0xea); }
+
+/* 32 bytes hold two runs of 32 codes: low nibbles, then high, the latter 16-fold. */
+INLINE struct codes256 codes_q4_k(const uint8_t *b)
 {
     struct codes256 c;
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) c.v[i] = _mm512_and_si512(shift_halves(twice(qs + 32 * i), 0, 4), bytes_of(15));
+    for (int i = 0; i < 4; i++) c.v[i] = _mm512_and_si512(twice(b + 16 + 32 * i), byte_halves(0x0f, 0xf0));
     return c;
 }
-
-INLINE struct codes256 codes_q4_k(const uint8_t *b) { return nibble_runs(b + 16); }
 
 INLINE struct codes256 codes_q5_k(const uint8_t *b)
 {
-    struct codes256 c = nibble_runs(b + 48);
+    struct codes256 c;
     const __m512i high = twice(b + 16);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const __m512i bit = _mm512_and_si512(shift_halves(high, 2 * i, 2 * i + 1), bytes_of(1));
-        c.v[i] = _mm512_or_si512(c.v[i], _mm512_slli_epi16(bit, 4));
+    for (int i = 0; i < 4; i++) { /* bits 2i and 2i + 1 to bit 4 */
+        const __m512i bit = _mm512_and_si512(move_halves(high, 4 - 2 * i, 3 - 2 * i), bytes_of(16));
+        c.v[i] = cut_into(move_halves(twice(b + 48 + 32 * i), 0, -4), bytes_of(15), bit);
     }
     return c;
 }
 
-/* Two bits per code: 32 bytes hold four runs of 32. */
-INLINE struct codes256 two_bit_runs(const uint8_t *qs)
+/* Two bits per code: 32 bytes hold four runs of 32, which count 1, 4, 16 and 64. */
+INLINE struct codes256 codes_q2_k(const uint8_t *b)
 {
     struct codes256 c;
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const int shift = i & 1 ? 4 : 0;
-        c.v[i] = _mm512_and_si512(shift_halves(twice(qs + 32 * (i / 2)), shift, shift + 2), bytes_of(3));
-    }
+    for (int i = 0; i < 4; i++)
+        c.v[i] = _mm512_and_si512(twice(b + 16 + 32 * (i / 2)), i & 1 ? byte_halves(0x30, 0xc0) : byte_halves(0x03, 0x0c));
     return c;
 }
 
-INLINE struct codes256 codes_q2_k(const uint8_t *b) { return two_bit_runs(b + 16); }
-
-INLINE struct codes256 codes_q3_k(const uint8_t *b) /* plus 4 where the high bit is set; 4 too much */
+INLINE struct codes256 codes_q3_k(const uint8_t *b) /* plus 4 where the high bit is set; 4 too much; upper halves 4-fold */
 {
-    struct codes256 c = two_bit_runs(b + 32);
+    struct codes256 c;
     const __m512i high = twice(b);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const __m512i bit = _mm512_and_si512(shift_halves(high, 2 * i, 2 * i + 1), bytes_of(1));
-        c.v[i] = _mm512_or_si512(c.v[i], _mm512_slli_epi16(bit, 2));
+    for (int i = 0; i < 4; i++) { /* bits 2i and 2i + 1 to bits 2 and 4 */
+        const __m512i two = twice(b + 32 + 32 * (i / 2)), bit = _mm512_and_si512(move_halves(high, 2 - 2 * i, 3 - 2 * i), byte_halves(4, 16));
+        c.v[i] = cut_into(i & 1 ? _mm512_srli_epi16(two, 4) : two, byte_halves(0x03, 0x0c), bit);
     }
     return c;
 }
@@ -75,30 +84,32 @@ INLINE struct codes256 codes_q6_k(const uint8_t *b) /* 32 too much */
     struct codes256 c;
 #pragma GCC unroll 2
     for (int n = 0; n < 2; n++) {
-        const __m512i low = at512(b + 64 * n), high = twice(b + 128 + 32 * n), two = bytes_of(3), four = bytes_of(15);
-        const __m512i h0 = _mm512_and_si512(shift_halves(high, 0, 2), two), h1 = _mm512_and_si512(shift_halves(high, 4, 6), two);
-        c.v[2 * n] = _mm512_or_si512(_mm512_and_si512(low, four), _mm512_slli_epi16(h0, 4));
-        c.v[2 * n + 1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(low, 4), four), _mm512_slli_epi16(h1, 4));
+        const __m512i low = at512(b + 64 * n), high = twice(b + 128 + 32 * n), two = bytes_of(0x30), four = bytes_of(15);
+        c.v[2 * n] = cut_into(low, four, _mm512_and_si512(move_halves(high, 4, 2), two));
+        c.v[2 * n + 1] = cut_into(_mm512_srli_epi16(low, 4), four, _mm512_and_si512(move_halves(high, 0, -2), two));
     }
     return c;
 }
 
 /* ---- scales ------------------------------------------------------------------------------------------------------- */
 
-/* Q4_K, Q5_K: slots 0..7 are scales, 8..15 of `scale` are the minima, both times their f16 factor. */
+/* Q4_K, Q5_K: slots 0..7 are scales, 8..15 of `scale` are the minima, both times their f16 factor. Six bits each: eight
+ * whole ones, then eight whose low four bits share bytes and whose high two lie above the first ones. */
 INLINE struct slots slots_8(const uint8_t *b)
 {
-    const uint32_t a0 = load_u32(b + 4), a1 = load_u32(b + 8), a2 = load_u32(b + 12);
-    const uint32_t low = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x03030303;
-    const __m128i packed = _mm_setr_epi32((int)(a0 & low), (int)((a2 & four) | (a0 >> 6 & two) << 4), (int)(a1 & low),
-                                          (int)((a2 >> 4 & four) | (a1 >> 6 & two) << 4));
-    const __m512 factor = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(half_at(b)), _mm512_set1_ps(-half_at(b + 2)));
-    return (struct slots){_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(packed)), factor), _mm512_setzero_ps()};
+    const __m128i v = load16(b);
+    const __m128i low = _mm_shuffle_epi8(v, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m128i high = _mm_shuffle_epi8(v, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    const __m128i six = _mm_ternarylogic_epi32(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)),
+                                               _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f),
+                                               _mm_and_si128(_mm_srli_epi16(high, 2), _mm_set1_epi8(0x30)), 0xea);
+    const __m512 factor = _mm512_permutexvar_ps(spread_of(0, 3), _mm512_castps128_ps512(_mm_cvtph_ps(v)));
+    return (struct slots){_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(six)), factor), _mm512_setzero_ps()};
 }
 
 INLINE struct slots slots_q2_k(const uint8_t *b)
 {
-    const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)b), low = _mm_set1_epi8(15);
+    const __m128i v = load16(b), low = _mm_set1_epi8(15);
     const __m512 scale = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(v, low)));
     const __m512 min = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(v, 4), low)));
     return (struct slots){_mm512_mul_ps(scale, _mm512_set1_ps(half_at(b + 80))), _mm512_mul_ps(min, _mm512_set1_ps(-half_at(b + 82)))};
@@ -110,39 +121,58 @@ INLINE struct slots signed_scales(__m128i sc, float d, float offset)
     return (struct slots){scale, _mm512_mul_ps(scale, _mm512_set1_ps(offset))};
 }
 
+/* Bytes 96..107 hold the low four bits of 16 scales in eight, then two more of each in four. */
 INLINE struct slots slots_q3_k(const uint8_t *b)
 {
-    const uint32_t a0 = load_u32(b + 96), a1 = load_u32(b + 100), a2 = load_u32(b + 104);
-    const uint32_t four = 0x0f0f0f0f, two = 0x03030303;
-    const __m128i six = _mm_setr_epi32((int)((a0 & four) | (a2 & two) << 4), (int)((a1 & four) | (a2 >> 2 & two) << 4),
-                                       (int)((a0 >> 4 & four) | (a2 >> 4 & two) << 4), (int)((a1 >> 4 & four) | (a2 >> 6 & two) << 4));
+    const __m128i v = load16(b + 94);
+    const __m128i low = _mm_shuffle_epi8(v, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
+    const __m128i high = _mm_srlv_epi32(_mm_sllv_epi32(_mm_shuffle_epi32(_mm_bsrli_si128(v, 10), 0), _mm_setr_epi32(4, 2, 0, 0)),
+                                        _mm_setr_epi32(0, 0, 0, 2));
+    const __m128i six = _mm_ternarylogic_epi32(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 4, 4)), _mm_set1_epi8(15),
+                                               _mm_and_si128(high, _mm_set1_epi8(0x30)), 0xea);
     return signed_scales(_mm_sub_epi8(six, _mm_set1_epi8(32)), half_at(b + 108), -4.0f);
 }
 
-INLINE struct slots slots_q6_k(const uint8_t *b)
+INLINE struct slots slots_q6_k(const uint8_t *b) { return signed_scales(load16(b + 192), half_at(b + 208), -32.0f); }
+
+/* What a code counts in each slot, one over that; with 8 slots the sign of the minima besides. */
+INLINE __m512 units_q4_k(void)
 {
-    return signed_scales(_mm_loadu_si128((const __m128i *)(const void *)(b + 192)), half_at(b + 208), -32.0f);
+    const float f = 1.0f / 16;
+    return _mm512_setr_ps(1, f, 1, f, 1, f, 1, f, -1, -1, -1, -1, -1, -1, -1, -1);
 }
+INLINE __m512 units_q5_k(void) { return _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1); }
+INLINE __m512 units_q2_k(void)
+{
+    const float a = 1.0f / 4, b = 1.0f / 16, c = 1.0f / 64;
+    return _mm512_setr_ps(1, 1, a, a, b, b, c, c, 1, 1, a, a, b, b, c, c);
+}
+INLINE __m512 units_q3_k(void)
+{
+    const float a = 1.0f / 4;
+    return _mm512_setr_ps(1, 1, a, a, 1, 1, a, a, 1, 1, a, a, 1, 1, a, a);
+}
+INLINE __m512 units_q6_k(void) { return _mm512_set1_ps(1); }
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
 INLINE __m512 two_halves(__m256 low, __m256 high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
 
 /* Activation scales (and sums) of one super-block as the slots see them, times the weight's; sums are added to acc. */
-INLINE __m512 slot_scales(struct slots w, int slots_8_of_32, const float *d, const float *s32, const float *s16, __m512 *acc)
+INLINE __m512 slot_scales(struct slots w, int slots_8_of_32, __m512 units, const float *d, const float *s32, const float *s16, __m512 *acc)
 {
     const __m256 dx = _mm256_loadu_ps(d);
     if (slots_8_of_32) {
-        const __m512 both = _mm512_mul_ps(w.scale, two_halves(dx, _mm256_loadu_ps(s32)));
+        const __m512 both = _mm512_mul_ps(w.scale, _mm512_mul_ps(two_halves(dx, _mm256_loadu_ps(s32)), units));
         *acc = _mm512_mask_add_ps(*acc, 0xff00, *acc, both);
         return both;
     }
     *acc = _mm512_fmadd_ps(w.offset, _mm512_loadu_ps(s16), *acc);
-    return _mm512_mul_ps(w.scale, _mm512_permutexvar_ps(spread_of(0, 1), _mm512_castps256_ps512(dx)));
+    return _mm512_mul_ps(w.scale, _mm512_mul_ps(_mm512_permutexvar_ps(spread_of(0, 1), _mm512_castps256_ps512(dx)), units));
 }
 
 /* How a type is read: bytes of a super-block, 8 slots or 16, and its unpackers. */
-struct form { int bytes, wide; codes_fn *codes; slots_fn *slots; };
+struct form { int bytes, wide; codes_fn *codes; slots_fn *slots; units_fn *units; };
 
 INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc, struct form f)
 {
@@ -158,7 +188,7 @@ INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
             const int64_t at = (t0 + t) * pad + e;
-            const __m512 scale = slot_scales(w, f.wide, x->d + at / 32, x->s32 + at / 32, x->s16 + at / 16, &acc[t]);
+            const __m512 scale = slot_scales(w, f.wide, f.units(), x->d + at / 32, x->s32 + at / 32, x->s16 + at / 16, &acc[t]);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.v[i], at512(x->q + at + 64 * i));
@@ -181,30 +211,30 @@ INLINE void block256(const struct matvec_args *a, int64_t r, int n, int32_t t0, 
 
 INLINE void block_q2_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){84, 0, codes_q2_k, slots_q2_k});
+    block256(a, r, n, t0, T, sums, (struct form){84, 0, codes_q2_k, slots_q2_k, units_q2_k});
 }
 void sr_matvec_q2_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q2_k); }
 
 INLINE void block_q3_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){110, 0, codes_q3_k, slots_q3_k});
+    block256(a, r, n, t0, T, sums, (struct form){110, 0, codes_q3_k, slots_q3_k, units_q3_k});
 }
 void sr_matvec_q3_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q3_k); }
 
 INLINE void block_q4_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){144, 1, codes_q4_k, slots_8});
+    block256(a, r, n, t0, T, sums, (struct form){144, 1, codes_q4_k, slots_8, units_q4_k});
 }
 void sr_matvec_q4_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q4_k); }
 
 INLINE void block_q5_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){176, 1, codes_q5_k, slots_8});
+    block256(a, r, n, t0, T, sums, (struct form){176, 1, codes_q5_k, slots_8, units_q5_k});
 }
 void sr_matvec_q5_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q5_k); }
 
 INLINE void block_q6_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){210, 0, codes_q6_k, slots_q6_k});
+    block256(a, r, n, t0, T, sums, (struct form){210, 0, codes_q6_k, slots_q6_k, units_q6_k});
 }
 void sr_matvec_q6_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q6_k); }
