@@ -185,7 +185,7 @@ INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8
 INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, ptrdiff_t low, const float *d, const float *s, int64_t pad, int T, struct form f)
 {
     const int bytes = f.bytes;
-    fetch_ahead(p, 16 * bytes);
+    if (n < 16) fetch_ahead(p, n * bytes);
     const struct slots w = f.slots(p, n);
     __m512 scale[4];
 #pragma GCC unroll 4
@@ -195,8 +195,10 @@ INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, ptrdi
     }
     if (n == 16) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 16; i += 4, p += 4 * bytes)
+        for (int i = 0; i < 16; i += 4, p += 4 * bytes) {
+            fetch_ahead(p, 4 * bytes);
             chunk32(acc, scale, f.codes_run(p), x + 32 * i, low, pad, spread_of(i, 2), T);
+        }
         return;
     }
     for (int i = 0; i < n; i += 4, p += 4 * bytes) { /* missing blocks: their scale is 0, any readable codes do */
