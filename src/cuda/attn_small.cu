@@ -239,11 +239,16 @@ static __device__ __forceinline__ uint64_t mix(uint64_t x)
 
 enum audited { AUDIT_NONE, AUDIT_WATCHED /* counted and told only */, AUDIT_DRAWN };
 
+static __device__ bool is_routed(const audit_params &p, int32_t len)
+{
+    return p.a.is_routed && len >= p.a.min_len && !(p.a.keeps_near && len <= p.a.n_sinks + p.a.window);
+}
+
 static __device__ audited audited_of(const audit_params &p, int u)
 {
     const int32_t len = p.cache.kv_len[u / p.n_kv_heads];
     const audited else_ = p.a.is_watched ? AUDIT_WATCHED : AUDIT_NONE;
-    if (!p.a.is_routed || len < p.a.min_len || (p.a.keeps_near && len <= p.a.n_sinks + p.a.window)) return else_;
+    if (!is_routed(p, len)) return else_;
     if (p.a.trust && p.a.trust[u] == CUDA_TRIAL) return AUDIT_DRAWN;
     uint64_t h = mix(p.a.seed + 0x9e3779b97f4a7c15ull);
     h = mix(h ^ (uint64_t)(uint32_t)p.a.layer << 32 ^ (uint32_t)(u % p.n_kv_heads));
@@ -251,14 +256,18 @@ static __device__ audited audited_of(const audit_params &p, int u)
     return (double)(h >> 11) * 0x1p-53 < (double)p.a.fraction[u / p.n_kv_heads] ? AUDIT_DRAWN : else_;
 }
 
-static __device__ __forceinline__ int routed_kind(const audit_params &p, int u) { return p.a.routed ? p.a.routed[u] : p.a.kind; }
+// With everything read the routed state is the dense one.
+static __device__ bool is_whole(const audit_params &p, int u)
+{
+    return (p.a.routed ? p.a.routed[u] : p.a.kind) == CUDA_READ_ALL || !is_routed(p, p.cache.kv_len[u / p.n_kv_heads]);
+}
 
 __global__ void audit_mark_kernel(const __grid_constant__ audit_params p)
 {
     wait_for_previous();
     let_next_start();
     const int u = blockIdx.x * blockDim.x + threadIdx.x;
-    if (u < p.n_units) p.a.kinds[u] = audited_of(p, u) && routed_kind(p, u) != CUDA_READ_ALL ? CUDA_READ_ALL : CUDA_READ_NONE;
+    if (u < p.n_units) p.a.kinds[u] = audited_of(p, u) && !is_whole(p, u) ? CUDA_READ_ALL : CUDA_READ_NONE;
 }
 
 // True unread share of a head and the error of its output; by one warp.
@@ -326,10 +335,10 @@ __global__ void audit_record_kernel(const __grid_constant__ audit_params p)
     const int lane = threadIdx.x % WARP, u = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, seq = u / p.n_kv_heads;
     const audited why = u < p.n_units ? audited_of(p, u) : AUDIT_NONE;
     if (why == AUDIT_NONE) return;
-    const bool is_whole = routed_kind(p, u) == CUDA_READ_ALL; // then the routed state is the dense one
+    const bool whole = is_whole(p, u), routed = is_routed(p, p.cache.kv_len[seq]);
     struct attn_cuda_counters *c = p.a.counters + u;
     struct attn_cuda_case *told = p.a.cases ? p.a.cases + u : NULL;
-    if (lane == 0 && p.a.is_routed) c->audits++;
+    if (lane == 0 && routed) c->audits++;
     if (lane == 0 && p.a.n_chosen && why == AUDIT_DRAWN && !(p.a.trust && p.a.trust[u] == CUDA_WHOLE)) {
         c->far_rows += p.a.n_chosen[2 * u];
         c->far_rows_uncorrected += p.a.n_chosen[2 * u + 1];
@@ -338,13 +347,13 @@ __global__ void audit_record_kernel(const __grid_constant__ audit_params p)
         const int64_t h = (int64_t)u * p.group + g;
         const float estimate = p.a.unread ? p.a.unread[h] : CUDART_NAN_F;
         double unread = 0, error = 0;
-        if (!is_whole) compare_head(p, h, unread, error);
+        if (!whole) compare_head(p, h, unread, error);
         if (lane != 0) continue;
-        if (p.a.is_routed) count_case(c, p.a.eps[seq], unread, error, estimate);
+        if (routed) count_case(c, p.a.eps[seq], unread, error, estimate);
         if (told) told->unread[g] = (float)unread, told->estimate[g] = estimate;
     }
     if (!told) return;
-    if (p.a.is_watched) probe_first(p, u, is_whole ? p.a.state : p.a.dense, told);
+    if (p.a.is_watched) probe_first(p, u, whole ? p.a.state : p.a.dense, told);
     if (lane == 0) told->is_drawn = why == AUDIT_DRAWN, told->kv_len = p.cache.kv_len[seq];
 }
 
