@@ -68,6 +68,7 @@ static json_t *settings_row(const struct run *r, const sr_route_options *ro)
                         is_near ? json_integer(ro->window) : json_null());
     json_object_set_new(j, "budget", has_budget(ro->mode) ? json_integer(ro->budget) : json_null());
     json_object_set_new(j, "prefill", json_integer(r->n_prefill));
+    json_object_set_new(j, "tile", json_integer((json_int_t)r->o->tile));
     return j;
 }
 
@@ -314,12 +315,13 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     }
     r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 96;
     int64_t wanted = o->n_ctx + r->n_decode;
-    if (wanted > trained && !o->allow_extrapolation)
+    if ((wanted > trained || (o->tile > 1 && o->n_ctx * o->tile + r->n_decode > trained)) && !o->allow_extrapolation)
         return sr_refuse(
             err, SR_ERR_USAGE,
-            "-c %lld: with -n %d more than the %d tokens the model was trained for (--allow-extrapolation)",
-            (long long)o->n_ctx, r->n_decode, trained);
-    if (wanted > INT32_MAX) return sr_refuse(err, SR_ERR_USAGE, "-c %lld: too long", (long long)o->n_ctx);
+            "-c %lld: with -n %d and --tile %lld more than the %d tokens the model was trained for (--allow-extrapolation)",
+            (long long)o->n_ctx, r->n_decode, (long long)o->tile, trained);
+    if (o->tile > 1 && !o->n_ctx) return sr_refuse(err, SR_ERR_USAGE, "--tile %lld: -c says how many tokens are repeated", (long long)o->tile);
+    if (o->n_ctx * o->tile + r->n_decode > INT32_MAX) return sr_refuse(err, SR_ERR_USAGE, "-c %lld: too long", (long long)o->n_ctx);
     sr_status st = sr_corpus_text(&r->corpus, o, r->model, o->n_ctx ? (int32_t)wanted : 0, trained, err);
     if (!st && !r->n_prefill) r->n_prefill = r->corpus.n - r->n_decode;
     if (!st && r->n_prefill < 1)
@@ -333,7 +335,7 @@ static sr_status prefill(struct run *r, const struct text_list *modes, sr_error 
     sr_session_options s;
     int32_t done = 0;
     sr_status st = sr_setup_session(&s, r->o, err);
-    s.n_ctx = r->n_prefill + r->n_decode + (r->is_niah ? 32 : 0);
+    s.n_ctx = r->n_prefill * (int32_t)r->o->tile + r->n_decode + (r->is_niah ? 32 : 0);
     if (!st) st = sr_session_new(&r->session, r->model, &s, err);
     for (int32_t i = 0; !st && i < modes->n; i++) {
         sr_route_mode mode;
@@ -343,6 +345,7 @@ static sr_status prefill(struct run *r, const struct text_list *modes, sr_error 
     if (!st)
         st = sr_session_prefill(r->session, r->corpus.ids, r->n_prefill, sr_progress_show, NULL, &done, err);
     sr_progress_clear();
+    if (!st && r->o->tile > 1 && done == r->n_prefill) st = sr_session_tile(r->session, (int32_t)r->o->tile, err);
     return st;
 }
 
@@ -369,6 +372,7 @@ int sr_cmd_perplexity(const struct options *o, sr_error *err)
     const struct text_list *modes = o->route.n ? &o->route : &usual;
     struct run r = {.o = o, .is_niah = strcmp(o->task, "niah") == 0};
     sr_status st = sr_setup_check_model(o, 0, err);
+    if (!st && o->tile > 1 && r.is_niah) st = sr_refuse(err, SR_ERR_USAGE, "--tile: of a text, not with --task niah");
     if (!st && !o->file && !r.is_niah) st = sr_refuse(err, SR_ERR_USAGE, "-f: missing; give a text");
     if (!st) st = check_modes(modes, o, err);
     if (!st) st = sr_setup_model(&r.model, o, 0, 0, err);

@@ -459,6 +459,7 @@ void sr_options_default(struct options *o, enum command command)
     o->n_predict = -1;
     o->repetitions = 5;
     o->needles = 8;
+    o->tile = 1;
     o->verbosity = 3;
     o->task = "text";
 }

@@ -281,6 +281,8 @@ const struct flag sr_flag_table[] = {
     {"--task", "TASK", FLAG_NAME, CMD_PERPLEXITY, AT(task), 0, 0, 0, "text niah",
      "text, or niah: hide needles in the text and ask after prefill"},
     {"--needles", "N", FLAG_INT, CMD_PERPLEXITY, AT(needles), 1, 64, 0, NULL, "niah: how many (default 8)"},
+    {"--tile", "N", FLAG_INT, CMD_PERPLEXITY, AT(tile), 1, 4096, 0, NULL,
+     "text: have the prefilled tokens N times in the cache, keys turned to their new positions (default 1)"},
     {"--speed", NULL, FLAG_SET, CMD_PERPLEXITY, AT(speed), 1, 0, 0, NULL,
      "also time each mode without audits: decode tokens/s and KV bytes per token"},
     {"--profile", NULL, FLAG_SET, CMD_BENCH, AT(profile), 1, 0, 0, NULL,

@@ -238,6 +238,9 @@ SR_API sr_status sr_session_prefill_logits(sr_session *s, const int32_t *ids, in
 SR_API sr_status sr_session_truncate(sr_session *s, int32_t len, sr_error *err);
 /* The session holds n tokens without a meaning and a cache of random rows: speed and memory of long contexts without a prefill. */
 SR_API sr_status sr_session_fill_random(sr_session *s, int32_t n, uint64_t seed, sr_error *err);
+/* The session's tokens from the fifth on, with their cached rows turned to their new positions, are repeated until they are there
+ * `copies` times: long contexts of real keys without a prefill. What they would have attended to is not made up for. */
+SR_API sr_status sr_session_tile(sr_session *s, int32_t copies, sr_error *err);
 /* Brings the session to hold exactly ids[0..n): keeps the longest common prefix, prefills the rest (at least the last
  * token, so that logits are there). *reused gets the number kept. */
 SR_API sr_status sr_session_sync(sr_session *s, const int32_t *ids, int32_t n, sr_progress_fn *progress, void *user, int32_t *reused, sr_error *err);

@@ -81,6 +81,9 @@ sr_status sr_attn_decode(struct attention *a, struct attn_seq *const *seqs, int3
 /* Holds len random rows afterwards and nothing else: to measure speed without a prefill. first: the host's key row 0
  * [n_kv_heads * head_dim] of every layer, or NULL. */
 sr_status sr_attn_seq_fill_random(struct attn_seq *s, int32_t len, uint64_t seed, const float *first, sr_error *err);
+/* Repeats the rows from the fifth on until they are there `copies` times, keys turned to their new positions (exactly, but
+ * for the cache's rounding): to measure with real keys at lengths that nobody prefills. */
+sr_status sr_attn_seq_tile(struct attn_seq *s, int32_t copies, sr_error *err);
 /* What queries are multiplied by. */
 float sr_attn_scale(const struct attention *a);
 

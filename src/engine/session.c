@@ -278,6 +278,16 @@ sr_status sr_session_fill_random(sr_session *s, int32_t n, uint64_t seed, sr_err
     return SR_OK;
 }
 
+sr_status sr_session_tile(sr_session *s, int32_t copies, sr_error *err)
+{
+    SR_TRY(sr_attn_seq_tile(s->seq, copies, err));
+    const int32_t len = s->len;
+    s->len = sr_attn_seq_len(s->seq, 0);
+    for (int32_t i = len; i < s->len; i++) s->tokens[i] = s->tokens[i - len + 4];
+    if (s->len > len) s->has_logits = 0;
+    return SR_OK;
+}
+
 sr_status sr_session_sync(sr_session *s, const int32_t *ids, int32_t n, sr_progress_fn *progress, void *user,
                           int32_t *reused, sr_error *err)
 {

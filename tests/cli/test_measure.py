@@ -125,7 +125,7 @@ def bench_refusals():
     one_line(run("bench", "-m", MODEL, "--route", "paper", rc=2)[1], "--route-tau")
 
 
-FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "budget", "prefill", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
+FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "budget", "prefill", "tile", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
           "contract_broken", "audited", "threshold", "correction", "open", "sink_rate", "auprc_cosine", "auprc_estimate"]
 
 
@@ -174,6 +174,17 @@ def perplexity_options():
     one_line(run("perplexity", "-m", MODEL, "-f", path("tiny"), "-c", "4000", rc=2)[1], "-f", "tokens")
     one_line(run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "4", "--offset", "9999999", rc=2)[1], "--offset")
     one_line(run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "8190", "-n", "10", rc=2)[1], "8192")
+
+
+@test
+def tiles():
+    args = ("-c", "40", "-n", "4", "--tile", "3", "--modes", "window", "--route-window", "16", "--route-sinks", "4", "--route-min", "16")
+    row = perplexity(*args)[0]
+    equal((row["prefill"], row["tile"]), (40, 3))
+    equal(abs(row["read"] - 4 * 20 / (113 + 114 + 115 + 116)) < 1e-6, True)  # 4 + 3 * 36 rows, and the steps' own
+    one_line(run("perplexity", "-m", MODEL, "-f", TEXT, *args[4:], rc=2)[1], "-c")
+    one_line(run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "4000", "--tile", "3", rc=2)[1], "--tile 3", "8192")
+    one_line(run("perplexity", "-m", MODEL, "--task", "niah", "-c", "400", "--tile", "2", rc=2)[1], "--tile")
 
 
 @test

@@ -356,6 +356,54 @@ static void test_batch_of_sequences(void **state)
     sr_bench_close(&b);
 }
 
+/* ---- rows repeated ---- */
+
+static const float *row_at(const struct attn_seq *s, void **table, int32_t unit, int32_t row)
+{
+    const float *run = table[(size_t)unit * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS)];
+    return run + (size_t)(row % SR_CHUNK_ROWS) * DIM;
+}
+
+/* Before rotation a copy's key is the key that it copies, and its value is the same. */
+static void test_tile(void **state)
+{
+    enum { HAVE = 700, ALL = 4 + 3 * (HAVE - 4) };
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_MASS);
+    struct rotation r;
+    sr_error err;
+    float turn[DIM], x[DIM], y[DIM], out[LAYERS * STRIDE];
+    (void)state;
+    sr_bench_open(&b, shared.world, SR_DTYPE_F32, SR_DTYPE_F32, &o, 2, shared.moments);
+    sr_bench_fill(&b, shared.world, 0, HAVE);
+    assert_int_equal(sr_attn_seq_tile(b.seq, 1, &err), SR_OK);
+    assert_int_equal(sr_attn_seq_len(b.seq, 1), HAVE);
+    assert_int_equal(sr_attn_seq_tile(b.seq, 6, &err), SR_ERR_USAGE); /* beyond LEN */
+    assert_int_equal(sr_attn_seq_tile(b.seq, 3, &err), SR_OK);
+    assert_int_equal(sr_attn_seq_len(b.seq, 0), ALL);
+    assert_int_equal(sr_attn_seq_len(b.seq, 1), ALL);
+    sr_rotation_init(&r, &shared.world->rope, DIM);
+    for (int32_t u = 0; u < LAYERS * KV; u++) {
+        for (int32_t p = HAVE; p < ALL; p++) {
+            const int32_t from = 4 + (p - 4) % (HAVE - 4);
+            assert_memory_equal(row_at(b.seq, b.seq->v, u, p), row_at(b.seq, b.seq->v, u, from), DIM * sizeof(float));
+            sr_rotation_turn(&r, p, turn);
+            sr_rotation_undo(&r, turn, row_at(b.seq, b.seq->k, u, p), x);
+            sr_rotation_turn(&r, from, turn);
+            sr_rotation_undo(&r, turn, row_at(b.seq, b.seq->k, u, from), y);
+            float norm = 0, diff = 0;
+            for (int i = 0; i < DIM; i++) {
+                norm += y[i] * y[i];
+                diff += (x[i] - y[i]) * (x[i] - y[i]);
+            }
+            assert_true(diff <= norm * 8 * 1e-13f); /* three turns, each within 2^-22 of its pair's length */
+        }
+    }
+    sr_bench_step(&b, shared.world, ALL, out);
+    assert_int_equal(b.seq->band, 1);
+    sr_bench_close(&b);
+}
+
 /* ---- saving ---- */
 
 struct tape {
@@ -560,7 +608,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_band_change),        cmocka_unit_test(test_layers_out_of_step),
         cmocka_unit_test(test_band_ahead),         cmocka_unit_test(test_band_ahead_truncated),
-        cmocka_unit_test(test_band_ahead_shared),
+        cmocka_unit_test(test_band_ahead_shared),  cmocka_unit_test(test_tile),
         cmocka_unit_test(test_own_moments_begin),
         cmocka_unit_test(test_truncate_and_go_on), cmocka_unit_test(test_route_changes),
         cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
