@@ -34,7 +34,8 @@ enum { QUERY_TODO, QUERY_CLAIMED, QUERY_READY };
 struct choose_unit {
     atomic_int left, query;          /* spans not yet done; whether w and base are there */
     int32_t first, n, n_far;
-    float cut, near_log[SR_ATTN_MAX_GROUP], base[SR_ATTN_MAX_GROUP];
+    float cut, base[SR_ATTN_MAX_GROUP];
+    atomic_uint seen[SR_ATTN_MAX_GROUP]; /* log of the mass of the near part and of the spans done so far: a float's bits */
     float *w;                        /* [group][sr_sketch_padded(rank)] */
 };
 

@@ -4,8 +4,10 @@
  *
  * One pass over the sketch, chunk by chunk over the pool, and no store of all logits: a row whose share is below
  * eps / n_far for every head can be left unread whatever happens to the others (all such rows together weigh at most
- * eps, for each head), and the near part alone already bounds the total from below, so most rows are settled as soon
- * as they are scored. Whoever finishes a unit's last chunk sums the masses in order and chooses among the rows kept.
+ * eps, for each head), and the near part and the chunks scored so far already bound the total from below, so most rows
+ * are settled as soon as they are scored. Which rows are kept beyond those above the cut depends on the order of the
+ * threads, what is chosen among them does not: only rows above the cut of the true total have a bin. Whoever finishes a
+ * unit's last chunk sums the masses in order and chooses among the rows kept.
  */
 #include "cpu/attn/attn_scratch.h"
 #include "cpu/attn/kv_row.h"
@@ -74,12 +76,50 @@ static void copy_logits(const struct choose_job *j, const struct choose_span *s,
                logits + g * SR_CHUNK_ROWS + s->row0, (size_t)(s->row1 - s->row0) * sizeof(float));
 }
 
+/* ---- the bound from below ---- */
+
+enum { WORTH_SEEING = SR_CHUNK_ROWS / 8 };
+
+static float float_of(unsigned bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+static unsigned bits_of(float x)
+{
+    unsigned bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+/* Below the log of what was seen by more than all rounding on the way. */
+static float floor_of(const struct choose_unit *w, int32_t g)
+{
+    const float seen = float_of(atomic_load_explicit(&w->seen[g], memory_order_relaxed));
+    return seen - (0.01f + 1e-5f * fabsf(seen));
+}
+
+static float log_sum(float x, float y)
+{
+    const float high = x > y ? x : y, low = x > y ? y : x;
+    return high == low ? high + 0.6931471f : high + log1pf(expf(low - high));
+}
+
+static void add_seen(struct choose_unit *w, int32_t g, float log_mass)
+{
+    unsigned old = atomic_load_explicit(&w->seen[g], memory_order_relaxed);
+    while (!atomic_compare_exchange_weak_explicit(&w->seen[g], &old, bits_of(log_sum(float_of(old), log_mass)),
+                                                  memory_order_relaxed, memory_order_relaxed)) {}
+}
+
 /* logits: [group][SR_CHUNK_ROWS] of the thread's own. */
 static void score_span(const struct choose_job *j, int32_t span, float *logits)
 {
     struct choose_span *s = &j->s->spans[span];
-    const struct choose_unit *w = &j->s->choose[s->unit];
-    float *max = j->s->span_max + (size_t)span * SR_ATTN_MAX_GROUP;
+    struct choose_unit *w = &j->s->choose[s->unit];
+    float *max = j->s->span_max + (size_t)span * SR_ATTN_MAX_GROUP, floor[SR_ATTN_MAX_GROUP];
     const int32_t group = j->a->shape->group;
     struct sketch_score score = {
         .sketch = j->a->sketch, .y_chunk = j->a->units[s->unit].y.chunk[s->chunk], .group = group,
@@ -89,13 +129,16 @@ static void score_span(const struct choose_job *j, int32_t span, float *logits)
     j->s->span_touched[span] = (struct attn_touched){0, 0, 0};
     j->c->k.sketch_score(&score);
     if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, logits);
+    for (int32_t g = 0; g < group; g++) floor[g] = floor_of(w, g);
     struct sketch_mass mass = {
-        .group = group, .row0 = s->row0, .row1 = s->row1, .logits = logits, .max = max, .floor = w->near_log,
+        .group = group, .row0 = s->row0, .row1 = s->row1, .logits = logits, .max = max, .floor = floor,
         .cut = w->cut, .first_row = s->chunk * SR_CHUNK_ROWS, .sum = j->s->span_sum + (size_t)span * SR_ATTN_MAX_GROUP,
         .kept_rows = j->s->kept_rows + (size_t)span * SR_CHUNK_ROWS, .kept = kept_of(j, span),
     };
     j->c->k.sketch_mass(&mass);
     s->n_kept = mass.n_kept;
+    if (mass.n_kept < WORTH_SEEING) return; /* the bound does already, and three transcendental functions are not free */
+    for (int32_t g = 0; g < group; g++) add_seen(w, g, max[g] + logf(mass.sum[g]));
 }
 
 /* ---- a unit ---- */
@@ -248,7 +291,7 @@ static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
     w->cut = cut_of(a->eps[u], n_far > 0 ? n_far : 1);
     for (int32_t g = 0; g < group; g++) {
         const float l = a->near_state.l[u * group + g];
-        w->near_log[g] = l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l);
+        atomic_store_explicit(&w->seen[g], bits_of(l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l)), memory_order_relaxed);
     }
     atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
     atomic_store_explicit(&w->query, QUERY_TODO, memory_order_relaxed);
