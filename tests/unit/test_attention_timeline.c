@@ -546,7 +546,8 @@ static void test_restore_refuses(void **state)
 
 static sr_status whole_life(const struct attn_world *w, struct backend *backend)
 {
-    struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope};
+    struct attention_config c = {
+        .n_layers = w->n_layers, .n_heads = w->n_heads, .n_kv_heads = w->n_kv_heads, .head_dim = w->head_dim, .rope = w->rope};
     struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, route(SR_ROUTE_MASS)};
     struct attention *a = NULL;
     struct attn_seq *s = NULL;
