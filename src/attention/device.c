@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "formats/quant.h"
 
 static const struct device_attn_ops *ops_of(const struct attn_seq *s) { return s->a->backend->ops->device_attn; }
 
@@ -444,13 +445,6 @@ void sr_device_stats_reset(struct attn_seq *s)
 
 /* ---- session files ---- */
 
-sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
-{
-    struct device_seq *d = s->device;
-    if (!d->cache.k_scale) return SR_OK;
-    return sr_device_visit(s, fn, ctx, (struct device_piece){"scales", d->scales, 2 * sr_device_units(s) * sizeof *d->scales}, err);
-}
-
 sr_status sr_device_found_fetch(struct attn_seq *s, sr_error *err)
 {
     struct backend *b = s->a->backend;
@@ -466,14 +460,40 @@ void sr_device_found_place(struct attn_seq *s)
     s->a->backend->ops->upload(s->a->backend, s->device->cache.found, copy, bytes);
 }
 
-sr_status sr_device_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece piece, sr_error *err)
+static sr_status visit_pages(struct attn_seq *s, attn_piece_fn *fn, void *ctx, const struct device_run *run, uint8_t *pages, uint8_t *rows, sr_error *err)
 {
     struct backend *b = s->a->backend;
-    void *copy = sr_alloc(piece.bytes);
-    if (!copy) return sr_fail_memory(err, piece.bytes, "session");
-    sr_status st = b->ops->download(b, copy, piece.data, piece.bytes, err);
-    if (st == SR_OK) st = fn(ctx, piece.what, copy, piece.bytes, err);
-    if (st == SR_OK) b->ops->upload(b, piece.data, copy, piece.bytes); /* fn may have filled it */
+    const int32_t n = (run->n + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS, d = s->shape.head_dim;
+    const size_t row = sr_row_bytes(run->type, d), page = SR_PAGE_ROWS * row;
+    SR_TRY(b->ops->download(b, pages, run->data, (size_t)n * page, err));
+    for (size_t i = 0; i < (size_t)n; i++) ops_of(s)->rows_of_page(run->type, d, pages + i * page, rows + i * page);
+    SR_TRY(fn(ctx, run->what, rows, (size_t)run->n * row, err));
+    for (size_t i = 0; i < (size_t)n; i++) ops_of(s)->page_of_rows(run->type, d, rows + i * page, pages + i * page);
+    b->ops->upload(b, run->data, pages, (size_t)n * page); /* fn may have filled them */
+    return SR_OK;
+}
+
+sr_status sr_device_visit_rows(struct attn_seq *s, attn_piece_fn *fn, void *ctx, const struct device_run *run, sr_error *err)
+{
+    const size_t most = SR_CHUNK_ROWS * sr_row_bytes(run->type, s->shape.head_dim);
+    uint8_t *copy = sr_alloc(2 * most);
+    if (!copy) return sr_fail_memory(err, 2 * most, "session");
+    const sr_status st = visit_pages(s, fn, ctx, run, copy, copy + most, err);
+    sr_free(copy);
+    return st;
+}
+
+sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    struct backend *b = s->a->backend;
+    struct device_seq *d = s->device;
+    const size_t bytes = 2 * sr_device_units(s) * sizeof *d->scales;
+    if (!d->cache.k_scale) return SR_OK;
+    void *copy = sr_alloc(bytes);
+    if (!copy) return sr_fail_memory(err, bytes, "session");
+    sr_status st = b->ops->download(b, copy, d->scales, bytes, err);
+    if (st == SR_OK) st = fn(ctx, "scales", copy, bytes, err);
+    if (st == SR_OK) b->ops->upload(b, d->scales, copy, bytes);
     sr_free(copy);
     return st;
 }

@@ -37,9 +37,10 @@ void sr_device_stats(const struct attn_seq *s, sr_route_stats *out);
 void sr_device_heat(const struct attn_seq *s);
 void sr_device_stats_reset(struct attn_seq *s);
 
-/* sr_attn_seq_visit's fn on a copy of device memory, which then goes back. */
-struct device_piece { const char *what; void *data; size_t bytes; };
-sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err); /* of heads, if there are */
-sr_status sr_device_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece piece, sr_error *err);
+/* sr_attn_seq_visit's fn on a copy of device memory, which then goes back: n rows of a run, as the host has them; the
+ * scales of heads, if there are. */
+struct device_run { const char *what; void *data; sr_dtype type; int32_t n; };
+sr_status sr_device_visit_rows(struct attn_seq *s, attn_piece_fn *fn, void *ctx, const struct device_run *run, sr_error *err);
+sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err);
 
 #endif

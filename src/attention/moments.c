@@ -126,6 +126,23 @@ static void add_group(void *ctx, int32_t group, int32_t thread)
     }
 }
 
+void sr_moments_fold(struct moments *m)
+{
+    const struct moments_shape *s = &m->shape;
+    const int32_t per_group = s->n_heads / s->n_kv_heads;
+    const size_t queries = (size_t)BLOCK * (size_t)per_group * (size_t)s->head_dim;
+    for (int32_t l = 0; l < s->n_layers; l++) {
+        for (int is_key = 0; is_key < 2; is_key++) {
+            int64_t *held = m->counts + l * N_COUNTS + (is_key ? K_HELD : Q_HELD);
+            const struct adding a = {.m = m, .layer = l, .n_heads = is_key ? 1 : per_group, .is_key = is_key};
+            for (int32_t g = 0; *held && g < s->n_kv_heads; g++)
+                add_block(&a, g, m->held + (size_t)l * held_layer(s) + (size_t)g * held_unit(s) + (is_key ? queries : 0),
+                          (int32_t)*held * a.n_heads);
+            *held = 0;
+        }
+    }
+}
+
 /* Rows held after [from, to) were added: the same arithmetic for every group. */
 static int64_t held_after(int64_t n, int64_t from, int64_t to)
 {

@@ -62,6 +62,8 @@ uint64_t sr_moments_id(const struct moments *m);
 
 /* The raw sums for session files, in pieces of memory: index 0, 1, ... until NULL. */
 void *sr_moments_piece(struct moments *m, int index, size_t *bytes);
+/* Adds the rows that wait for a block of positions to be full, for who adds rows to the sums himself. */
+void sr_moments_fold(struct moments *m);
 /* After pieces were filled from a file: -1 if their counts are not possible. */
 int sr_moments_check(const struct moments *m);
 

@@ -159,7 +159,9 @@ static sr_status new_lower_seq(struct attn_seq *s, const struct attn_seq_config 
     const size_t units = ((size_t)s->a->c.n_layers + (size_t)s->a->c.n_lower) * (size_t)s->a->c.n_kv_heads;
     s->heat = sr_alloc_zero(2 * units, sizeof *s->heat);
     if (!s->heat) return sr_fail_memory(err, 2 * units * sizeof *s->heat, "sequence");
-    return sr_attn_seq_new(&s->lower, s->a->lower, c, err);
+    SR_TRY(sr_attn_seq_new(&s->lower, s->a->lower, c, err));
+    s->lower->is_lower = 1;
+    return SR_OK;
 }
 
 /* What a device's kernels cannot do. */

@@ -124,7 +124,7 @@ struct attn_seq_state {
 };
 void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out);
 sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state *st, sr_error *err);
-/* SR_ERR_NUMERIC naming layer, group and row if a K or V row holds NaN or infinity. */
-sr_status sr_attn_seq_check(const struct attn_seq *s, sr_error *err);
+/* Ends a restore. SR_ERR_NUMERIC naming layer, group and row if a K or V row holds NaN or infinity. */
+sr_status sr_attn_seq_check(struct attn_seq *s, sr_error *err);
 
 #endif

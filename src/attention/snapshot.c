@@ -10,7 +10,14 @@
 #include <assert.h>
 #include <stdio.h>
 
+#include "base/memory.h"
 #include "formats/quant.h"
+
+/* Whether files have its sketch. A device's lies as no other's does, and is made anew; with it that of the layers below. */
+static int in_files(const struct attn_seq *s)
+{
+    return !s->device && !s->lower && !s->is_lower;
+}
 
 void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out)
 {
@@ -19,7 +26,7 @@ void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out)
     int has_own = s->own && (s->use_own || !s->a->moments);
     *out = (struct attn_seq_state){
         .len = len,
-        .band = s->band,
+        .band = in_files(s) ? s->band : -1,
         .own_moments = !has_own     ? 0
                        : s->use_own ? 2
                                     : 1,
@@ -27,7 +34,7 @@ void sr_attn_seq_state_get(const struct attn_seq *s, struct attn_seq_state *out)
         .bits = s->sketch.bits,
         .n_sinks = s->sketch_first,
         .moments_rows = has_own ? sr_moments_rows(s->own) : 0,
-        .moments_id = s->band >= 0 && !s->use_own ? sr_moments_id(s->a->moments) : 0,
+        .moments_id = s->band >= 0 && in_files(s) && !s->use_own ? sr_moments_id(s->a->moments) : 0,
     };
 }
 
@@ -62,7 +69,8 @@ sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state 
     SR_TRY(sr_attn_seq_set_len(s, st->len, err));
     sr_sketch_drop(s);
     if (s->own && st->own_moments) sr_moments_reset(s->own);
-    s->band = st->band;
+    s->band = in_files(s) ? st->band : -1;
+    s->skips_sketch = !in_files(s) && st->band >= 0;
     s->use_own = st->own_moments == 2;
     return SR_OK;
 }
@@ -76,18 +84,11 @@ sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err)
     return SR_OK;
 }
 
-/* Rows of a run that are visited where `left` are still to come: whole pages on a device, since it alone knows where in
- * a page a row lies. */
-static size_t rows_of_run(const struct attn_seq *s, int32_t left)
+/* The first n rows of a run, wherever they lie. */
+static sr_status visit_run(struct attn_seq *s, attn_piece_fn *fn, void *ctx, const struct device_run *r, sr_error *err)
 {
-    const int32_t granule = s->device ? SR_PAGE_ROWS : 1, n = (left + granule - 1) / granule * granule;
-    return (size_t)(n < SR_CHUNK_ROWS ? n : SR_CHUNK_ROWS);
-}
-
-/* One piece of rows or sketch rows, wherever it lies. */
-static sr_status visit_piece(struct attn_seq *s, attn_piece_fn *fn, void *ctx, struct device_piece p, sr_error *err)
-{
-    return s->device ? sr_device_visit(s, fn, ctx, p, err) : fn(ctx, p.what, p.data, p.bytes, err);
+    if (s->device) return sr_device_visit_rows(s, fn, ctx, r, err);
+    return fn(ctx, r->what, r->data, (size_t)r->n * sr_row_bytes(r->type, s->shape.head_dim), err);
 }
 
 static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
@@ -97,12 +98,26 @@ static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, 
     for (int32_t u = 0; u < n_units; u++) {
         for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
             size_t at = (size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS);
-            size_t n = rows_of_run(s, len - row);
-            SR_TRY(visit_piece(s, fn, ctx, (struct device_piece){"K rows", s->k[at], n * s->shape.k_row_bytes}, err));
-            SR_TRY(visit_piece(s, fn, ctx, (struct device_piece){"V rows", s->v[at], n * s->shape.v_row_bytes}, err));
+            int32_t n = len - row < SR_CHUNK_ROWS ? len - row : SR_CHUNK_ROWS;
+            SR_TRY(visit_run(s, fn, ctx, &(struct device_run){"K rows", s->k[at], s->shape.k_type, n}, err));
+            SR_TRY(visit_run(s, fn, ctx, &(struct device_run){"V rows", s->v[at], s->shape.v_type, n}, err));
         }
     }
     return SR_OK;
+}
+
+/* A sketch that the host made, read past. */
+static sr_status skip_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    const size_t extent = (size_t)s->a->c.n_layers * sizeof *s->sketch_to;
+    const size_t run = SR_CHUNK_ROWS * sr_sketch_host_row_bytes(&s->sketch), most = extent > run ? extent : run;
+    const int64_t n_runs = (int64_t)s->a->c.n_layers * s->a->c.n_kv_heads * ((len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS);
+    void *ignored = sr_alloc(most);
+    if (!ignored) return sr_fail_memory(err, most, "session");
+    sr_status st = fn(ctx, "sketch extent", ignored, extent, err);
+    for (int64_t i = 0; st == SR_OK && i < n_runs; i++) st = fn(ctx, "sketch rows", ignored, run, err);
+    sr_free(ignored);
+    return st;
 }
 
 /* Sketch runs are visited whole: only the backend knows where in a run a row lies. */
@@ -121,7 +136,7 @@ static sr_status visit_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn
     for (int32_t u = 0; u < n_units; u++) {
         for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
             void *run = s->y[(size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS)];
-            SR_TRY(visit_piece(s, fn, ctx, (struct device_piece){"sketch rows", run, SR_CHUNK_ROWS * s->sketch.row_bytes}, err));
+            SR_TRY(fn(ctx, "sketch rows", run, SR_CHUNK_ROWS * s->sketch.row_bytes, err));
         }
     }
     return SR_OK;
@@ -168,7 +183,10 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
         if (s->device) SR_TRY(sr_device_own_fetch(s, err));
         for (int i = 0; (p = sr_moments_piece(s->own, i, &bytes)); i++)
             SR_TRY(fn(ctx, "moments", p, bytes, err));
-        if (s->device) sr_device_own_place(s);
+        if (s->device && !sr_moments_check(s->own)) {
+            sr_moments_fold(s->own);
+            sr_device_own_place(s);
+        }
     }
     if (st.own_moments && sr_moments_check(s->own)) {
         sr_moments_reset(s->own);
@@ -176,6 +194,7 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
     }
     SR_TRY(visit_sinks(s, st.len, fn, ctx, err));
     SR_TRY(visit_contract(s, st.len, fn, ctx, err));
+    if (s->skips_sketch) return skip_sketch(s, st.len, fn, ctx, err);
     if (st.band < 0) return SR_OK;
     SR_TRY(sr_cache_sketch_reserve(s, &s->sketch, err));
     return visit_sketch(s, st.len, fn, ctx, err);
@@ -195,8 +214,9 @@ static sr_status check_run(const struct attn_seq *s, int32_t unit, int32_t row, 
 }
 
 /* A damaged file fails its checksum before this; what a device holds is not brought back to be looked at again. */
-sr_status sr_attn_seq_check(const struct attn_seq *s, sr_error *err)
+sr_status sr_attn_seq_check(struct attn_seq *s, sr_error *err)
 {
+    s->skips_sketch = 0;
     if (s->lower) SR_TRY(sr_attn_seq_check(s->lower, err));
     if (s->device) return SR_OK;
     for (int32_t u = 0; u < s->a->c.n_layers * s->a->c.n_kv_heads; u++) {

@@ -149,6 +149,9 @@ struct device_attn_ops {
     /* Scratch of the steps to come; called outside of them. */
     sr_status (*reserve)(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, int32_t max_len, sr_error *err);
     void (*place)(struct backend *b, const struct device_place_args *a);
+    /* Whole pages as the host's rows, and back; host memory on both sides. */
+    void (*rows_of_page)(sr_dtype type, int32_t head_dim, const void *page, void *rows);
+    void (*page_of_rows)(sr_dtype type, int32_t head_dim, const void *rows, void *page);
     void (*append)(struct backend *b, const struct device_rows_args *a);
     void (*prefill)(struct backend *b, const struct device_rows_args *a);
     void (*encode)(struct backend *b, const struct device_encode_args *a);

@@ -9,6 +9,7 @@
 
 extern "C" {
 #include "backend/device_attn.h"
+#include "cuda/page_rows.h"
 }
 
 #include <math.h>
@@ -324,6 +325,8 @@ const struct device_attn_ops sr_cuda_attn_ops = {
     .sketch_row_bytes = sketch_row_bytes,
     .reserve = reserve,
     .place = place,
+    .rows_of_page = sr_rows_of_page,
+    .page_of_rows = sr_page_of_rows,
     .append = append,
     .prefill = prefill,
     .encode = encode,

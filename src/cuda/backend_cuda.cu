@@ -15,16 +15,32 @@ extern "C" {
 
 /* ---- faults ---- */
 
-static sr_status status_of(cudaError_t e)
+/* After which every call fails, until the process ends. */
+static bool is_final(cudaError_t e)
 {
-    return e == cudaErrorNoKernelImageForDevice || e == cudaErrorInsufficientDriver ? SR_ERR_UNSUPPORTED : SR_ERR_RESOURCE;
+    switch (e) {
+    case cudaErrorIllegalAddress: case cudaErrorIllegalInstruction: case cudaErrorMisalignedAddress: case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc: case cudaErrorHardwareStackError: case cudaErrorLaunchFailure: case cudaErrorLaunchTimeout: case cudaErrorAssert:
+    case cudaErrorECCUncorrectable: case cudaErrorNvlinkUncorrectable: case cudaErrorExternalDevice: case cudaErrorUnknown: return true;
+    default: return false;
+    }
+}
+
+/* The driver must compile what the build holds for other capabilities. */
+static bool is_of_compiler(cudaError_t e)
+{
+    return e == cudaErrorInvalidPtx || e == cudaErrorUnsupportedPtxVersion || e == cudaErrorJitCompilerNotFound || e == cudaErrorJitCompilationDisabled;
 }
 
 sr_status sr_cuda_fail(cudaError_t e, const char *what, sr_error *err)
 {
     if (e == cudaErrorNoKernelImageForDevice)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: this build has no code for the device's compute capability; want 8.0 to 9.0");
-    return sr_fail(err, status_of(e), "CUDA: %s: %s; the device is lost to this process", what, cudaGetErrorString(e));
+    if (is_of_compiler(e))
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: this build has code for the device only as PTX, and the driver cannot compile it: %s",
+                       cudaGetErrorString(e));
+    return sr_fail(err, e == cudaErrorInsufficientDriver ? SR_ERR_UNSUPPORTED : SR_ERR_RESOURCE, "CUDA: %s: %s%s", what, cudaGetErrorString(e),
+                   is_final(e) ? "; the device is lost to this process" : "");
 }
 
 void sr_cuda_note(struct backend_cuda *c, cudaError_t e, const char *what)

@@ -72,8 +72,7 @@ static struct header describe(const struct sr_session *s)
         .len = s->len, .has_logits = s->has_logits, .band = a.band, .own_moments = a.own_moments, .rank = a.rank,
         .bits = a.bits, .n_sinks = a.n_sinks, .n_lower = s->model->n_lower, .moments_rows = a.moments_rows, .moments_id = a.moments_id};
     memcpy(h.magic, magic, sizeof(h.magic));
-    /* how a device lays out its pages is its own business */
-    snprintf(h.build, sizeof(h.build), "%s%s", sr_version(), s->model->backend->has_own_memory ? "+device" : "");
+    snprintf(h.build, sizeof(h.build), "%s", sr_version());
     snprintf(h.architecture, sizeof(h.architecture), "%s", c->architecture);
     return h;
 }

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 static const char smollm2[] = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+static const char *path_of_model = smollm2; /* of the cases below: that, or SR_QWEN */
 
 static sr_error err;
 
@@ -299,6 +300,80 @@ static void some_layers(void **state)
     unlink(path);
 }
 
+/* ---- session files ---- */
+
+/* Tokens [from, to) decoded on both; logits of the last. */
+static void expect_to_go_on(const char *what, struct run *a, struct run *b, const int32_t *ids, int32_t from, int32_t to, double tolerance)
+{
+    double top = 0, worst = 0;
+    for (int32_t t = from; t < to; t++) {
+        OK(sr_session_decode(a->s, ids[t], &err));
+        OK(sr_session_decode(b->s, ids[t], &err));
+    }
+    for (int32_t i = 0; i < a->n_vocab; i++) {
+        top = fmax(top, fabs((double)sr_session_logits(a->s)[i]));
+        worst = fmax(worst, fabs((double)sr_session_logits(a->s)[i] - (double)sr_session_logits(b->s)[i]));
+    }
+    if (!(worst <= tolerance * top)) fail_msg("%s: after %d tokens the two are %g of %g apart", what, to, worst, top);
+}
+
+/* Saved on one device after n tokens, restored on the other: both go on alike, and past where the first sketch is made. */
+static void session_case(const char *from, const char *to, sr_dtype kv, int32_t n, int n_gpu_layers)
+{
+    enum { SKETCHED = 2150, LAST = 2200 };
+    struct tiny_case c = small_case(64, 2, SR_DTYPE_F32, "llama", 0);
+    sr_session_options o = sr_session_options_default();
+    char file[64];
+    int32_t *ids = malloc(LAST * sizeof *ids);
+    sr_session_stats stats;
+    c.spec.n_ctx = 4096;
+    c.spec.n_layers = 3;
+    const char *path = write_case(&c);
+    snprintf(file, sizeof file, "/tmp/sr-golden-cuda-%d.session", (int)getpid());
+    tiny_tokens(11, ids, LAST);
+    o.n_ctx = 4096;
+    o.k_type = o.v_type = kv;
+    o.route.min_len = 512;
+    o.route.window = 64;
+    o.route.eps = 0.02f;
+    o.route.breaker = 0;
+    struct run a = open_part(path, from, n_gpu_layers, &o), b = open_part(path, to, n_gpu_layers, &o);
+    OK(sr_session_prefill(a.s, ids, n - 2, NULL, NULL, NULL, &err));
+    for (int32_t t = n - 2; t < n; t++) OK(sr_session_decode(a.s, ids[t], &err)); /* with n > 2048 there is a sketch now */
+    OK(sr_session_save(a.s, file, &err));
+    OK(sr_session_restore(b.s, file, &err));
+    assert_int_equal(sr_session_len(b.s), n);
+    assert_memory_equal(sr_session_logits(a.s), sr_session_logits(b.s), (size_t)a.n_vocab * sizeof(float));
+    OK(sr_session_save(b.s, file, &err)); /* what was restored can be saved, with no step between */
+    OK(sr_session_restore(a.s, file, &err));
+    expect_to_go_on(from, &a, &b, ids, n, n + 4, 5e-2);
+    OK(sr_session_prefill(a.s, ids + n + 4, SKETCHED - n - 4, NULL, NULL, NULL, &err));
+    OK(sr_session_prefill(b.s, ids + n + 4, SKETCHED - n - 4, NULL, NULL, NULL, &err));
+    expect_to_go_on(to, &a, &b, ids, SKETCHED, LAST, 5e-2);
+    sr_session_get_stats(b.s, &stats);
+    assert_true(stats.route.sketch_rows > 0 && stats.route.units_list + stats.route.units_near > 0);
+    free(ids);
+    close_run(&a);
+    close_run(&b);
+    unlink(file);
+    unlink(path);
+}
+
+static void sessions(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_BF16};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        session_case("cuda", "none", types[i], 2100, -1);
+        session_case("none", "cuda", types[i], 2100, -1);
+    }
+    session_case("cuda", "none", SR_DTYPE_F16, 333, -1); /* own moments half collected */
+    session_case("none", "cuda", SR_DTYPE_F16, 333, -1);
+    session_case("cuda", "cuda", SR_DTYPE_F8_E4M3, 2100, -1);
+    session_case("cuda", "cuda", SR_DTYPE_Q8_0, 2100, 1);
+}
+
 /* ---- SmolLM2 ---- */
 
 static int32_t *read_text(const sr_model *m, int32_t n)
@@ -317,11 +392,11 @@ static int32_t *read_text(const sr_model *m, int32_t n)
 }
 
 /* Returns the GPU's counters. */
-static sr_route_stats smollm2_part(const char *what, const sr_session_options *o, int n_gpu_layers, int32_t n, int32_t n_all, double limit)
+static sr_route_stats model_part(const char *what, const sr_session_options *o, int n_gpu_layers, int32_t n, int32_t n_all, double limit)
 {
     sr_session_options on_cpu = *o;
     if (o->k_type == SR_DTYPE_F8_E4M3) on_cpu.k_type = on_cpu.v_type = SR_DTYPE_F16;
-    struct run cpu = open_run(smollm2, "none", &on_cpu), gpu = open_part(smollm2, "cuda", n_gpu_layers, o);
+    struct run cpu = open_run(path_of_model, "none", &on_cpu), gpu = open_part(path_of_model, "cuda", n_gpu_layers, o);
     int32_t *ids = read_text(cpu.m, n_all);
     sr_session_stats a, b;
     double sum = 0, worst = 0;
@@ -350,14 +425,15 @@ static sr_route_stats smollm2_part(const char *what, const sr_session_options *o
     return b.route;
 }
 
-static sr_route_stats smollm2_case(const char *what, const sr_session_options *o, int32_t n, int32_t n_all, double limit)
+static sr_route_stats model_case(const char *what, const sr_session_options *o, int32_t n, int32_t n_all, double limit)
 {
-    return smollm2_part(what, o, -1, n, n_all, limit);
+    return model_part(what, o, -1, n, n_all, limit);
 }
 
 static void need_smollm2(void)
 {
     need_gpu();
+    path_of_model = smollm2;
     if (access(smollm2, R_OK) == 0) return;
     print_message("SKIP: %s is absent\n", smollm2);
     skip();
@@ -370,14 +446,14 @@ static void smollm2_dense(void **state)
     sr_session_options o = sr_session_options_default();
     o.n_ctx = 1024;
     o.route.mode = SR_ROUTE_DENSE;
-    smollm2_case("dense", &o, 300, 360, 1e-3);
-    smollm2_case("dense, decoded from the first token", &o, 0, 60, 1e-3);
+    model_case("dense", &o, 300, 360, 1e-3);
+    model_case("dense, decoded from the first token", &o, 0, 60, 1e-3);
     o.k_type = o.v_type = SR_DTYPE_BF16;
-    smollm2_case("dense, bf16 cache", &o, 100, 130, 2e-3); /* an ulp of bf16 apart where q and k round otherwise */
+    model_case("dense, bf16 cache", &o, 100, 130, 2e-3); /* an ulp of bf16 apart where q and k round otherwise */
     o.k_type = o.v_type = SR_DTYPE_Q8_0;
-    smollm2_case("dense, q8_0 cache", &o, 100, 130, 2e-3);
+    model_case("dense, q8_0 cache", &o, 100, 130, 2e-3);
     o.k_type = o.v_type = SR_DTYPE_F8_E4M3;
-    smollm2_case("dense, fp8 cache against f16", &o, 100, 130, 5e-2);
+    model_case("dense, fp8 cache against f16", &o, 100, 130, 5e-2);
 }
 
 static void smollm2_window(void **state)
@@ -390,7 +466,7 @@ static void smollm2_window(void **state)
     o.route.min_len = 320;
     o.route.window = 128;
     o.route.audit = 0.2f;
-    const sr_route_stats s = smollm2_case("window", &o, 300, 380, 1e-3);
+    const sr_route_stats s = model_case("window", &o, 300, 380, 1e-3);
     assert_true(s.units_near > 0 && s.units_all > 0 && s.audits > 0);
 }
 
@@ -404,7 +480,7 @@ static void smollm2_paper(void **state)
     o.route.min_len = 0;
     o.route.tau_set = 1;
     o.route.tau[0] = 0.9;
-    const sr_route_stats s = smollm2_case("paper", &o, 300, 360, 1e-3);
+    const sr_route_stats s = model_case("paper", &o, 300, 360, 1e-3);
     assert_true(s.units_all > 0);
 }
 
@@ -416,9 +492,29 @@ static void smollm2_mass(void **state)
     o.n_ctx = 4096;
     o.route.mode = SR_ROUTE_MASS;
     o.route.audit = 0.2f;
-    const sr_route_stats s = smollm2_case("mass", &o, 2200, 2260, 2e-3);
+    const sr_route_stats s = model_case("mass", &o, 2200, 2260, 2e-3);
     assert_true(s.units_near + s.units_list > 0 && s.sketch_rows > 0 && s.audits > 0);
-    smollm2_part("mass, 10 of 30 layers on the GPU", &o, 10, 2200, 2230, 2e-3);
+    model_part("mass, 10 of 30 layers on the GPU", &o, 10, 2200, 2230, 2e-3);
+}
+
+/* Qwen2.5 (0.5B, say) by SR_QWEN=FILE: biases, the other rotary pairing, keys far from zero. */
+static void qwen(void **state)
+{
+    (void)state;
+    need_gpu();
+    path_of_model = getenv("SR_QWEN");
+    if (!path_of_model) {
+        print_message("SKIP: SR_QWEN names no model\n");
+        skip();
+    }
+    sr_session_options o = sr_session_options_default();
+    o.n_ctx = 4096;
+    o.route.mode = SR_ROUTE_DENSE;
+    model_case("qwen, dense", &o, 300, 340, 1e-3);
+    model_part("qwen, dense, 8 layers on the GPU", &o, 8, 300, 320, 1e-3);
+    o.route.mode = SR_ROUTE_MASS;
+    o.route.audit = 0.2f;
+    model_case("qwen, mass", &o, 2200, 2240, 2e-3);
 }
 
 /* The first n tokens of texts that say nothing twice. */
@@ -586,9 +682,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiny_models),    cmocka_unit_test(tiny_quantized), cmocka_unit_test(mixtures), cmocka_unit_test(cache_types),
-        cmocka_unit_test(fp8_codes), cmocka_unit_test(some_layers), cmocka_unit_test(smollm2_dense),
+        cmocka_unit_test(fp8_codes), cmocka_unit_test(some_layers), cmocka_unit_test(sessions), cmocka_unit_test(smollm2_dense),
         cmocka_unit_test(smollm2_window), cmocka_unit_test(smollm2_paper),  cmocka_unit_test(smollm2_mass),
         cmocka_unit_test(smollm2_contract), cmocka_unit_test(smollm2_watched),
+        cmocka_unit_test(qwen),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/quant.h"
 #include "backend/device_attn.h"
 
 enum { MAX_CHUNKS = 16, MAX_HEADS = 16, MAX_DIM = 256, MAX_LEN = MAX_CHUNKS * SR_CHUNK_ROWS };
@@ -441,9 +442,12 @@ static void place(struct backend *b, const struct device_place_args *a)
             a->table[u * a->max_pages + a->first + i] = a->base + (size_t)u * a->unit_bytes + (size_t)i * a->page_bytes;
 }
 
+/* Rows lie as the CPU has them. */
+static void copy_page(sr_dtype type, int32_t head_dim, const void *from, void *to) { memcpy(to, from, SR_PAGE_ROWS * sr_row_bytes(type, head_dim)); }
+
 static const struct device_attn_ops attn_ops = {
-    .check = check, .sketch_row_bytes = sketch_row_bytes, .reserve = reserve, .place = place, .append = append, .prefill = prefill,
-    .encode = encode, .moments = moments, .step = step};
+    .check = check, .sketch_row_bytes = sketch_row_bytes, .reserve = reserve, .place = place, .rows_of_page = copy_page,
+    .page_of_rows = copy_page, .append = append, .prefill = prefill, .encode = encode, .moments = moments, .step = step};
 
 static const struct backend_ops ops = {
     .name = "host device", .close = close_device, .mem_new = mem_new, .mem_free = mem_free, .mem_clear = mem_clear, .upload = upload,

@@ -306,7 +306,7 @@ static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_
     return SR_OK;
 }
 
-/* With the sinks found, the threshold and open breakers. */
+/* With the sinks found, the threshold and open breakers; the sketch is made anew. */
 static void test_restore(void **state)
 {
     struct attn_bench a, b;
@@ -331,6 +331,8 @@ static void test_restore(void **state)
     OK(sr_attn_seq_state_set(b.seq, &st, &err));
     OK(sr_attn_seq_visit(b.seq, play, &t, &err));
     assert_true(t.at == t.used);
+    OK(sr_attn_seq_check(b.seq, &err));
+    sr_sketch_drop(a.seq); /* the spoiled one; files leave a device's sketch out */
     sr_attn_seq_stats_reset(a.seq);
     sr_attn_seq_stats_reset(b.seq);
     for (int32_t p = AT + 18; p < AT + 40; p++) {

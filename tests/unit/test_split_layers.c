@@ -295,11 +295,87 @@ static void several(void **state)
     close_split(&s);
 }
 
+/* ---- session pieces ---- */
+
+struct bytes { uint8_t *data; size_t n, room; };
+
+static sr_status keep(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
+{
+    struct bytes *b = ctx;
+    (void)what;
+    (void)e;
+    while (b->n + bytes > b->room) b->data = realloc(b->data, b->room = 2 * (b->room + bytes));
+    memcpy(b->data + b->n, data, bytes);
+    b->n += bytes;
+    return SR_OK;
+}
+
+static sr_status give(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
+{
+    struct bytes *b = ctx;
+    (void)what;
+    (void)e;
+    assert_true(b->n + bytes <= b->room);
+    memcpy(data, b->data + b->n, bytes);
+    b->n += bytes;
+    return SR_OK;
+}
+
+/* The sketches of both parts are left out, and made anew to the same bits. */
+static void pieces(void **state)
+{
+    (void)state;
+    const char *path = write_model(0, "llama");
+    sr_session_options o = options_of(SR_ROUTE_MASS);
+    o.route.audit = 0;
+    struct split s = open_split(path, 2, &o, NULL);
+    struct attn_seq *first = s.seq, *second;
+    struct attn_seq_state held;
+    struct bytes all = {0};
+    const int32_t n_vocab = s.m->config.n_vocab;
+    float *want = malloc((size_t)n_vocab * 20 * sizeof *want), *out = malloc((size_t)n_vocab * sizeof *out);
+    int32_t *ids = malloc(ALL * sizeof *ids);
+    tiny_tokens(2, ids, ALL);
+    prefill(&s, ids, N, o.n_batch, 0, NULL);
+    for (int32_t t = N; t < N + 2; t++) {
+        OK(sr_attn_seq_reserve(s.seq, t + 1, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, out, &err));
+    }
+    sr_attn_seq_state_get(first, &held);
+    assert_int_equal(held.len, N + 2);
+    assert_int_equal(held.own_moments, 2);
+    OK(sr_attn_seq_visit(first, keep, &all, &err));
+    for (int t = 0; t < 20; t++) {
+        OK(sr_attn_seq_reserve(first, N + 3 + t, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &first, &ids[N + 2 + t], 1, want + t * n_vocab, &err));
+    }
+    const struct attn_seq_config q = {.k_type = o.k_type, .v_type = o.v_type, .max_len = o.n_ctx, .route = o.route};
+    OK(sr_attn_seq_new(&second, s.attention, &q, &err));
+    OK(sr_attn_seq_reserve(second, held.len, &err));
+    OK(sr_attn_seq_state_set(second, &held, &err));
+    all.room = all.n;
+    all.n = 0;
+    OK(sr_attn_seq_visit(second, give, &all, &err));
+    assert_int_equal(all.n, all.room);
+    OK(sr_attn_seq_check(second, &err));
+    for (int t = 0; t < 20; t++) {
+        OK(sr_attn_seq_reserve(second, N + 3 + t, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &second, &ids[N + 2 + t], 1, out, &err));
+        expect_same(out, want + t * n_vocab, n_vocab, "restored", N + 2 + t);
+    }
+    sr_attn_seq_free(second);
+    free(all.data);
+    free(want);
+    free(out);
+    free(ids);
+    close_split(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense),        cmocka_unit_test(experts), cmocka_unit_test(mass),
-        cmocka_unit_test(moments_file), cmocka_unit_test(several),
+        cmocka_unit_test(moments_file), cmocka_unit_test(several), cmocka_unit_test(pieces),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
