@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Tiny random models on a GPU against the CPU: every head size and pairing that kernels know, experts, types of weights and
+ * of the cache, some layers on the CPU, session files from one to the other. Logits within what half-precision products
+ * explain; twice the same on the GPU: the same bits. Skipped without a GPU.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "cuda_run.h"
+
+#include "../unit/tiny_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- tiny models ---- */
+
+enum { N = 150, ALL = 200 }; /* tokens of a prefill, and with those decoded after it */
+
+/* A model on the GPU (twice) against the CPU. */
+struct tiny_case {
+    struct tiny_spec spec;
+    const char *name;
+    sr_dtype kv;      /* on the GPU; where the CPU has no such type, f16 there */
+    double tolerance; /* of the largest logit */
+    int n_flips;      /* positions where rounding may have made the router choose otherwise */
+};
+
+static struct tiny_case small_case(int32_t head_dim, int32_t group, sr_dtype dtype, const char *architecture, double tolerance)
+{
+    struct tiny_case c = {.spec = tiny_spec_default(), .name = architecture, .kv = SR_DTYPE_F16, .tolerance = tolerance};
+    c.spec.architecture = architecture;
+    c.spec.biases = strcmp(architecture, "qwen2") == 0;
+    c.spec.n_embd = 256;
+    c.spec.n_ff = 512;
+    c.spec.n_kv_heads = 2;
+    c.spec.n_heads = 2 * group;
+    c.spec.head_dim = head_dim;
+    c.spec.dtype = dtype;
+    return c;
+}
+
+static const char *write_case(const struct tiny_case *c)
+{
+    static char path[64];
+    snprintf(path, sizeof path, "/tmp/sr-golden-cuda-%d.gguf", (int)getpid());
+    tiny_model_write(path, &c->spec);
+    return path;
+}
+
+static void expect_like(const struct tiny_case *c, const char *against, const float *got, const float *want, int32_t n_vocab)
+{
+    int n_off = 0;
+    for (int32_t t = 0; t < ALL; t++) {
+        double top = 0, worst = 0;
+        for (int32_t i = 0; i < n_vocab; i++) {
+            const size_t at = (size_t)t * (size_t)n_vocab + (size_t)i;
+            top = fmax(top, fabs((double)want[at]));
+            worst = fmax(worst, fabs((double)want[at] - (double)got[at]));
+        }
+        n_off += !(worst <= c->tolerance * top);
+        if (n_off > c->n_flips || isnan(worst))
+            fail_msg("%s, head size %d, %s, K/V %s, against %s: position %d (prefill to %d) is off by %g of %g", c->name, c->spec.head_dim,
+                     sr_dtype_name(c->spec.dtype), sr_dtype_name(c->kv), against, t, N, worst, top);
+    }
+}
+
+static void tiny_run(const struct tiny_case *c)
+{
+    sr_session_options o = sr_session_options_default(), on_cpu = o;
+    int32_t ids[ALL];
+    const char *path = write_case(c);
+    tiny_tokens(3, ids, ALL);
+    o.k_type = o.v_type = c->kv;
+    on_cpu.k_type = on_cpu.v_type = c->kv == SR_DTYPE_F8_E4M3 ? SR_DTYPE_F16 : c->kv;
+    struct run cpu = open_run(path, "none", &on_cpu), gpu = open_run(path, "cuda", &o), again = open_run(path, "cuda", &o);
+    float *want = logits_of(&cpu, ids, N, ALL), *got = logits_of(&gpu, ids, N, ALL), *twice = logits_of(&again, ids, N, ALL);
+    assert_memory_equal(got, twice, (size_t)ALL * (size_t)cpu.n_vocab * sizeof(float));
+    expect_like(c, "the CPU", got, want, cpu.n_vocab);
+    free(want);
+    free(got);
+    free(twice);
+    close_run(&cpu);
+    close_run(&gpu);
+    close_run(&again);
+    unlink(path);
+}
+
+static void tiny_case(int32_t head_dim, int32_t group, sr_dtype dtype, const char *architecture, double tolerance)
+{
+    const struct tiny_case c = small_case(head_dim, group, dtype, architecture, tolerance);
+    tiny_run(&c);
+}
+
+/* f32 weights are multiplied in f32; attention rounds to f16, whose 2^-11 a random model multiplies a few times over. */
+static void tiny_models(void **state)
+{
+    (void)state;
+    need_gpu();
+    tiny_case(64, 1, SR_DTYPE_F32, "llama", 5e-3);
+    tiny_case(64, 3, SR_DTYPE_F32, "qwen2", 5e-3);
+    tiny_case(80, 4, SR_DTYPE_F32, "llama", 5e-3);
+    tiny_case(96, 5, SR_DTYPE_F32, "qwen2", 5e-3);
+    tiny_case(128, 8, SR_DTYPE_F32, "llama", 5e-3);
+    tiny_case(256, 2, SR_DTYPE_F32, "qwen2", 5e-3);
+}
+
+/* Prefill rounds weights and activations to bf16. */
+static void tiny_quantized(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_Q4_1, SR_DTYPE_Q5_0, SR_DTYPE_Q5_1};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) tiny_case(64, 2, types[i], "llama", 4e-2);
+}
+
+/* Experts: QK-norm, more tokens than experts in prefill, and one at a time. A CPU with AMX rounds q, k, p and v of its prefill
+ * to bf16: four times 2^-9 over two layers. */
+static void mixtures(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const struct { sr_dtype type; double tolerance; } types[] = {{SR_DTYPE_F32, 4.0 / 512}, {SR_DTYPE_Q8_0, 4e-2}, {SR_DTYPE_Q4_0, 4e-2}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        struct tiny_case c = small_case(64, 4, types[i].type, "qwen3moe", types[i].tolerance);
+        c.spec.n_ff = 96;
+        c.spec.n_experts = c.spec.n_used = 6;
+        tiny_run(&c);
+        c.spec.n_experts = 16; /* where the fourth and the fifth are close, f16 attention decides otherwise */
+        c.spec.n_used = 4;
+        c.n_flips = ALL / 5;
+        tiny_run(&c);
+    }
+}
+
+/* Rounding of the type itself, by 2^-12 to 2^-5 of a value, against the CPU's f16 for fp8. */
+static void cache_types(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const struct { sr_dtype type; double tolerance; } types[] = {{SR_DTYPE_BF16, 2e-2}, {SR_DTYPE_Q8_0, 2e-2}, {SR_DTYPE_F8_E4M3, 0.25}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        struct tiny_case c = small_case(128, 4, SR_DTYPE_F32, "llama", types[i].tolerance);
+        c.kv = types[i].type;
+        tiny_run(&c);
+        c.spec.head_dim = 64;
+        tiny_run(&c);
+    }
+}
+
+/* fp8: prefill and decode read the same codes, though by other kernels, and rows may come in parts. */
+static void fp8_codes(void **state)
+{
+    (void)state;
+    need_gpu();
+    struct tiny_case c = small_case(128, 2, SR_DTYPE_F32, "qwen2", 1e-2);
+    sr_session_options o = sr_session_options_default();
+    int32_t ids[ALL];
+    const char *path = write_case(&c);
+    c.kv = o.k_type = o.v_type = SR_DTYPE_F8_E4M3;
+    tiny_tokens(5, ids, ALL);
+    struct run decoded = open_run(path, "cuda", &o), whole = open_run(path, "cuda", &o), mixed = open_run(path, "cuda", &o);
+    float *a = logits_of(&decoded, ids, 64, ALL), *b = logits_of(&whole, ids, ALL, ALL);
+    expect_like(&c, "prefill", a, b, decoded.n_vocab);
+    o.v_type = SR_DTYPE_F16;
+    sr_session *s = NULL;
+    assert_int_equal(sr_session_new(&s, mixed.m, &o, &cuda_err), SR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(cuda_err.text, "f8_e4m3"));
+    free(a);
+    free(b);
+    close_run(&decoded);
+    close_run(&whole);
+    close_run(&mixed);
+    unlink(path);
+}
+
+/* Layers beyond -ngl on the CPU, the embedding with them; the answer must not depend on where the cut is. */
+static void some_layers(void **state)
+{
+    (void)state;
+    need_gpu();
+    struct tiny_case c = small_case(64, 2, SR_DTYPE_F32, "llama", 8.0 / 512); /* as with experts, over four layers */
+    sr_session_options o = sr_session_options_default();
+    int32_t ids[ALL];
+    c.spec.n_layers = 4;
+    const char *path = write_case(&c);
+    tiny_tokens(7, ids, ALL);
+    struct run cpu = open_run(path, "none", &o);
+    float *want = logits_of(&cpu, ids, N, ALL);
+    for (int n = 1; n <= 4; n++) {
+        sr_model_info info;
+        sr_session_stats a, b;
+        struct run part = open_part(path, "cuda", n, &o);
+        float *got = logits_of(&part, ids, N, ALL);
+        sr_model_get_info(part.m, &info);
+        assert_int_equal(info.n_gpu_layers, n);
+        assert_true((strstr(info.backend, "layers") != NULL) == (n < 4));
+        expect_like(&c, "the CPU, with fewer layers on the GPU", got, want, cpu.n_vocab);
+        sr_session_get_stats(cpu.s, &a);
+        sr_session_get_stats(part.s, &b);
+        assert_true(a.route.steps == b.route.steps && a.route.units == b.route.units && a.route.dense_bytes == b.route.dense_bytes);
+        free(got);
+        close_run(&part);
+    }
+    struct run all = open_part(path, "cuda", SR_GPU_LAYERS_AUTO, &o);
+    sr_model_info info;
+    sr_model_get_info(all.m, &info);
+    assert_int_equal(info.n_gpu_layers, 4);
+    sr_session *s = NULL;
+    o.n_ctx = 2000000000;
+    o.allow_extrapolation = 1;
+    assert_int_equal(sr_session_new(&s, all.m, &o, &cuda_err), SR_ERR_RESOURCE);
+    assert_true(strstr(cuda_err.text, "missing") && strstr(cuda_err.text, "tokens would fit") && strstr(cuda_err.text, "-ngl"));
+    print_message("%s\n", cuda_err.text);
+    free(want);
+    close_run(&cpu);
+    close_run(&all);
+    unlink(path);
+}
+
+/* ---- session files ---- */
+
+/* Tokens [from, to) decoded on both; logits of the last. */
+static void expect_to_go_on(const char *what, struct run *a, struct run *b, const int32_t *ids, int32_t from, int32_t to, double tolerance)
+{
+    double top = 0, worst = 0;
+    for (int32_t t = from; t < to; t++) {
+        OK(sr_session_decode(a->s, ids[t], &cuda_err));
+        OK(sr_session_decode(b->s, ids[t], &cuda_err));
+    }
+    for (int32_t i = 0; i < a->n_vocab; i++) {
+        top = fmax(top, fabs((double)sr_session_logits(a->s)[i]));
+        worst = fmax(worst, fabs((double)sr_session_logits(a->s)[i] - (double)sr_session_logits(b->s)[i]));
+    }
+    if (!(worst <= tolerance * top)) fail_msg("%s: after %d tokens the two are %g of %g apart", what, to, worst, top);
+}
+
+/* Saved on one device after n tokens, restored on the other: both go on alike, and past where the first sketch is made. */
+static void session_case(const char *from, const char *to, sr_dtype kv, int32_t n, int n_gpu_layers)
+{
+    enum { SKETCHED = 2150, LAST = 2200 };
+    struct tiny_case c = small_case(64, 2, SR_DTYPE_F32, "llama", 0);
+    sr_session_options o = sr_session_options_default();
+    char file[64];
+    int32_t *ids = malloc(LAST * sizeof *ids);
+    sr_session_stats stats;
+    c.spec.n_ctx = 4096;
+    c.spec.n_layers = 3;
+    const char *path = write_case(&c);
+    snprintf(file, sizeof file, "/tmp/sr-golden-cuda-%d.session", (int)getpid());
+    tiny_tokens(11, ids, LAST);
+    o.n_ctx = 4096;
+    o.k_type = o.v_type = kv;
+    o.route.min_len = 512;
+    o.route.window = 64;
+    o.route.eps = 0.02f;
+    o.route.breaker = 0;
+    struct run a = open_part(path, from, n_gpu_layers, &o), b = open_part(path, to, n_gpu_layers, &o);
+    OK(sr_session_prefill(a.s, ids, n - 2, NULL, NULL, NULL, &cuda_err));
+    for (int32_t t = n - 2; t < n; t++) OK(sr_session_decode(a.s, ids[t], &cuda_err)); /* with n > 2048 there is a sketch now */
+    OK(sr_session_save(a.s, file, &cuda_err));
+    OK(sr_session_restore(b.s, file, &cuda_err));
+    assert_int_equal(sr_session_len(b.s), n);
+    assert_memory_equal(sr_session_logits(a.s), sr_session_logits(b.s), (size_t)a.n_vocab * sizeof(float));
+    OK(sr_session_save(b.s, file, &cuda_err)); /* what was restored can be saved, with no step between */
+    OK(sr_session_restore(a.s, file, &cuda_err));
+    expect_to_go_on(from, &a, &b, ids, n, n + 4, 5e-2);
+    OK(sr_session_prefill(a.s, ids + n + 4, SKETCHED - n - 4, NULL, NULL, NULL, &cuda_err));
+    OK(sr_session_prefill(b.s, ids + n + 4, SKETCHED - n - 4, NULL, NULL, NULL, &cuda_err));
+    expect_to_go_on(to, &a, &b, ids, SKETCHED, LAST, 5e-2);
+    sr_session_get_stats(b.s, &stats);
+    assert_true(stats.route.sketch_rows > 0 && stats.route.units_list + stats.route.units_near > 0);
+    free(ids);
+    close_run(&a);
+    close_run(&b);
+    unlink(file);
+    unlink(path);
+}
+
+static void sessions(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_BF16};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        session_case("cuda", "none", types[i], 2100, -1);
+        session_case("none", "cuda", types[i], 2100, -1);
+    }
+    session_case("cuda", "none", SR_DTYPE_F16, 333, -1); /* own moments half collected */
+    session_case("none", "cuda", SR_DTYPE_F16, 333, -1);
+    session_case("cuda", "cuda", SR_DTYPE_F8_E4M3, 2100, -1);
+    session_case("cuda", "cuda", SR_DTYPE_Q8_0, 2100, 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tiny_models), cmocka_unit_test(tiny_quantized), cmocka_unit_test(mixtures), cmocka_unit_test(cache_types),
+        cmocka_unit_test(fp8_codes),   cmocka_unit_test(some_layers),    cmocka_unit_test(sessions),
+    };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
