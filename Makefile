@@ -34,7 +34,7 @@ ISA_avx2       := -mavx2 -mfma -mf16c
 ISA_avx512     := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512
 ISA_vnni       := $(ISA_avx512) -mavx512vnni
 ISA_bf16       := $(ISA_vnni) -mavx512bf16
-ISA_amx        := $(ISA_bf16) -mamx-tile -mamx-int8 -mamx-bf16
+ISA_amx        := $(ISA_bf16) -mavx512vbmi -mgfni -mamx-tile -mamx-int8 -mamx-bf16
 ISA_neon       :=
 x86_SUFFIX     := avx2 avx512 vnni bf16 amx
 arm_SUFFIX     := neon

@@ -46,6 +46,7 @@ uint32_t sr_cpu_isa_mask(void)
     const uint32_t fma_f16c = 1u << 12 | 1u << 29, avx2 = 1u << 5;
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F DQ BW VL */
     const uint32_t vnni = 1u << 11, bf16 = 1u << 5, amx = 1u << 22 | 1u << 24 | 1u << 25; /* bf16, tile, int8 */
+    const uint32_t with_amx = 1u << 1 | 1u << 8; /* VBMI, GFNI: every processor with AMX has them */
     const uint64_t ymm_state = 0x6, zmm_state = 0xe6, tile_state = 0x60000;
     struct x86_features f;
     uint32_t mask = BIT(ISA_SCALAR);
@@ -58,7 +59,7 @@ uint32_t sr_cpu_isa_mask(void)
     mask |= BIT(ISA_VNNI);
     if (!all_of(f.eax71, bf16)) return mask;
     mask |= BIT(ISA_BF16);
-    if (!all_of(f.xcr0, tile_state) || !all_of(f.edx7, amx)) return mask;
+    if (!all_of(f.xcr0, tile_state) || !all_of(f.edx7, amx) || !all_of(f.ecx7, with_amx)) return mask;
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0) return mask;
     return mask | BIT(ISA_AMX);
 }

@@ -132,10 +132,18 @@ struct attn_block {
     const uint8_t *const *k, *const *v;/* [n] rows */
     const uint8_t *const *next_k;      /* [n_next] */
     int32_t n, n_next;
+    int32_t n_more;                    /* rows of the same q that follow this block; what is fetched ahead may go by it */
     float *o, *m, *l;                  /* the states: [group][head_dim], [group], [group]; not aliased */
     int64_t *k_rows, *v_rows;          /* added to */
+    /* The caller's, SR_ATTN_BLOCK_SCRATCH bytes, 64-byte aligned; between the blocks of one q, from one that begins to one
+     * that ends, it and the thread's tile registers are the kernel's. */
+    void *scratch;
+    int32_t begins, ends;
 };
-/* A variant may round a query to whole numbers for products with Q4_0 keys, within max |q| / 65024 of each element. */
+#define SR_ATTN_BLOCK_SCRATCH (192 << 10)
+/* A variant may round to whole numbers: a query for products with Q8_0 or Q4_0 keys, within max |q| / 65024 of each element;
+ * weights times scales for products with Q8_0 or Q4_0 values, within 2^-22 of the largest weight of a block times its largest
+ * scale. */
 typedef void sr_attn_block_fn(const struct attn_block *a);
 
 /* Causal attention of a block of queries of one unit over all rows that they may see. Row t of q and out holds the

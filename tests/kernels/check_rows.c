@@ -49,19 +49,49 @@ void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n
 
 double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type)
 {
+    if (k_type == SR_DTYPE_Q8_0) return isa == ISA_AMX ? 0.5001 / 32512 : 0;
     return k_type == SR_DTYPE_Q4_0 && (isa == ISA_VNNI || isa == ISA_BF16 || isa == ISA_AMX) ? 0.5001 / 32512 : 0;
+}
+
+/* Half a step, and half of one again for each of two roundings to 24 bits. */
+double sr_check_weight_error(enum cpu_isa isa, sr_dtype v_type)
+{
+    return sr_kv_is_blocked(v_type) && isa == ISA_AMX ? 1.5 / (127 * 65536.0) : 0;
 }
 
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d)
 {
     s->m = m;
     s->l = l;
-    s->logit_error = s->q_error = 0;
+    s->logit_error = s->q_error = s->weight_error = 0;
     s->lost = 0;
     for (int32_t i = 0; i < d; i++) s->lost += 0x1p-125 * fabs((double)o[i]);
     for (int32_t i = 0; i < d; i++) {
         s->o[i] = o[i];
         s->o_abs[i] = fabs((double)o[i]);
+        s->o_error[i] = 0;
+    }
+}
+
+static double scale_of(sr_dtype type, const uint8_t *row, int32_t i)
+{
+    uint16_t h;
+    memcpy(&h, row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), 2);
+    return fabs((double)sr_f32_of_f16(h));
+}
+
+static void add_weight_errors(struct ref_state *s, sr_dtype type, int32_t d, const uint8_t *const *v, int32_t n)
+{
+    float row[SR_ATTN_MAX_DIM];
+    double most[SR_ATTN_MAX_DIM] = {0};
+    for (int32_t i = 0; i < n; i++)
+        for (int32_t j = 0; j < d; j++) most[j] = fmax(most[j], scale_of(type, v[i], j));
+    for (int32_t i = 0; i < n; i++) {
+        sr_dequantize_row(type, v[i], row, d);
+        for (int32_t j = 0; j < d; j++) {
+            const double scale = scale_of(type, v[i], j);
+            if (scale > 0) s->o_error[j] += s->weight_error * most[j] * fabs((double)row[j]) / scale;
+        }
     }
 }
 
@@ -96,4 +126,5 @@ void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const
         sr_dequantize_row(shape->v_type, v[i], row, d);
         add_row(s, logit, row, d);
     }
+    if (s->weight_error > 0) add_weight_errors(s, shape->v_type, d, v, n);
 }

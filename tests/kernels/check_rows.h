@@ -21,11 +21,17 @@ void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n
 
 /* One head's state in double, with what its tolerance needs: o_abs = sum p |v|, logit_error = the largest
  * (d + 4) u sum |q k| + q_error max |q| sum |k|, lost = the smallest normal float times sum |v|. */
-struct ref_state { double m, l, q_error, logit_error, lost, o[SR_ATTN_MAX_DIM], o_abs[SR_ATTN_MAX_DIM]; };
+struct ref_state {
+    double m, l, q_error, weight_error, logit_error, lost, o[SR_ATTN_MAX_DIM], o_abs[SR_ATTN_MAX_DIM];
+    double o_error[SR_ATTN_MAX_DIM];   /* weight_error times the largest scale of a blocked V times the sum of |codes| */
+};
 /* How far off a query's elements may be, as a share of the largest: the VNNI kernel takes them in steps of max |q| / 32512
- * to multiply Q4_0 keys. 0 for what computes in float. */
+ * to multiply Q4_0 keys, the AMX kernel for Q8_0 too. 0 for what computes in float. */
 double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type);
-/* q_error starts as 0. */
+/* How far off the products of a row's weight and the scale of a blocked value may be, as a share of the largest weight, which
+ * is at most 1, times the largest scale: the AMX kernel takes them in steps of that / (127 * 2^16). */
+double sr_check_weight_error(enum cpu_isa isa, sr_dtype v_type);
+/* q_error and weight_error start as 0. */
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d);
 void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const float *q, const uint8_t *const *k,
                       const uint8_t *const *v, int32_t n);

@@ -97,10 +97,11 @@ static void compare_unit(struct check *c, enum cpu_isa isa, const struct rows_ca
     for (int32_t g = 0; g < s->group; g++) {
         sr_ref_state_start(&ref, zero, -INFINITY, 0, d);
         ref.q_error = sr_check_q_error(isa, s->k_type);
+        ref.weight_error = sr_check_weight_error(isa, s->v_type);
         sr_ref_state_add(&ref, s, u->unit[i].q + g * d, k, v, n);
         for (int32_t j = 0; j < d; j++) {
             const double want = n ? ref.o[j] / ref.l : 0;
-            const double tol = n ? ref.o_abs[j] / ref.l * (4 * ref.logit_error + (2 * n + 72) * SR_CHECK_U) + ref.lost : 0;
+            const double tol = n ? ref.o_abs[j] / ref.l * (4 * ref.logit_error + (2 * n + 72) * SR_CHECK_U) + ref.lost + ref.o_error[j] / ref.l : 0;
             if (!sr_check_near(c, "output", (i * s->group + g) * d + j, r->out[(i * s->group + g) * d + j], want, tol)) break;
         }
     }

@@ -83,19 +83,46 @@ SR_INLINE void sr_prefetch_row_avx512(const uint8_t *row, size_t bytes)
     _mm_prefetch((const char *)row + bytes - 1, _MM_HINT_T0);
 }
 
+/* Scales of 16 rows of blocks b and, if there is one, b + 1: both are in the first 36 bytes. One permutation puts them into
+ * every place, a mask keeps those of the row's own. */
+SR_INLINE __m512i sr_scale_pairs_avx512(const sr_dtype type, const uint8_t *const *row, int32_t b, int32_t d)
+{
+    const int one = (b + 1) * SR_KV_BLOCK == d;
+    const __m512i order = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16((int16_t)(sr_kv_block_bytes(type) / 2)), 1);
+    const size_t at = (size_t)(b * sr_kv_block_bytes(type));
+    __m512i all = _mm512_setzero_si512(), own = _mm512_set_epi64(0, 0, 0, 0xffff, 0, 0, 0, 0xffff);
+    const __m512i next = _mm512_set_epi16(30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 31, 14, 13, 12, 11, 10, 9, 8, 7, 6,
+                                          5, 4, 3, 2, 1, 0, 15);
+    SR_UNROLL for (int r = 0; r < 16; r++) {
+        const __m128i *p = (const __m128i *)(const void *)(row[r] + at);
+        const __m512i x = one                      ? _mm512_castsi128_si512(_mm_loadu_si128(p))
+                          : type == SR_DTYPE_Q4_0 ? _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p))
+                                                   : _mm512_loadu_si512(p);
+        all = _mm512_ternarylogic_epi32(all, _mm512_permutexvar_epi16(order, x), own, 0xf8); /* all | x & own */
+        own = _mm512_permutexvar_epi16(next, own);
+    }
+    return all;
+}
+
 /* Reading the scales of all rows first and widening them 16 at a time spares the products three shuffles per scale.
- * Those up to the next multiple of 16 rows are written too. */
+ * Those up to the next multiple of 16 rows are written too, as copies of the last row's. */
 SR_INLINE void sr_load_scales_avx512(const sr_dtype type, const uint8_t *const *row, int32_t n, int32_t d, sr_block_scales out)
 {
-    uint16_t half[SR_ATTN_BLOCK] = {0};
-    for (int32_t b = 0; b < d / SR_KV_BLOCK; b++) {
-        for (int32_t i = 0; i < n; i++) memcpy(&half[i], row[i] + sr_kv_block_bytes(type) * b, 2);
-        for (int32_t i = 0; i < n; i += 16)
-            _mm512_storeu_ps(&out[b][i], _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)&half[i])));
+    const uint8_t *last[16];
+    for (int32_t i = 0; i < n; i += 16) {
+        const uint8_t *const *from = row + i;
+        for (int32_t r = 0; r < 16 && n - i < 16; r++) last[r] = row[i + r < n ? i + r : n - 1];
+        if (n - i < 16) from = last;
+        for (int32_t b = 0; b < d / SR_KV_BLOCK; b += 2) {
+            const __m512i x = sr_scale_pairs_avx512(type, from, b, d);
+            _mm512_storeu_ps(&out[b][i], _mm512_cvtph_ps(_mm512_castsi512_si256(x)));
+            if (b + 1 < d / SR_KV_BLOCK) _mm512_storeu_ps(&out[b + 1][i], _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1)));
+        }
     }
 }
 
-/* What follows the logits of a block: they become weights, the states move on. Of attn_block_avx512.c. */
+/* Parts of attn_block_avx512.c: the logits of a block; they become weights, the states move on. */
+void sr_attn_logits_avx512(const struct attn_block *a, sr_block_weights p);
 void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p);
 
 /* ---- arithmetic ---- */

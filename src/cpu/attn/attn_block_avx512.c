@@ -250,9 +250,8 @@ SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *
 
 /* ---- by type ---- */
 
-void sr_attn_block_avx512(const struct attn_block *a)
+void sr_attn_logits_avx512(const struct attn_block *a, sr_block_weights p)
 {
-    sr_block_weights p;
     switch (a->shape->k_type) {
     case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
     case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
@@ -260,7 +259,6 @@ void sr_attn_block_avx512(const struct attn_block *a)
     case SR_DTYPE_Q8_0: logits_of(SR_DTYPE_Q8_0, a, p); break;
     default: logits_of(SR_DTYPE_Q4_0, a, p); break;
     }
-    sr_attn_outputs_avx512(a, p);
 }
 
 void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p)
@@ -274,4 +272,11 @@ void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p)
     case SR_DTYPE_Q8_0: outputs_of_blocked(SR_DTYPE_Q8_0, a, p, shrink); break;
     default: outputs_of_blocked(SR_DTYPE_Q4_0, a, p, shrink); break;
     }
+}
+
+void sr_attn_block_avx512(const struct attn_block *a)
+{
+    sr_block_weights p;
+    sr_attn_logits_avx512(a, p);
+    sr_attn_outputs_avx512(a, p);
 }

@@ -108,8 +108,8 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
     struct attn_touched *touched = &j->s->touched[task];
     const struct head_state first = piece_head(j, task, 0);
     struct attn_block b = {.shape = a->shape, .q = a->units[p->unit].q, .o = first.o, .m = first.m, .l = first.l,
-                           .k_rows = &touched->k_rows, .v_rows = &touched->v_rows};
-    (void)thread;
+                           .k_rows = &touched->k_rows, .v_rows = &touched->v_rows,
+                           .scratch = sr_attn_thread_scratch(j->s, thread), .begins = 1};
     *touched = (struct attn_touched){0, 0, 0};
     for (int32_t g = 0; g < a->shape->group; g++) sr_head_state_clear(piece_head(j, task, g), a->shape->head_dim);
     int32_t now = 0, at = p->first;
@@ -124,7 +124,10 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
         b.n = cur->n;
         b.next_k = rows[now ^ 1].k;
         b.n_next = rows[now ^ 1].n;
+        b.n_more = end - at;
+        b.ends = at == end;
         j->c->k.attn_block(&b);
+        b.begins = 0;
     }
     if (atomic_fetch_sub_explicit(&j->s->work[p->unit].left, 1, memory_order_acq_rel) == 1) merge_unit(j, p->unit);
 }

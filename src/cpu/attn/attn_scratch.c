@@ -41,9 +41,10 @@ static void layout(struct attn_scratch *s, struct arena *a)
     s->l = sr_arena_take(a, pieces * group, sizeof(float));
     s->touched = sr_arena_take(a, pieces, sizeof(*s->touched));
     layout_choose(s, a);
-    /* prefill's tiles, or the logits of a chunk, or the bins */
+    /* prefill's tiles, or the logits of a chunk, or the bins, or what a block of rows wants */
     const size_t flash = sr_attn_flash_bytes(n->head_dim), choose = (group + 3) * SR_CHUNK_ROWS * sizeof(float);
-    s->thread_bytes = ((flash > choose ? flash : choose) + 127) / 64 * 64;
+    const size_t most = flash > choose ? flash : choose;
+    s->thread_bytes = ((most > SR_ATTN_BLOCK_SCRATCH ? most : SR_ATTN_BLOCK_SCRATCH) + 127) / 64 * 64;
     s->threads = sr_arena_take(a, (size_t)n->n_threads, s->thread_bytes);
 }
 
