@@ -3,6 +3,7 @@
  * Allocation with counting and fault injection, large regions, and how much memory the system still has.
  */
 #include "base/memory.h"
+#include "base/nodes.h"
 
 #include <assert.h>
 #include <fcntl.h>
@@ -86,7 +87,8 @@ void *sr_region_map(size_t bytes)
         if (head) munmap(p, head);
         p += head;
         if (tail) munmap(p + want, tail);
-        madvise(p, want, MADV_HUGEPAGE); /* advice: a kernel without it is slower, not wrong */
+        madvise(p, want, MADV_HUGEPAGE); /* advice, as the next line: a kernel without it is slower, not wrong */
+        sr_nodes_spread_here(p, want);
     }
     return p;
 }

@@ -14,7 +14,8 @@ void *sr_alloc_zero(size_t count, size_t bytes);  /* overflow-checked product, z
 void *sr_realloc(void *block, size_t old_bytes, size_t bytes); /* keeps the first min(old, new) bytes */
 void sr_free(void *block);                        /* NULL is fine */
 
-/* Large regions straight from the kernel: zeroed, lazily committed, advised to use huge pages. */
+/* Large regions straight from the kernel: zeroed, lazily committed, advised to use huge pages, over all memory nodes
+ * (base/nodes.h). */
 void *sr_region_map(size_t bytes);
 void sr_region_unmap(void *region, size_t bytes);
 
