@@ -382,7 +382,7 @@ const struct flag sr_flag_table[] = {
     REFUSED("-C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb "
             "--cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch",
             ENGINE, "the system places threads; use taskset or nice"),
-    REFUSED("--numa", ENGINE, "use numactl"),
+    REFUSED("--numa", ENGINE, "K/V and copied weights lie over all nodes; for anything else use numactl"),
     REFUSED("-ot --override-tensor --rpc -rpc", ENGINE, "all layers are on one device"),
     REFUSED("-dio --direct-io", ENGINE, "use --no-mmap"),
     REFUSED("-embd --embeddings", CMD_BENCH, "embeddings are not implemented"),

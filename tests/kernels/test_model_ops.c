@@ -8,10 +8,12 @@
 #include "base/half.h"
 #include "base/memory.h"
 #include "formats/quant.h"
+#include "formats/quant_random.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { N_IN = 320, MAX_N = 70 };
 
@@ -245,8 +247,75 @@ static void test_read(struct check *c, enum cpu_isa isa)
     free(x);
 }
 
+/* ---- bench: products of one token over more weights than caches hold, all threads, beside a plain read of them ---------- */
+
+enum { BENCH_OUT = 2048, BENCH_RUNS = 5, BENCH_ROWS = 16 };
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A few random rows over and over. */
+static void fill_weights(sr_dtype dtype, uint8_t *w, int64_t n_rows, int64_t n_in)
+{
+    struct rng r;
+    const size_t row = sr_row_bytes(dtype, n_in);
+    sr_rng_seed(&r, 1);
+    for (int i = 0; i < BENCH_ROWS; i++) sr_random_row(dtype, &r, 0.02, w + (size_t)i * row, n_in);
+    for (int64_t i = BENCH_ROWS; i < n_rows; i++) memcpy(w + (size_t)i * row, w + (size_t)(i - BENCH_ROWS) * row, row);
+}
+
+static void bench_type(struct backend *b, sr_dtype dtype, uint8_t *w, size_t bytes, int64_t n_in, int32_t n)
+{
+    const size_t row = sr_row_bytes(dtype, n_in), one = row * BENCH_OUT;
+    const int64_t count = (int64_t)(bytes / one);
+    float *x = calloc((size_t)(n * n_in), sizeof(float)), *y = calloc((size_t)n * BENCH_OUT, sizeof(float));
+    double product = 1e9, read = 1e9;
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < n * n_in; i++) x[i] = (float)(i % 17 - 8);
+    fill_weights(dtype, w, count * BENCH_OUT, n_in);
+    for (int run = 0; run < BENCH_RUNS; run++) {
+        double t = now();
+        for (int64_t k = 0; k < count; k++) {
+            const struct weight m = {.data = w + (size_t)k * one, .dtype = dtype, .n_out = BENCH_OUT, .n_in = n_in, .row_bytes = row};
+            b->ops->matmul(b, &(struct matmul_args){.n_weights = 1, .w = {&m}, .y = {y}, .y_stride = {BENCH_OUT}, .x = x, .x_stride = n_in, .n = n});
+        }
+        product = fmin(product, now() - t);
+        t = now();
+        b->ops->read(b, &(struct read_args){.base = w, .bytes = (size_t)count * one / 64 * 64, .sum = &sum});
+        read = fmin(read, now() - t);
+    }
+    const double gb = 1e-9 * (double)count * (double)one;
+    printf("%-6s %2d token%s %7.1f GB/s, read %7.1f, %.2f of it\n", sr_dtype_name(dtype), n, n > 1 ? "s" : " ", gb / product, gb / read, read / product);
+    free(x);
+    free(y);
+}
+
+/* --bench [MIB [TYPE [TOKENS [N_IN]]]] */
+static int bench(int argc, char **argv)
+{
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q6_K, SR_DTYPE_Q5_K, SR_DTYPE_Q4_K, SR_DTYPE_Q3_K,
+                                     SR_DTYPE_Q2_K, SR_DTYPE_Q5_1, SR_DTYPE_Q5_0, SR_DTYPE_Q4_1, SR_DTYPE_Q4_0, SR_DTYPE_IQ4_NL};
+    const size_t bytes = (size_t)(argc > 2 ? atoi(argv[2]) : 960) << 20;
+    const char *only = argc > 3 ? argv[3] : "all";
+    const int32_t n = argc > 4 ? atoi(argv[4]) : 1;
+    const int64_t n_in = argc > 5 ? atoi(argv[5]) : 2048;
+    struct backend *b;
+    uint8_t *w = sr_region_map(bytes);
+    if (!w || sr_backend_cpu_open(&b, 0, NULL) != SR_OK || b->ops->matmul_reserve(b, n, n_in, BENCH_OUT, NULL) != SR_OK) return 1;
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+        if (strcmp(only, "all") == 0 || strcmp(only, sr_dtype_name(types[i])) == 0) bench_type(b, types[i], w, bytes, n_in, n);
+    sr_backend_close(b);
+    sr_region_unmap(w, bytes);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench(argc, argv);
     static const struct ops_test tests[] = {
         {"matmul of three weights", test_matmul}, {"matmul: planted fault is found", test_planted},
         {"matmul by 1 to 4 threads", test_threads}, {"rope and its cache", test_rope},
