@@ -283,7 +283,9 @@ sr_status sr_attn_seq_reserve(struct attn_seq *s, int32_t len, sr_error *err)
     if (len < 0 || len > s->max_len)
         return sr_fail(err, SR_ERR_USAGE, "context full: %d tokens, max_len is %d", len, s->max_len);
     if (s->lower) SR_TRY(sr_attn_seq_reserve(s->lower, len, err));
-    return sr_cache_reserve(s, len, err);
+    SR_TRY(sr_cache_reserve(s, len, err));
+    if (len == s->len[0] + 1) sr_cache_ahead(s, len);
+    return SR_OK;
 }
 
 int32_t sr_attn_seq_len(const struct attn_seq *s, int32_t layer)

@@ -66,6 +66,7 @@ struct attn_seq {
     int32_t n_chunks, n_sketch_chunks, table_room;
     void **k, **v, **y, **y_next;   /* [n_layers][n_kv_heads][table_room] runs */
     void **region, **sketch_region; /* [table_room] */
+    size_t touched;                 /* bytes of the last chunk that were committed ahead of its rows */
     int32_t *list; /* [2][n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand, and by its
                       audits; then one run more, of the lot */
     int32_t lot_to, n_lot; /* rows [0, lot_to) were drawn from, n_lot of them drawn (route.keep) */
@@ -104,6 +105,7 @@ int sr_seq_collects(const struct attn_seq *s, int32_t layer);
 
 /* cache.c */
 sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err);
+void sr_cache_ahead(struct attn_seq *s, int32_t len); /* before a decode step to len rows, which have been reserved */
 sr_status sr_cache_sketch_reserve(struct attn_seq *s, const struct sketch_shape *shape, sr_error *err);
 void sr_cache_free(struct attn_seq *s);
 void sr_cache_units(const struct attn_seq *s, int32_t layer,

@@ -333,6 +333,39 @@ static void test_restore_refuses(void **state)
     sr_bench_close(&b);
 }
 
+/* ---- chunks ahead ---- */
+
+/* The second half of a chunk maps the next one and commits it bit by bit, not beyond max_len, and not if there is no memory. */
+static void test_chunk_ahead(void **state)
+{
+    enum { HALF = SR_CHUNK_ROWS / 2 };
+    struct attn_bench b;
+    sr_route_options o = route(SR_ROUTE_WINDOW);
+    float out[LAYERS * STRIDE];
+    (void)state;
+    open_at(&b, &o, 2 * SR_CHUNK_ROWS + HALF - 1);
+    sr_bench_step(&b, shared.world, 2 * SR_CHUNK_ROWS + HALF - 1, out);
+    assert_int_equal(b.seq->n_chunks, 3);
+    sr_alloc_fail_at(1);
+    sr_bench_step(&b, shared.world, 2 * SR_CHUNK_ROWS + HALF, out); /* a step needs no allocation */
+    sr_alloc_fail_at(0);
+    assert_int_equal(b.seq->n_chunks, 3);
+    sr_bench_step(&b, shared.world, 2 * SR_CHUNK_ROWS + HALF + 1, out);
+    assert_int_equal(b.seq->n_chunks, 4);
+    const size_t bytes = sr_cache_chunk_bytes(b.seq), first = b.seq->touched;
+    assert_in_range(first, 1, bytes / HALF * 2 + 4096);
+    for (int32_t p = 2 * SR_CHUNK_ROWS + HALF + 2; p < 3 * SR_CHUNK_ROWS; p++) {
+        const size_t before = b.seq->touched;
+        sr_bench_step(&b, shared.world, p, out);
+        assert_in_range(b.seq->touched - before, 0, bytes / HALF + 4096);
+    }
+    assert_in_range(b.seq->touched, bytes, bytes + 4095);
+    assert_step(&b, 3 * SR_CHUNK_ROWS);
+    for (int32_t p = 3 * SR_CHUNK_ROWS + 1; p < LEN; p++) sr_bench_step(&b, shared.world, p, out);
+    assert_int_equal(b.seq->n_chunks, 4); /* LEN is max_len */
+    sr_bench_close(&b);
+}
+
 /* ---- no memory ---- */
 
 static sr_status whole_life(const struct attn_world *w, struct backend *backend)
@@ -401,6 +434,7 @@ int main(void)
         cmocka_unit_test(test_own_moments_begin),
         cmocka_unit_test(test_truncate_and_go_on), cmocka_unit_test(test_route_changes),
         cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
+        cmocka_unit_test(test_chunk_ahead),
         cmocka_unit_test(test_restore_refuses),    cmocka_unit_test(test_every_allocation_may_fail),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
