@@ -171,7 +171,6 @@ static void append(struct backend *b, const struct device_rows_args *a)
 static void prefill(struct backend *b, const struct device_rows_args *a)
 {
     const struct device_cache *cache = a->cache;
-    sr_cuda_of(b)->acts_of = NULL;
     const struct attn_cuda_cache rows = layer_of(cache, a->layer);
     const struct prefill_params p = {rows.k_page, rows.v_page, rows.k_scale, rows.v_scale, a->q, a->out, cache->shape.k_type, cache->max_pages, cache->n_kv_heads,
                                      cache->shape.group, cache->shape.head_dim, a->n, a->pos0,
@@ -237,7 +236,6 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.n_list = d->n_list;
     t.list_stride = d->limits.max_len;
     t.unread = d->unread;
-    t.after_encode = 1;
     t.counters = counters_of(a->counters);
     return sr_attn_cuda_choose(call, &rows, &t, err);
 }
@@ -308,7 +306,6 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
 static void step(struct backend *b, const struct device_step_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    c->acts_of = NULL; /* out may be anything */
     const struct attn_cuda call = common(c, a->cache);
     const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
     sr_error err;
@@ -324,13 +321,13 @@ static void step(struct backend *b, const struct device_step_args *a)
 const struct device_attn_ops sr_cuda_attn_ops = {
     .check = check,
     .sketch_row_bytes = sketch_row_bytes,
-    .reserve = reserve,
-    .place = place,
+    .reserve = sr_cuda_flushed<reserve>,
+    .place = sr_cuda_flushed<place>,
     .rows_of_page = sr_rows_of_page,
     .page_of_rows = sr_page_of_rows,
-    .append = append,
-    .prefill = prefill,
-    .encode = encode,
-    .moments = sr_cuda_moments,
-    .step = step,
+    .append = sr_cuda_flushed<append>,
+    .prefill = sr_cuda_flushed<prefill>,
+    .encode = sr_cuda_flushed<encode>,
+    .moments = sr_cuda_flushed<sr_cuda_moments>,
+    .step = sr_cuda_flushed<step>,
 };

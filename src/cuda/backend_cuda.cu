@@ -13,6 +13,8 @@ extern "C" {
 #include <stdio.h>
 #include <string.h>
 
+static const size_t LANDING_BYTES = (size_t)1 << 20;
+
 /* ---- faults ---- */
 
 /* After which every call fails, until the process ends. */
@@ -64,7 +66,6 @@ static uint64_t mem_available(struct backend *b)
 
 sr_status sr_cuda_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err)
 {
-    sr_cuda_of(b)->acts_of = NULL;
     const cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
     if (e == cudaSuccess) return SR_OK;
     *out = NULL;
@@ -83,7 +84,6 @@ void sr_cuda_delete(struct backend *b, void *block)
 static void mem_clear(struct backend *b, void *dst, size_t bytes)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    c->acts_of = NULL;
     sr_cuda_note(c, cudaMemsetAsync(dst, 0, bytes, c->stream), "clear");
 }
 
@@ -91,15 +91,27 @@ static void mem_clear(struct backend *b, void *dst, size_t bytes)
 static void upload(struct backend *b, void *dst, const void *src, size_t bytes)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    c->acts_of = NULL;
     sr_cuda_note(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
+}
+
+/* By way of page-locked memory, which the device writes at the rate of the bus. */
+static void download_part(struct backend_cuda *c, void *dst, const void *src, size_t bytes)
+{
+    void *to = c->landing ? c->landing : dst;
+    sr_cuda_note(c, cudaMemcpyAsync(to, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download");
+    sr_cuda_note(c, cudaStreamSynchronize(c->stream), "step");
+    if (to != dst && c->fault.status == SR_OK) memcpy(dst, to, bytes);
 }
 
 static sr_status download(struct backend *b, void *dst, const void *src, size_t bytes, sr_error *err)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    sr_cuda_note(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download");
-    sr_cuda_note(c, cudaStreamSynchronize(c->stream), "step");
+    size_t at = 0;
+    do {
+        const size_t part = bytes - at < LANDING_BYTES ? bytes - at : LANDING_BYTES;
+        download_part(c, static_cast<uint8_t *>(dst) + at, static_cast<const uint8_t *>(src) + at, part);
+        at += part;
+    } while (at < bytes && c->fault.status == SR_OK);
     if (c->fault.status == SR_OK) return SR_OK;
     if (err) *err = c->fault;
     const sr_status st = c->fault.status;
@@ -138,7 +150,6 @@ static sr_status record_begin(struct backend *b, sr_error *err)
     const cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
     if (e != cudaSuccess) return sr_cuda_fail(e, "recording a step", err);
     c->recording = true;
-    c->acts_of = NULL;
     c->recordings++;
     return SR_OK;
 }
@@ -148,7 +159,6 @@ static sr_status record_end(struct backend *b, struct recording **out, sr_error 
     struct backend_cuda *c = sr_cuda_of(b);
     cudaGraph_t graph = NULL;
     c->recording = false;
-    c->acts_of = NULL;
     cudaError_t e = cudaStreamEndCapture(c->stream, &graph);
     if (e != cudaSuccess) return c->fault.status != SR_OK ? (*err = c->fault, c->fault.status) : sr_cuda_fail(e, "recording a step", err);
     struct recording *r = static_cast<struct recording *>(sr_alloc_zero(1, sizeof *r));
@@ -169,7 +179,6 @@ static sr_status record_end(struct backend *b, struct recording **out, sr_error 
 static void replay(struct backend *b, struct recording *r)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    c->acts_of = NULL;
     sr_cuda_note(c, cudaGraphLaunch(r->exec, c->stream), "replaying a step");
 }
 
@@ -190,7 +199,9 @@ static void close_backend(struct backend *b)
     sr_cuda_moe_fini(c);
     sr_cuda_matmul_fini(c);
     sr_cuda_rope_fini(c);
+    sr_cuda_fuse_fini(c);
     if (c->stream) cudaStreamDestroy(c->stream);
+    if (c->landing) cudaFreeHost(c->landing);
     sr_pool_free(c->base.pool);
     sr_free(c);
 }
@@ -202,29 +213,29 @@ static const struct backend_ops cuda_ops = {
     .close = close_backend,
     .describe = describe,
     .mem_new = sr_cuda_new,
-    .mem_free = sr_cuda_delete,
-    .mem_clear = mem_clear,
-    .upload = upload,
-    .download = download,
+    .mem_free = sr_cuda_flushed<sr_cuda_delete>,
+    .mem_clear = sr_cuda_flushed<mem_clear>,
+    .upload = sr_cuda_flushed<upload>,
+    .download = sr_cuda_flushed<download>,
     .mem_available = mem_available,
     .shared_new = shared_new,
-    .shared_free = shared_free,
-    .read = sr_cuda_read,
-    .record_begin = record_begin,
-    .record_end = record_end,
-    .replay = replay,
-    .record_free = record_free,
-    .weight_prepare = sr_cuda_weight_prepare,
-    .weight_release = sr_cuda_weight_release,
+    .shared_free = sr_cuda_flushed<shared_free>,
+    .read = sr_cuda_flushed<sr_cuda_read>,
+    .record_begin = sr_cuda_flushed<record_begin>,
+    .record_end = sr_cuda_flushed<record_end>,
+    .replay = sr_cuda_flushed<replay>,
+    .record_free = sr_cuda_flushed<record_free>,
+    .weight_prepare = sr_cuda_flushed<sr_cuda_weight_prepare>,
+    .weight_release = sr_cuda_flushed<sr_cuda_weight_release>,
     .matmul = sr_cuda_matmul,
     .norm = sr_cuda_norm,
-    .rope = sr_cuda_rope,
+    .rope = sr_cuda_flushed<sr_cuda_rope>,
     .silu_mul = sr_cuda_silu_mul,
-    .add = sr_cuda_add,
+    .add = sr_cuda_flushed<sr_cuda_add>,
     .add_norm = sr_cuda_add_norm,
-    .embed = sr_cuda_embed,
-    .topk = sr_cuda_topk,
-    .moe = sr_cuda_moe,
+    .embed = sr_cuda_flushed<sr_cuda_embed>,
+    .topk = sr_cuda_flushed<sr_cuda_topk>,
+    .moe = sr_cuda_flushed<sr_cuda_moe>,
     .device_attn = &sr_cuda_attn_ops,
     .kv_append = NULL,
     .attn_prefill = NULL,
@@ -234,8 +245,8 @@ static const struct backend_ops cuda_ops = {
     .sketch_encode = NULL,
     .sketch_choose = NULL,
     .attn_reserve = NULL,
-    .matmul_reserve = sr_cuda_matmul_reserve,
-    .moe_reserve = sr_cuda_moe_reserve,
+    .matmul_reserve = sr_cuda_flushed<sr_cuda_matmul_reserve>,
+    .moe_reserve = sr_cuda_flushed<sr_cuda_moe_reserve>,
 };
 
 /* ---- opening ---- */
@@ -277,8 +288,13 @@ static sr_status start(struct backend_cuda *c, const struct cudaDeviceProp *p, i
     cudaError_t e = cudaSetDevice(c->device);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
     if (e != cudaSuccess) return sr_cuda_fail(e, "opening the device", err);
+    if (cudaMallocHost(&c->landing, LANDING_BYTES) != cudaSuccess) { /* it goes without, more slowly */
+        c->landing = NULL;
+        cudaGetLastError();
+    }
     SR_TRY(find_overlap(c, p->major, err));
     SR_TRY(sr_pool_new(&c->base.pool, n_threads, err));
+    SR_TRY(sr_cuda_fuse_init(c, err));
     return sr_cuda_matmul_init(c, err);
 }
 
@@ -292,6 +308,7 @@ extern "C" sr_status sr_backend_cuda_open(struct backend **out, int index, int n
     c->base.has_own_memory = 1;
     c->device = index;
     c->n_sms = prop.multiProcessorCount;
+    c->shared_bytes = prop.sharedMemPerBlockOptin;
     snprintf(c->text, sizeof c->text, "cuda, %.48s, compute capability %d.%d", prop.name, prop.major, prop.minor);
     const sr_status st = start(c, &prop, n_threads, err);
     if (st != SR_OK) {

@@ -23,6 +23,10 @@ struct matmul_cuda; /* matmul_cuda.cu */
 struct rope_cuda;   /* smallops_cuda.cu */
 struct attn_device; /* attention_cuda.cu */
 struct moe_cuda;    /* moe_cuda.cu */
+struct held_cuda;   /* fuse_cuda.cu */
+
+/* The last launch: anything, or a product whose blocks have much or little shared memory (matvec_cuda.cu). */
+enum sr_cuda_room { SR_CUDA_OTHER, SR_CUDA_LARGE, SR_CUDA_SMALL };
 
 struct backend_cuda {
     struct backend base; /* first: a struct backend * is a struct backend_cuda * */
@@ -30,8 +34,11 @@ struct backend_cuda {
     bool overlaps; /* kernels may be launched dependently */
     bool recording;
     uint64_t recordings; /* begun so far */
-    const float *acts_of; /* whose codes the scratch holds (acts_cuda.h); NULL: nobody's */
+    enum sr_cuda_room after_matvec; /* what the last launch was */
+    size_t shared_bytes;  /* that a block may have */
+    struct held_cuda *held;
     cudaStream_t stream;
+    void *landing; /* page-locked, for downloads; or NULL */
     struct matmul_cuda *matmul;
     struct rope_cuda *rope;
     struct attn_device *attn;
@@ -63,19 +70,22 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
 sr_status sr_cuda_matmul_init(struct backend_cuda *c, sr_error *err);
 void sr_cuda_matmul_fini(struct backend_cuda *c);
 
-uint8_t *sr_cuda_acts(struct backend_cuda *c); /* sr_cuda_acts_bytes of scratch, for rows up to the width */
-int64_t sr_cuda_acts_width(const struct backend_cuda *c);
-
-/* matvec_cuda.cu */
-size_t sr_cuda_acts_bytes(int64_t max_in);
-void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, int32_t t0, int32_t n);
+/* fuse_cuda.cu: ops that may be held back, to be done together with the next. Every other op is in the table as
+ * sr_cuda_flushed<op>, which does first what is held back. */
+sr_status sr_cuda_fuse_init(struct backend_cuda *c, sr_error *err);
+void sr_cuda_fuse_fini(struct backend_cuda *c);
+void sr_cuda_flush(struct backend_cuda *c);
+void sr_cuda_hold_product(struct backend_cuda *c, const struct matmul_args *a); /* of one token */
+void sr_cuda_norm(struct backend *b, const struct norm_args *a);
+void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
+void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a);
 
 /* smallops_cuda.cu */
-void sr_cuda_norm(struct backend *b, const struct norm_args *a);
+void sr_cuda_norm_now(struct backend_cuda *c, const struct norm_args *a);
+void sr_cuda_add_norm_now(struct backend_cuda *c, const struct add_args *a, const struct norm_args *n);
+void sr_cuda_silu_now(struct backend_cuda *c, const struct silu_mul_args *a);
 void sr_cuda_rope(struct backend *b, const struct rope_args *a);
-void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a);
 void sr_cuda_add(struct backend *b, const struct add_args *a);
-void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
 sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *err);
 void sr_cuda_rope_fini(struct backend_cuda *c);
 
@@ -96,6 +106,16 @@ void sr_cuda_attn_fini(struct backend_cuda *c);
 /* prefill_cuda.cu */
 struct prefill_params;
 void sr_cuda_prefill(struct backend_cuda *c, const struct prefill_params *p);
+
+template <auto OP> struct sr_cuda_flushing;
+template <typename R, typename... A, R (*OP)(struct backend *, A...)> struct sr_cuda_flushing<OP> {
+    static R call(struct backend *b, A... args)
+    {
+        sr_cuda_flush(sr_cuda_of(b));
+        return OP(b, args...);
+    }
+};
+template <auto OP> constexpr auto sr_cuda_flushed = &sr_cuda_flushing<OP>::call;
 
 /* ---- launching ---- */
 

@@ -13,10 +13,10 @@ static __global__ void embed_kernel(const struct cuda_planes w, const int32_t *i
     const int64_t g = (int64_t)blockIdx.y * blockDim.x + threadIdx.x, t = blockIdx.x;
     sr_grid_begin();
     if (g >= w.groups) return;
-    const int64_t at = ids[t] * w.groups + g;
-    const group_scale s = load_scale<TYPE>(w, at);
+    const plane_place at = sr_place(w, sr_record(TYPE), ids[t], g);
+    const group_scale s = load_scale<TYPE>(at);
     uint32_t bytes[8];
-    unpack<TYPE>(load_bits<TYPE>(w, at), bytes);
+    unpack<TYPE>(load_bits<TYPE>(at), bytes);
 #pragma unroll
     for (int e = 0; e < 32; e++) x[t * n_in + g * 32 + e] = element_of<TYPE>(bytes, s, e);
 }
@@ -43,7 +43,6 @@ void sr_cuda_embed(struct backend *b, const struct embed_args *a)
     struct backend_cuda *c = sr_cuda_of(b);
     const struct cuda_planes p = *sr_planes_of(a->w);
     const int64_t n_in = a->w->n_in;
-    c->acts_of = NULL;
     const dim3 groups((unsigned)a->n, (unsigned)((p.groups + 63) / 64));
     const dim3 elements((unsigned)a->n, (unsigned)((n_in + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS));
     switch (a->w->dtype) {

@@ -4,14 +4,14 @@
  * are rounded once, weights that are not bf16 are expanded into a tile of rows at a time. Weights kept in f32 are kept
  * so for their accuracy and are multiplied in f32.
  */
-#include "cuda/device_cuda.h"
+#include "cuda/matvec_cuda.h"
 #include "cuda/planes_cuda.h"
 
 #include <assert.h>
 #include <cuda_bf16.h>
 
 /* From this many tokens on, expanding weights is cheaper than reading them once per 4 tokens. */
-enum { GEMM_MIN_TOKENS = 16, MATVEC_TOKENS = 4, N_PLANS = 64 };
+enum { GEMM_MIN_TOKENS = 16, N_PLANS = 64 };
 #define TILE_BYTES ((size_t)128 << 20)
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 
@@ -22,8 +22,8 @@ struct matmul_cuda {
     cublasLtHandle_t lt;
     cublasLtMatmulDesc_t desc[2]; /* bf16, f32 */
     __nv_bfloat16 *x, *tile;      /* [max_n][max_in]; rows of weights */
-    void *workspace, *acts;       /* acts: codes of a few tokens of max_in */
-    int64_t x_elems, max_in;
+    void *workspace;
+    int64_t x_elems;
     struct plan plans[N_PLANS];
     int next; /* plans found so far; a new one takes the place of the oldest */
 };
@@ -57,27 +57,8 @@ void sr_cuda_matmul_fini(struct backend_cuda *c)
     sr_cuda_delete(&c->base, m->x);
     sr_cuda_delete(&c->base, m->tile);
     sr_cuda_delete(&c->base, m->workspace);
-    sr_cuda_delete(&c->base, m->acts);
     sr_free(m);
     c->matmul = NULL;
-}
-
-uint8_t *sr_cuda_acts(struct backend_cuda *c) { return static_cast<uint8_t *>(c->matmul->acts); }
-
-int64_t sr_cuda_acts_width(const struct backend_cuda *c) { return c->matmul->max_in; }
-
-static sr_status reserve_acts(struct backend_cuda *c, int64_t max_in, sr_error *err)
-{
-    struct matmul_cuda *m = c->matmul;
-    void *acts;
-    if (max_in <= m->max_in) return SR_OK;
-    SR_TRY(sr_cuda_new(&c->base, &acts, sr_cuda_acts_bytes(max_in), "matmul scratch", err));
-    sr_cuda_delete(&c->base, m->acts);
-    m->acts = acts;
-    c->acts_of = NULL;
-    m->max_in = max_in;
-    c->base.generation++;
-    return SR_OK;
 }
 
 sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err)
@@ -86,7 +67,6 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
     struct matmul_cuda *m = c->matmul;
     (void)max_out;
     SR_TRY(sr_cuda_rope_reserve(c, max_n, err));
-    SR_TRY(reserve_acts(c, max_in, err));
     if (max_n < GEMM_MIN_TOKENS || max_n * max_in <= m->x_elems) return SR_OK;
     void *x;
     SR_TRY(sr_cuda_new(b, &x, (size_t)(max_n * max_in) * sizeof *m->x, "matmul scratch", err));
@@ -112,9 +92,10 @@ static __global__ void expand_kernel(const struct cuda_planes w, int64_t first, 
 {
     const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= n_groups) return;
-    const group_scale s = load_scale<TYPE>(w, first + at);
+    const plane_place place = sr_place(w, sr_record(TYPE), (first + at) / w.groups, (first + at) % w.groups);
+    const group_scale s = load_scale<TYPE>(place);
     uint32_t bytes[8];
-    unpack<TYPE>(load_bits<TYPE>(w, first + at), bytes);
+    unpack<TYPE>(load_bits<TYPE>(place), bytes);
     __nv_bfloat162 v[16];
 #pragma unroll
     for (int i = 0; i < 16; i++) v[i] = __floats2bfloat162_rn(element_of<TYPE>(bytes, s, 2 * i), element_of<TYPE>(bytes, s, 2 * i + 1));
@@ -255,11 +236,16 @@ void sr_cuda_matmul(struct backend *b, const struct matmul_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
     const int64_t n_in = a->w[0]->n_in;
-    for (int i = 0; a->n >= GEMM_MIN_TOKENS && i < a->n_weights; i++) c->acts_of = c->acts_of == a->y[i] ? NULL : c->acts_of;
+    if (a->n == 1) {
+        sr_cuda_hold_product(c, a);
+        return;
+    }
+    sr_cuda_flush(c);
     if (a->n < GEMM_MIN_TOKENS) {
+        const struct matvec_extra none = {};
         for (int32_t t = 0, n; t < a->n; t += n) {
-            n = a->n - t >= MATVEC_TOKENS ? MATVEC_TOKENS : 1;
-            sr_cuda_matvec(c, a, t, n);
+            n = a->n - t < MATVEC_TOKENS ? a->n - t : MATVEC_TOKENS;
+            sr_cuda_matvec(c, a, &none, t, n);
         }
         return;
     }

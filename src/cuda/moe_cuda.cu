@@ -162,7 +162,6 @@ static __global__ void topk_kernel(const __grid_constant__ struct topk_args a)
 void sr_cuda_topk(struct backend *b, const struct topk_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    c->acts_of = NULL;
     sr_cuda_launch(c, "choice of experts", topk_kernel, dim3((unsigned)a->n), dim3(32), 0, *a);
 }
 
@@ -444,7 +443,6 @@ void sr_cuda_moe(struct backend *b, const struct moe_args *a)
     struct backend_cuda *c = sr_cuda_of(b);
     const bool same = a->gate->dtype == a->up->dtype; /* few's first kernel reads both at once */
     assert(c->moe && a->n <= c->moe->shape.max_n && a->n_used <= c->moe->shape.n_used);
-    c->acts_of = NULL;
     if (same && (a->n < GEMM_MIN_TOKENS || a->gate->dtype == SR_DTYPE_F32)) few(c, a);
     else many(c, a);
 }

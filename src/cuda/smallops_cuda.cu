@@ -4,7 +4,7 @@
  * angles of the rotary embedding are computed in double once per (spec, positions) and kept, since every layer of a
  * pass asks for the same ones.
  */
-#include "cuda/acts_cuda.h"
+#include "cuda/device_cuda.h"
 
 #include <assert.h>
 #include <string.h>
@@ -23,7 +23,7 @@ static __device__ float block_sum(float x)
     return x;
 }
 
-struct norm_params { const float *x, *add, *w; float *sum, *y; uint8_t *acts; int64_t d; float eps; };
+struct norm_params { const float *x, *add, *w; float *sum, *y; int64_t d; float eps; };
 
 /* y = norm(x + add) * w; x + add is stored to `sum`. Without `add`, of x alone. */
 static __global__ void norm_kernel(const struct norm_params p)
@@ -38,11 +38,7 @@ static __global__ void norm_kernel(const struct norm_params p)
     }
     const float scale = 1.0f / sqrtf(block_sum(squares) / (float)p.d + p.eps);
     const float *from = p.add ? p.sum : p.x; /* each thread reads what it wrote */
-    for (int64_t i = threadIdx.x; i < p.d; i += blockDim.x) {
-        const float y = from[row + i] * scale * p.w[i];
-        p.y[row + i] = y;
-        if (p.acts) quantize_group(acts_at(p.acts, p.d / 32, 0), y, i / 32, (int)i % 32); /* whole warps: d % 32 == 0 */
-    }
+    for (int64_t i = threadIdx.x; i < p.d; i += blockDim.x) p.y[row + i] = from[row + i] * scale * p.w[i];
 }
 
 static void launch_norm(struct backend_cuda *c, const struct norm_params *p, int64_t rows)
@@ -52,31 +48,25 @@ static void launch_norm(struct backend_cuda *c, const struct norm_params *p, int
     sr_cuda_launch(c, "norm", norm_kernel, dim3((unsigned)rows), dim3(threads), 0, *p);
 }
 
-void sr_cuda_norm(struct backend *b, const struct norm_args *a)
+void sr_cuda_norm_now(struct backend_cuda *c, const struct norm_args *a)
 {
-    struct backend_cuda *c = sr_cuda_of(b);
-    const struct norm_params p = {a->x, NULL, a->w, NULL, a->y, sr_cuda_acts_for(c, a->y, a->d, a->n * a->heads), a->d, a->eps};
+    const struct norm_params p = {a->x, NULL, a->w, NULL, a->y, a->d, a->eps};
     launch_norm(c, &p, (int64_t)a->n * a->heads);
 }
 
-void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n)
+void sr_cuda_add_norm_now(struct backend_cuda *c, const struct add_args *a, const struct norm_args *n)
 {
-    assert(a->x == n->x && a->d == n->d && n->heads == 1);
-    struct backend_cuda *c = sr_cuda_of(b);
-    const struct norm_params p = {a->x, a->y, n->w, a->x, n->y, sr_cuda_acts_for(c, n->y, n->d, n->n), n->d, n->eps};
+    const struct norm_params p = {a->x, a->y, n->w, a->x, n->y, n->d, n->eps};
     launch_norm(c, &p, n->n);
 }
 
 /* ---- silu_mul, add ---- */
 
-static __global__ void silu_kernel(const float *gate, const float *up, float *h, uint8_t *acts, int64_t n)
+static __global__ void silu_kernel(const float *gate, const float *up, float *h, int64_t n)
 {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     sr_grid_begin();
-    if (i >= n) return;
-    const float y = gate[i] / (1.0f + expf(-gate[i])) * up[i];
-    h[i] = y;
-    if (acts) quantize_group(acts_at(acts, n / 32, 0), y, i / 32, (int)i % 32);
+    if (i < n) h[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
 static __global__ void add_kernel(float *x, const float *y, int64_t n)
@@ -88,18 +78,15 @@ static __global__ void add_kernel(float *x, const float *y, int64_t n)
 
 static dim3 blocks_for(int64_t n) { return dim3((unsigned)((n + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS)); }
 
-void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a)
+void sr_cuda_silu_now(struct backend_cuda *c, const struct silu_mul_args *a)
 {
-    struct backend_cuda *c = sr_cuda_of(b);
     const int64_t n = a->d * a->n;
-    uint8_t *acts = sr_cuda_acts_for(c, a->h, a->d, a->n);
-    sr_cuda_launch(c, "silu_mul", silu_kernel, blocks_for(n), dim3(SR_CUDA_THREADS), 0, a->gate, a->up, a->h, acts, n);
+    sr_cuda_launch(c, "silu_mul", silu_kernel, blocks_for(n), dim3(SR_CUDA_THREADS), 0, a->gate, a->up, a->h, n);
 }
 
 void sr_cuda_add(struct backend *b, const struct add_args *a)
 {
     const int64_t n = a->d * a->n;
-    sr_cuda_of(b)->acts_of = NULL;
     sr_cuda_launch(sr_cuda_of(b), "add", add_kernel, blocks_for(n), dim3(SR_CUDA_THREADS), 0, a->x, a->y, n);
 }
 
@@ -173,7 +160,6 @@ void sr_cuda_rope(struct backend *b, const struct rope_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
     if (a->spec->kind == ROPE_NONE) return;
-    c->acts_of = NULL;
     assert(a->n <= c->rope->max_n && a->spec->n_dims <= 2 * MAX_HALF);
     find_angles(c, a);
     const int half = a->spec->n_dims / 2;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Weights to the device: float types as they are, quantized ones taken apart into planes (planes_cuda.h) by a kernel, a
+ * Weights to the device: float types as they are, quantized ones rearranged into records (planes_cuda.h) by a kernel, a
  * piece of the file's bytes at a time.
  */
 #include "cuda/device_cuda.h"
@@ -12,7 +12,7 @@ extern "C" {
 
 enum { STAGE_BYTES = 32 << 20 };
 
-static bool is_supported(sr_dtype t) { return sr_is_float_type(t) || sr_plane_bytes(t).codes > 0; }
+static bool is_supported(sr_dtype t) { return sr_is_float_type(t) || sr_record(t).bytes > 0; }
 
 /* Four bits of element e of a 32-element group, its high bits, in the file's order of each type. */
 struct raw_code { uint32_t low, high; };
@@ -36,70 +36,51 @@ static __device__ raw_code raw_code_of(int type, const uint8_t *b, int group, in
 
 struct split_params {
     const uint8_t *src;
-    uint8_t *codes, *high, *scales, *extra;
+    struct cuda_planes to;
+    struct plane_record record;
     int type, block_bytes, per_block; /* groups of 32 per block of the file: 1 or 8 */
     int64_t n_groups, first;          /* of this piece; the groups before it */
 };
 
-static __device__ void split_scales(const struct split_params &p, const uint8_t *b, int64_t g, int in_block)
+static __device__ void split_scales(const struct split_params &p, const uint8_t *b, const plane_place &at, uint8_t *record)
 {
-    if (p.type == SR_DTYPE_Q4_K || p.type == SR_DTYPE_Q5_K) {
-        for (int i = 0; i < 2; i++) p.scales[g * 2 + i] = b[2 * in_block + i];
-    } else if (p.type == SR_DTYPE_Q6_K) {
-        for (int i = 0; i < 2; i++) p.scales[g * 2 + i] = b[192 + 2 * in_block + i];
-        if (in_block < 2) p.extra[g / 8 * 2 + in_block] = b[208 + in_block];
-    } else {
-        const int n = p.type == SR_DTYPE_Q4_1 || p.type == SR_DTYPE_Q5_1 ? 4 : 2;
-        for (int i = 0; i < n; i++) p.scales[g * n + i] = b[i];
+    uint8_t *scales = record + p.record.scales;
+    const int n = p.record.scale_bytes;
+    if (sr_is_k45(p.type)) {
+        for (int i = 0; i < 2; i++) scales[at.r * 16 + at.g * 2 + i] = b[2 * at.g + i];
+        return;
     }
+    const uint8_t *from = p.type == SR_DTYPE_Q6_K ? b + 192 + 2 * at.g : b;
+    for (int i = 0; i < n; i++) scales[sr_place_index(at) * n + i] = from[i];
+    if (p.type == SR_DTYPE_Q6_K && at.g == 0)
+        reinterpret_cast<float *>(record + p.record.extra)[at.r] = __half2float(*reinterpret_cast<const __half *>(b + 208));
 }
 
 /* One thread per group. */
-static __global__ void split_kernel(const struct split_params p)
+static __global__ void split_kernel(const __grid_constant__ struct split_params p)
 {
     const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= p.n_groups) return;
     const int64_t g = p.first + at;
+    const plane_place place = sr_place(p.to, p.record, g / p.to.groups, g % p.to.groups);
+    uint8_t *record = const_cast<uint8_t *>(place.record);
     const int in_block = (int)(at % p.per_block);
     const uint8_t *b = p.src + at / p.per_block * p.block_bytes;
-    split_scales(p, b, g, in_block);
+    split_scales(p, b, place, record);
     if (p.type == SR_DTYPE_Q8_0) {
-        for (int e = 0; e < 32; e++) p.codes[g * 32 + e] = b[2 + e];
+        for (int e = 0; e < 32; e++) record[sr_code_offset(place, p.record, e / 16) + e % 16] = b[2 + e];
         return;
     }
     uint32_t high[2] = {0, 0};
     const bool two_bits = p.type == SR_DTYPE_Q6_K;
     for (int e = 0; e < 32; e++) {
         const raw_code c = raw_code_of(p.type, b, in_block, e);
-        if (e < 16) p.codes[g * 16 + e] = (uint8_t)(c.low | raw_code_of(p.type, b, in_block, e + 16).low << 4);
+        if (e < 16) record[sr_code_offset(place, p.record, 0) + e] = (uint8_t)(c.low | raw_code_of(p.type, b, in_block, e + 16).low << 4);
         if (two_bits) high[e / 16] |= c.high << (8 * (e % 4) + 2 * (e % 16 / 4));
         else high[0] |= c.high << (8 * (e % 4) + e / 4);
     }
-    uint32_t *words = reinterpret_cast<uint32_t *>(p.high);
-    if (two_bits) {
-        words[2 * g] = high[0];
-        words[2 * g + 1] = high[1];
-    } else if (p.high) {
-        words[g] = high[0];
-    }
-}
-
-static size_t align_up(size_t n) { return (n + 255) / 256 * 256; }
-
-/* Places the planes from base on; returns the bytes they take. */
-static size_t layout(struct split_params *p, sr_dtype type, int64_t n_groups, uint8_t *base)
-{
-    const struct plane_bytes n = sr_plane_bytes(type);
-    const size_t groups = (size_t)n_groups, eighths = (groups + 7) / 8;
-    size_t at = 0;
-    p->codes = base;
-    at += align_up(groups * (size_t)n.codes);
-    p->high = n.high ? base + at : NULL;
-    at += align_up(groups * (size_t)n.high);
-    p->scales = base + at;
-    at += align_up(eighths * (size_t)n.scales_per_8);
-    p->extra = n.extra_per_8 ? base + at : NULL;
-    return at + align_up(eighths * (size_t)n.extra_per_8);
+    uint32_t *words = reinterpret_cast<uint32_t *>(record + p.record.high + sr_place_index(place) * p.record.high_bytes);
+    for (int i = 0; i < p.record.high_bytes / 4; i++) words[i] = high[i];
 }
 
 static void split(struct backend_cuda *c, struct split_params *p, const struct weight *w, uint8_t *stage)
@@ -139,18 +120,20 @@ static sr_status place_float(struct backend *b, const struct weight *w, struct c
 static sr_status place_planes(struct backend *b, const struct weight *w, struct cuda_weight *p, sr_error *err)
 {
     const struct dtype_traits *t = sr_dtype_find(w->dtype);
-    const int64_t n_groups = w->n_out * w->n_in / 32;
     struct split_params s = {};
     void *stage;
+    s.record = sr_record(w->dtype);
     s.type = w->dtype;
     s.block_bytes = t->block_bytes;
     s.per_block = t->block_elems / 32;
-    SR_TRY(sr_cuda_new(b, &p->block, layout(&s, w->dtype, n_groups, NULL), "weights", err));
+    const int64_t in_record = s.record.quads * QUAD, groups = w->n_in / 32, steps = (groups + in_record - 1) / in_record;
+    const size_t bytes = (size_t)((w->n_out + TILE_ROWS - 1) / TILE_ROWS * steps) * (size_t)s.record.bytes;
+    SR_TRY(sr_cuda_new(b, &p->block, bytes, "weights", err));
     SR_TRY(sr_cuda_new(b, &stage, STAGE_BYTES, "loading weights", err));
-    layout(&s, w->dtype, n_groups, static_cast<uint8_t *>(p->block));
+    p->planes = s.to = cuda_planes{static_cast<const uint8_t *>(p->block), groups, steps};
+    b->ops->mem_clear(b, p->block, bytes); /* what is padded */
     split(sr_cuda_of(b), &s, w, static_cast<uint8_t *>(stage));
     sr_cuda_delete(b, stage);
-    p->planes = cuda_planes{s.codes, s.high, s.scales, s.extra, w->n_in / 32};
     return SR_OK;
 }
 

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Ops that become one. Each launch of a decode step costs a few microseconds whatever it does, so with one token a norm
+ * waits for the product that reads it, and a product for the sum or the silu that its results go to. What is held back is
+ * done by sr_cuda_flush before any other op, so that nobody can tell but by the clock: everything that the ops would have
+ * stored is stored, except a product's y that the next op overwrites.
+ */
+#include "cuda/matvec_cuda.h"
+
+#include <assert.h>
+
+struct held_cuda {
+    bool has_norm, has_product; /* a norm that waits for a product; a product that waits, with its norm in `extra` */
+    struct norm_args norm;
+    struct matmul_args product;
+    struct matvec_extra extra;
+};
+
+sr_status sr_cuda_fuse_init(struct backend_cuda *c, sr_error *err)
+{
+    c->held = static_cast<struct held_cuda *>(sr_alloc_zero(1, sizeof *c->held));
+    return c->held ? SR_OK : sr_fail_memory(err, sizeof *c->held, "cuda backend");
+}
+
+void sr_cuda_fuse_fini(struct backend_cuda *c)
+{
+    sr_free(c->held);
+    c->held = NULL;
+}
+
+static void do_product(struct backend_cuda *c)
+{
+    struct held_cuda *h = c->held;
+    h->has_product = false;
+    sr_cuda_matvec(c, &h->product, &h->extra, 0, 1);
+}
+
+static void do_held(struct backend_cuda *c)
+{
+    struct held_cuda *h = c->held;
+    if (h->has_product) do_product(c);
+    if (!h->has_norm) return;
+    h->has_norm = false;
+    sr_cuda_norm_now(c, &h->norm);
+}
+
+void sr_cuda_flush(struct backend_cuda *c)
+{
+    if (c->held) do_held(c);
+    c->after_matvec = SR_CUDA_OTHER; /* whoever calls will launch something else */
+}
+
+/* ---- products ---- */
+
+static bool writes(const struct matmul_args *a, const float *x)
+{
+    bool any = false;
+    for (int i = 0; i < a->n_weights; i++) any |= a->y[i] == x;
+    return any;
+}
+
+void sr_cuda_hold_product(struct backend_cuda *c, const struct matmul_args *a)
+{
+    struct held_cuda *h = c->held;
+    if (h->has_product) do_product(c);
+    const bool joins = h->has_norm && a->x == h->norm.y && a->w[0]->n_in == h->norm.d && !writes(a, h->norm.x) && !writes(a, h->norm.y);
+    if (h->has_norm && !joins) do_held(c);
+    h->extra = matvec_extra{joins, h->norm, NULL, false};
+    h->has_norm = false;
+    h->product = *a;
+    h->has_product = true;
+}
+
+/* ---- norms ---- */
+
+static void hold_norm(struct backend_cuda *c, const struct norm_args *a)
+{
+    c->held->norm = *a;
+    c->held->has_norm = true;
+}
+
+static bool may_wait(const struct norm_args *a) { return a->n == 1 && a->heads == 1 && a->x != a->y && a->d % 4 == 0; }
+
+void sr_cuda_norm(struct backend *b, const struct norm_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    do_held(c);
+    if (may_wait(a)) {
+        hold_norm(c, a);
+        return;
+    }
+    sr_cuda_flush(c);
+    sr_cuda_norm_now(c, a);
+}
+
+void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n)
+{
+    assert(a->x == n->x && a->d == n->d && n->heads == 1);
+    struct backend_cuda *c = sr_cuda_of(b);
+    struct held_cuda *h = c->held;
+    const struct matmul_args *p = &h->product;
+    const bool joins = h->has_product && p->n_weights == 1 && p->y[0] == a->y && a->n == 1 && p->w[0]->n_out == a->d && n->y == a->y &&
+                       may_wait(n) && p->x != a->x && !(h->extra.norms && h->extra.norm.x == a->x);
+    if (!joins) {
+        sr_cuda_flush(c);
+        sr_cuda_add_norm_now(c, a, n);
+        return;
+    }
+    h->extra.add_to = a->x;
+    do_product(c);
+    hold_norm(c, n);
+}
+
+/* ---- silu ---- */
+
+void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    struct held_cuda *h = c->held;
+    const struct matmul_args *p = &h->product;
+    const bool joins = h->has_product && p->n_weights == 2 && a->n == 1 && p->y[0] == a->gate && p->y[1] == a->up && a->h == a->gate &&
+                       p->w[0]->dtype == p->w[1]->dtype && p->w[0]->n_out == a->d && p->w[1]->n_out == a->d;
+    if (!joins) {
+        sr_cuda_flush(c);
+        sr_cuda_silu_now(c, a);
+        return;
+    }
+    h->extra.silu = true;
+    do_product(c);
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the products of a few tokens are asked for (C++): the products themselves, and what may be done with their input
+ * and output on the way, so that a decode step needs few launches. fuse_cuda.cu decides which ops become one.
+ */
+#ifndef SR_CUDA_MATVEC_CUDA_H
+#define SR_CUDA_MATVEC_CUDA_H
+
+#include "cuda/device_cuda.h"
+
+enum { MATVEC_TOKENS = 4 }; /* of one launch */
+
+struct matvec_extra {
+    bool norms;             /* the input is norm.x normed; it is stored to norm.y too. One token */
+    struct norm_args norm;
+    float *add_to;          /* the one product is added to this, instead of stored; or NULL. One token */
+    bool silu;              /* two products: y[0] becomes silu(y[0]) * y[1]. One token */
+};
+
+/* Tokens [t0, t0 + n) of a; n at most MATVEC_TOKENS. */
+void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, const struct matvec_extra *extra, int32_t t0, int32_t n);
+
+#endif

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The product of a few tokens with weights that are read once: what a decode step waits for. One block an SM takes units
+// (a tile of 16 rows; a tile of each of two products that are joined by silu) in turns; its warps share all of its work
+// evenly, cut where it may fall, so that 16 rows fill a block as well as 16,000. Each warp streams its part through a ring
+// in shared memory. The ring is filled before the kernel waits for the one before it, since weights depend on nobody:
+// while the last kernel ends, its successor's weights are on their way.
+//
+// The order of every sum depends on shapes and on the number of SMs alone.
+#ifndef SR_CUDA_MATVEC_KERNEL_CUH
+#define SR_CUDA_MATVEC_KERNEL_CUH
+
+#include "cuda/matvec_cuda.h"
+#include "cuda/matvec_formats.cuh"
+
+struct matvec_params {
+    struct matvec_product p[SR_MATMUL_MAX];
+    int32_t n_products, n_units, parts; // parts 2: a unit is a tile of p[0] and one of p[1]
+    int32_t steps;                      // of a tile
+    int32_t depth;                      // of a warp's ring
+    int32_t n_tokens, quads, act_bytes;
+    struct act_source acts;             // of the first token
+    int64_t x_stride;
+    float *add_to;
+    bool silu, clears;                  // clears: the ring is cleared first
+};
+
+typedef void matvec_kernel(matvec_params);
+
+// Sums of a unit that several warps share: of the warp in which it begins ([1]) and of those in which it does not.
+template <int N> struct matvec_space {
+    uint8_t zeros[256];
+    uint64_t bars[ACT_WARPS][MOST_DEPTH];
+    float norm_part[ACT_WARPS];
+    float slot[ACT_WARPS][2][2][TILE_ROWS][N]; // [warp][where it begins][part]
+};
+
+template <int N> static constexpr __host__ __device__ size_t sr_space_bytes() { return (sizeof(matvec_space<N>) + 127) / 128 * 128; }
+
+// The work of a warp: places [begin, end) of the block's, each a step of a unit.
+struct matvec_span { int32_t begin, end, unit_steps, total; };
+
+static __device__ __forceinline__ int32_t bound_of(int32_t total, int warp) { return (int32_t)((uint32_t)total * (uint32_t)warp / ACT_WARPS); }
+
+static __device__ __forceinline__ int32_t unit_at(int32_t i) { return (int32_t)(blockIdx.x + i * gridDim.x); }
+
+// The product that a unit belongs to, and its tile in it.
+static __device__ __forceinline__ int product_of(const matvec_params &p, int32_t unit, int32_t *tile)
+{
+    int i = 0;
+    *tile = unit;
+    if (p.parts == 2) return 0;
+    for (; i + 1 < p.n_products && unit >= p.p[i].end_unit; i++) *tile = unit - p.p[i].end_unit;
+    return i;
+}
+
+// Goes through a span ahead of the products, step by step.
+template <class F> struct matvec_walk {
+    typename F::source source;
+    int32_t unit, part, left;  // of the block; of the unit; steps of this tile
+    int32_t steps;             // still to be copied
+
+    __device__ __forceinline__ void seek(const matvec_params &p, int32_t at, int lane)
+    {
+        int32_t tile;
+        const int i = product_of(p, unit_at(unit), &tile);
+        left = p.steps - at;
+        source.seek(p.p[i + part], tile, at, p.steps, lane);
+    }
+    __device__ __forceinline__ void start(const matvec_params &p, const matvec_span &s, int lane)
+    {
+        const int32_t step = s.begin % s.unit_steps;
+        unit = s.begin / s.unit_steps;
+        part = step >= p.steps;
+        steps = s.end - s.begin;
+        if (steps) seek(p, part ? step - p.steps : step, lane);
+    }
+    __device__ __forceinline__ void copy(const matvec_params &p, uint64_t *bar, uint8_t *to, int lane)
+    {
+        if (steps == 0) return;
+        if (left == 0) {
+            part = part + 1 < p.parts;
+            unit += !part;
+            seek(p, 0, lane);
+        }
+        source.copy(bar, to, lane);
+        steps--;
+        left--;
+    }
+};
+
+// ---- results ----
+
+template <int N> struct unit_sums { float v[2][2][N]; }; // [part][row g or g + 8]
+
+static __device__ __forceinline__ void store_row(const matvec_params &p, int32_t unit, int r, int n, float first, float second, float old)
+{
+    int32_t tile;
+    const matvec_product &m = p.p[product_of(p, unit, &tile)];
+    const int64_t row = (int64_t)tile * TILE_ROWS + r;
+    if (row >= m.n_out || n >= p.n_tokens) return;
+    float y = first + (m.bias ? m.bias[row] : 0.0f);
+    if (p.parts == 2) {
+        const float up = second + (p.p[1].bias ? p.p[1].bias[row] : 0.0f);
+        p.p[1].y[row] = up;
+        y = y / (1.0f + expf(-y)) * up;
+    }
+    if (p.add_to) p.add_to[row] = old + y;
+    else m.y[n * m.y_stride + row] = y;
+}
+
+// What the sum of row r is added to.
+static __device__ __forceinline__ float old_of(const matvec_params &p, int32_t unit, int r)
+{
+    const int64_t row = (int64_t)unit * TILE_ROWS + r;
+    return p.add_to && row < p.p[0].n_out ? __ldcg(p.add_to + row) : 0.0f;
+}
+
+// A unit, or what this warp has of it. Lane 4 g + t stores row g (t 0) or g + 8 (t 1).
+template <int N>
+static __device__ __forceinline__ void put_unit(const matvec_params &p, matvec_space<N> &s, int32_t unit, const unit_sums<N> &u, bool begins,
+                                                bool ends, int lane)
+{
+    const int i = lane % 4, r = lane / 4 + 8 * i;
+    if (i > 1) return;
+    const float old = begins && ends ? old_of(p, unit, r) : 0.0f;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        const float first = i ? u.v[0][1][n] : u.v[0][0][n], second = i ? u.v[1][1][n] : u.v[1][0][n];
+        if (begins && ends) {
+            store_row(p, unit, r, n, first, second, old);
+        } else {
+            float(*slot)[TILE_ROWS][N] = s.slot[threadIdx.x / 32][begins];
+            slot[0][r][n] = first;
+            slot[1][r][n] = second;
+        }
+    }
+}
+
+// The unit that this warp joins from several warps' parts: it lies around the warp's first place, and the warp before it
+// holds its beginning. Negative: none.
+static __device__ __forceinline__ int32_t unit_to_join(const matvec_span &s, int warp)
+{
+    if (warp == 0 || s.begin >= s.total || s.begin % s.unit_steps == 0) return -1;
+    const int32_t unit = s.begin / s.unit_steps, before = bound_of(s.total, warp - 1);
+    return before <= unit * s.unit_steps && before < s.begin ? unit : -1;
+}
+
+template <int N>
+static __device__ __forceinline__ void join_unit(const matvec_params &p, const matvec_space<N> &s, const matvec_span &span, int32_t unit, float old,
+                                                 int warp, int lane)
+{
+    const int32_t end = (unit + 1) * span.unit_steps;
+    if (lane >= TILE_ROWS) return;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float first = s.slot[warp - 1][1][0][lane][n], second = s.slot[warp - 1][1][1][lane][n];
+        for (int w = warp; w < ACT_WARPS && bound_of(span.total, w) < end; w++) {
+            if (bound_of(span.total, w) == bound_of(span.total, w + 1)) continue;
+            first += s.slot[w][0][0][lane][n];
+            second += s.slot[w][0][1][lane][n];
+        }
+        store_row(p, unit_at(unit), lane, n, first, second, old);
+    }
+}
+
+// ---- the kernel ----
+
+// Sums of the lanes of a row; the lanes' own start anew.
+template <int N> static __device__ __forceinline__ void gather_rows(float (&acc)[2][N], float (&to)[2][N])
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float x = acc[i][n];
+            x += __shfl_xor_sync(0xffffffffu, x, 1);
+            to[i][n] = x + __shfl_xor_sync(0xffffffffu, x, 2);
+            acc[i][n] = 0;
+        }
+}
+
+template <class F, int N>
+static __device__ __forceinline__ void multiply_span(const matvec_params &p, const matvec_span &s, matvec_walk<F> &fill, uint8_t *ring,
+                                                     const typename F::reader &reader, matvec_space<N> &space, int lane)
+{
+    float acc[2][N] = {};
+    unit_sums<N> sums = {};
+    uint64_t *bars = space.bars[threadIdx.x / 32];
+    uint32_t stage = 0, phase = 0;
+    int32_t unit = s.begin / s.unit_steps, step = s.begin % s.unit_steps, tile;
+    bool begins = step == 0;
+    for (int32_t at = s.begin; at < s.end;) {
+        const int32_t part = step >= p.steps, first = part ? step - p.steps : step;
+        const int32_t n = p.steps - first < s.end - at ? p.steps - first : s.end - at;
+        const bool second = p.p[product_of(p, unit_at(unit), &tile)].second;
+#pragma unroll 1
+        for (int32_t i = 0; i < n; i++) {
+            uint8_t *here = ring + stage * F::STAGE;
+            ring_wait(bars + stage, phase, p.depth);
+            F::template consume<N>(here, first + i, reader, acc, lane, second);
+            __syncwarp();
+            fill.copy(p, bars + stage, here, lane);
+            ring_filled();
+            stage++;
+            if (stage < (uint32_t)p.depth) continue;
+            stage = 0;
+            phase ^= 1u;
+        }
+        at += n;
+        step += n;
+        if (part) gather_rows<N>(acc, sums.v[1]);
+        else gather_rows<N>(acc, sums.v[0]);
+        if (step < s.unit_steps && at < s.end) continue;
+        put_unit<N>(p, space, unit_at(unit), sums, begins, step == s.unit_steps, lane);
+        sums = unit_sums<N>{};
+        begins = true;
+        step = 0;
+        unit++;
+    }
+}
+
+template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, N == 1 ? 2 : 1) matvec_kernel_of(const __grid_constant__ matvec_params p)
+{
+    extern __shared__ __align__(128) uint8_t shared[];
+    matvec_space<N> &space = *reinterpret_cast<matvec_space<N> *>(shared);
+    uint8_t *acts = shared + sr_space_bytes<N>();
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    uint8_t *ring = acts + N * p.act_bytes + (size_t)warp * p.depth * F::STAGE;
+    sr_grid_next();
+    const int32_t units = (p.n_units - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x, unit_steps = p.parts * p.steps;
+    const int32_t total = units * unit_steps;
+    const matvec_span span = {bound_of(total, warp), bound_of(total, warp + 1), unit_steps, total};
+    matvec_walk<F> fill;
+    fill.start(p, span, lane);
+    if (p.clears)
+        for (int i = lane * 16; i < p.depth * F::STAGE; i += 512) *reinterpret_cast<uint4 *>(ring + i) = make_uint4(0, 0, 0, 0);
+    ring_begin(space.bars[warp], lane);
+    for (int i = 0; i < p.depth; i++) {
+        fill.copy(p, space.bars[warp] + i, ring + i * F::STAGE, lane);
+        ring_filled();
+    }
+    act_batch norm_w;
+    if (p.acts.norm_w) norm_w.load(p.acts.norm_w, 0, p.acts.n_in / 4);
+    if (threadIdx.x < 16) reinterpret_cast<uint4 *>(space.zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
+    for (int n = 0; n < p.n_tokens; n++)
+        clear_padding<F::QUANTIZED>(acts + n * p.act_bytes, p.quads, p.acts.n_in, p.steps * F::PER_STEP);
+    sr_grid_wait();
+    const int32_t join = unit_to_join(span, warp);
+    const float old = join >= 0 && lane < TILE_ROWS ? old_of(p, unit_at(join), lane) : 0.0f;
+    for (int n = 0; n < p.n_tokens; n++) {
+        act_source from = p.acts;
+        from.x += n * p.x_stride;
+        make_acts<F::QUANTIZED>(from, norm_w, acts + n * p.act_bytes, p.quads, space.norm_part);
+    }
+    __syncthreads();
+    const typename F::reader reader(acts, space.zeros, p.quads, p.act_bytes, lane);
+    multiply_span<F, N>(p, span, fill, ring, reader, space, lane);
+    __syncthreads();
+    if (join >= 0) join_unit<N>(p, space, span, join, old, warp, lane);
+}
+
+#endif
