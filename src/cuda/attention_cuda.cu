@@ -236,6 +236,7 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.n_list = d->n_list;
     t.list_stride = d->limits.max_len;
     t.unread = d->unread;
+    t.after_encode = 1;
     t.counters = counters_of(a->counters);
     return sr_attn_cuda_choose(call, &rows, &t, err);
 }

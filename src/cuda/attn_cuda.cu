@@ -97,18 +97,13 @@ size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cud
     w->slots = (int32_t)slots;
     w->done = (unsigned *)take(base, &used, WORK_UNITS, 4);
     w->done_1 = (unsigned *)take(base, &used, slots, 4);
-    w->barrier = (unsigned *)take(base, &used, 64, 4);
+    w->barrier = (unsigned *)take(base, &used, units, 8);
     w->part_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
     w->part_ml = (float *)take(base, &used, slots * 16 * 2, 4);
     w->part_rows = (int32_t *)take(base, &used, slots, 4);
     const size_t parts = units > (size_t)card->n_sms ? units : (size_t)card->n_sms;
-    w->near_m = (float *)take(base, &used, parts * 16, 4);
-    w->near_l = (float *)take(base, &used, parts * 16, 4);
-    w->share_m = (float *)take(base, &used, parts * 16, 4);
-    w->share_l = (float *)take(base, &used, parts * 16, 4);
-    w->bins = (uint32_t *)take(base, &used, units * CHOOSE_BINS * 16, 4);
-    w->rows_below = (uint32_t *)take(base, &used, parts * CHOOSE_BINS, 4);
-    w->max_len = (l->max_len + 7) / 8 * 8; // read 16 bytes at a time
+    w->exchange = take(base, &used, parts, sr_choose_exchange_bytes(l->group));
+    w->max_len = (l->max_len + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS * SR_PAGE_ROWS;
     w->bin_of = (uint16_t *)take(base, &used, units * (size_t)w->max_len, 2);
     return used;
 }
@@ -226,17 +221,66 @@ sr_status sr_attn_cuda_encode(const struct attn_cuda *c, const struct attn_cuda_
     return launched(launch(encode_kernel, n_units_of(c, cache) * p.n_pages, 8 * WARP, smem, c, p), "encode", err);
 }
 
+// Where `fits` is given, asks whether all blocks may run at once instead.
+static cudaError_t launch_choose(const struct attn_cuda *c, const choose_params &p, const choose_plan &plan, bool *fits)
+{
+    cudaLaunchAttribute attrs[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)plan.n_parts, (unsigned)p.n_units);
+    config.blockDim = dim3((unsigned)sr_choose_threads());
+    config.dynamicSmemBytes = plan.smem;
+    config.stream = (cudaStream_t)c->stream;
+    config.attrs = attrs;
+    config.numAttrs = p.clusters && !fits ? 2 : 1;
+    attrs[0].id = cudaLaunchAttributeCooperative;
+    attrs[0].val.cooperative = plan.n_parts > 1;
+    if (p.clusters) {
+        attrs[0].id = cudaLaunchAttributeClusterDimension;
+        attrs[0].val.clusterDim.x = (unsigned)plan.n_parts, attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
+        attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attrs[1].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (!fits) return cudaLaunchKernelEx(&config, plan.kernel, p);
+    int n = 0;
+    const cudaError_t e = cudaOccupancyMaxActiveClusters(&n, plan.kernel, &config);
+    *fits = e == cudaSuccess && n >= p.n_units;
+    cudaGetLastError(); // a size that the card does not have is no failure
+    return cudaSuccess;
+}
+
+// As many blocks a unit as may run at once: the largest cluster of which the card holds one for each unit.
+static sr_status plan_choose(const struct attn_cuda *c, choose_params *p, choose_plan *plan, sr_error *err)
+{
+    int device, room;
+    cudaFuncAttributes facts;
+    SR_TRY(launched(cudaGetDevice(&device), "no usable device", err));
+    SR_TRY(launched(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory of a block", err));
+    SR_TRY(launched(cudaFuncGetAttributes(&facts, sr_choose_plan(*p, 1, p->a.sketch.bits, (size_t)room).kernel), "code of choose", err));
+    p->clusters = facts.ptxVersion >= 90; // code made from PTX of 8.0 has none, whatever runs it
+    const int at_once = c->card.n_sms / p->n_units;
+    for (int32_t n = at_once < 1 ? 1 : at_once < CHOOSE_PARTS ? at_once : CHOOSE_PARTS;; n--) {
+        *plan = sr_choose_plan(*p, n, p->a.sketch.bits, (size_t)room);
+        SR_TRY(launched(cudaFuncSetAttribute(plan->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)plan->smem), "shared memory of choose", err));
+        if (!p->clusters || n == 1) break;
+        SR_TRY(launched(cudaFuncSetAttribute(plan->kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters of choose", err));
+        bool fits = false;
+        SR_TRY(launched(launch_choose(c, *p, *plan, &fits), "clusters of choose", err));
+        if (fits) break;
+    }
+    p->ring = plan->ring, p->slots_at = plan->slots_at, p->rows_room = plan->rows_room, p->rows_at = plan->rows_at;
+    p->slice = (CHOOSE_BINS + plan->n_parts - 1) / plan->n_parts;
+    return SR_OK;
+}
+
 sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, sr_error *err)
 {
     SR_TRY(check_sketch(&a->sketch, cache, c->shape.head_dim, err));
-    choose_params p = {*a, *cache, {}, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache), elem_of(c->shape.kv_type), 1};
+    choose_params p = {};
+    p.a = *a, p.cache = *cache, p.head_dim = c->shape.head_dim, p.n_kv_heads = c->shape.n_kv_heads, p.group = c->shape.group;
+    p.n_units = n_units_of(c, cache), p.type = elem_of(c->shape.kv_type);
+    p.page_bytes = (int32_t)sr_attn_cuda_sketch_page_bytes(a->sketch.rank, a->sketch.bits);
     sr_attn_work_place(&p.w, c->workspace, &c->card, &c->limits);
-    if (p.n_units < c->card.n_sms) p.n_parts = c->card.n_sms / p.n_units;
-    choose_kernel *kernel = choose_kernel_of(a->sketch.bits, c->shape.group);
-    const size_t smem = sr_choose_smem();
-    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-    if (e != cudaSuccess) return launched(e, "shared memory of choose", err);
-    void *args[] = {&p};
-    return launched(cudaLaunchCooperativeKernel((const void *)kernel, dim3((unsigned)c->card.n_sms), dim3((unsigned)sr_choose_threads()), args, smem,
-                                                (cudaStream_t)c->stream), "choose", err);
+    choose_plan plan;
+    SR_TRY(plan_choose(c, &p, &plan, err));
+    return launched(launch_choose(c, p, plan, NULL), "choose", err);
 }

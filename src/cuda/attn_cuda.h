@@ -180,6 +180,8 @@ struct attn_cuda_choose {
     int64_t list_stride;
     float *unread;                        /* [n_units][group] estimated unread share, or NULL; NaN for ALL */
     float *logits;                        /* tests: [n_units][group][list_stride] estimated, or NULL */
+    int after_encode;                     /* 1: the kernel before in the stream is that of _encode with n_last 1 and writes nothing
+                                           * else that is read here, so that most may be done while it runs */
     struct attn_cuda_counters *counters;
 };
 sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache,

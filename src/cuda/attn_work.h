@@ -10,7 +10,8 @@
 enum {
     WORK_UNITS = 1024,    /* head blocks of units in one launch */
     WORK_HEAD_WORDS = 2048, /* o of a partial state: 8 heads of 256, or 16 of 128 */
-    CHOOSE_BINS = 512
+    CHOOSE_BINS = 512,
+    CHOOSE_PARTS = 16       /* blocks of one unit, at most */
 };
 
 struct attn_work {
@@ -18,12 +19,9 @@ struct attn_work {
     unsigned *done, *done_1;              /* stay zero between launches */
     float *part_o, *part_ml;
     int32_t *part_rows;
-    /* choose: a part of a unit is one block's */
-    unsigned *barrier;                    /* 64 bits, counts on forever */
-    float *near_m, *near_l;               /* [parts][16] maxima and sums of near rows */
-    float *share_m, *share_l;             /* [parts][16] likewise of far rows, estimated */
-    uint32_t *bins;                       /* [n_units][CHOOSE_BINS][16] fixed-point shares */
-    uint32_t *rows_below;                 /* [parts][CHOOSE_BINS] rows of a part in bins up to one */
+    /* choose, where the blocks of a unit are no cluster */
+    unsigned *barrier;                    /* [n_units] of 64 bits, count on forever */
+    void *exchange;                       /* [parts] */
     uint16_t *bin_of;                     /* [n_units][max_len] bin of each far row */
     int32_t max_len;
     int32_t slots;

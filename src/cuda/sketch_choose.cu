@@ -1,177 +1,145 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The choice of `mass` in one launch: blocks that all run at once, each with one stretch of a unit's rows, and two
-// barriers over all of them. First the exact logits of the near rows and the estimated ones of the far rows give every
-// head's total; then, with the totals known, the shares of the far rows are summed in bins; then the bins say which rows
-// are read, and the lists are written. Shares are summed as whole numbers, so that the order does not show.
+// The choice of `mass` in one launch. The far rows of a unit are dealt to up to 16 blocks, which meet five times: every
+// block projects some coordinates of the query and gives them to all; with those it estimates the logits of its rows and
+// takes the exact ones of its share of the near rows, and every head's total is known to all; with the totals it sums the
+// shares of its rows in bins; of a slice of the bins it sums those of all blocks and gives the sums to all. Then each block
+// finds where the choice ends and writes its piece of the list. Shares are summed as whole numbers, so that the order does
+// not show. What runs once is kept short: fetching instructions is what a step's first microseconds go to.
 #include "cuda/sketch_score.cuh"
 
 namespace sr {
 
-// ---- one barrier over all blocks of the launch ----
-
-static __device__ void wait_for_all(unsigned *barrier)
-{
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        unsigned long long *count = (unsigned long long *)barrier, before, now;
-        asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(count) : "memory");
-        const unsigned long long target = (before / gridDim.x + 1) * gridDim.x;
-        do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(count) : "memory");
-        while (now < target);
-    }
-    __syncthreads();
-}
-
 // ---- totals ----
 
-static __device__ __forceinline__ void add_logit(float x, float &m, float &l)
+// m, l: the maximum and the sum of exponentials of what came so far.
+static __device__ __forceinline__ void add_logit(float x, float2 &ml)
 {
-    if (x > m) l *= m == -CUDART_INF_F ? 0.0f : __expf(m - x), m = x;
-    if (x == x && m == -CUDART_INF_F) return; // -inf, and nothing else so far
-    l += __expf(x - m);
+    if (x > ml.x) ml.y *= exp2_of(ml.x - x), ml.x = x;
+    ml.y += exp2_of(x - (ml.x == -CUDART_INF_F ? 0.0f : ml.x));
 }
 
-// Exact logits of the part's share of the near rows: its maxima and sums of all heads, by warps.
-static __device__ int32_t attend_near(const choose_params &p, const part &x, choose_space &s)
+static __device__ __forceinline__ float2 join(float2 a, float2 b)
 {
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, d = p.head_dim;
-    const int n_near = min(p.a.n_sinks + p.a.window, x.len);
-    const float scale = p.type == ELEM_F8 && p.cache.k_scale ? p.cache.k_scale[x.u % p.n_kv_heads] : 1.0f;
-    float m = -CUDART_INF_F, l = 0; // of head `lane`
-    int32_t rows = 0;
-    for (int i = x.index + p.n_parts * w; i < n_near; i += p.n_parts * CHOOSE_WARPS) {
-        const int row = i < p.a.n_sinks ? i : x.len - p.a.window + i - p.a.n_sinks;
-        const uint8_t *page = (const uint8_t *)p.cache.k_page[(int64_t)x.u * p.cache.max_pages + row / SR_PAGE_ROWS];
-        float k[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            k[j] = lane + j * WARP < d ? element_of(p.type, page, row % SR_PAGE_ROWS, d, lane + j * WARP) * scale : 0.0f;
-        float mine = 0;
-        for (int g = 0; g < p.group; g++) {
-            float y = 0;
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                if (lane + j * WARP < d) y += s.q[g * d + lane + j * WARP] * k[j];
-            y = sum_of_lanes(y);
-            if (lane == g) mine = y;
-        }
-        add_logit(mine, m, l);
-        rows++;
+    const float top = fmaxf(a.x, b.x), base = top == -CUDART_INF_F ? 0.0f : top;
+    return make_float2(top, a.y * exp2_of(a.x - base) + b.y * exp2_of(b.x - base));
+}
+
+// Elements i .. i + 3 of a row of a page, without its head's scale.
+static __device__ __forceinline__ float4 elements_of(int type, const uint8_t *page, int slot, int d, int i)
+{
+    const int at = slot * d + i;
+    if (type == ELEM_BF16) {
+        const uint2 x = *(const uint2 *)(page + 2 * at);
+        return make_float4(__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u), __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u));
     }
-    if (lane < 16) s.m[w][lane] = m, s.l[w][lane] = l;
-    __syncthreads();
-    return rows;
+    if (type == ELEM_F16) {
+        const uint2 x = *(const uint2 *)(page + 2 * at);
+        const float2 lo = __half22float2(*(const __half2 *)&x.x), hi = __half22float2(*(const __half2 *)&x.y);
+        return make_float4(lo.x, lo.y, hi.x, hi.y);
+    }
+    const uint32_t x = *(const uint32_t *)(page + at);
+    if (type == ELEM_F8) {
+        const __half2_raw lo = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)(x & 0xffffu), __NV_E4M3), hi = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)(x >> 16), __NV_E4M3);
+        const float2 a = __half22float2(*(const __half2 *)&lo), b = __half22float2(*(const __half2 *)&hi);
+        return make_float4(a.x, a.y, b.x, b.y);
+    }
+    const float scale = __half2float(((const __half *)(page + SR_PAGE_ROWS * d))[slot * (d / 32) + i / 32]);
+    return make_float4((float)(int8_t)x * scale, (float)(int8_t)(x >> 8) * scale, (float)(int8_t)(x >> 16) * scale, (float)((int32_t)x >> 24) * scale);
 }
 
-// Joins the warps' states in order, one thread a head, and leaves the part's.
-static __device__ void write_part(const choose_params &p, int slot, const choose_space &s, float *m_out, float *l_out)
-{
-    if ((int)threadIdx.x >= p.group) return;
-    const int h = threadIdx.x;
-    float m = -CUDART_INF_F, l = 0;
-    for (int w = 0; w < CHOOSE_WARPS; w++) m = s.m[w][h] > m ? s.m[w][h] : m;
-    for (int w = 0; w < CHOOSE_WARPS; w++) l += s.m[w][h] == -CUDART_INF_F ? s.l[w][h] : s.l[w][h] * expf(s.m[w][h] - m);
-    m_out[slot * 16 + h] = m;
-    l_out[slot * 16 + h] = l;
-}
+// Exact logits of near rows: rows index, index + n, ... of the part, one warp a row. Lane i finds the page of the i-th.
+template <int NT> struct near_rows {
+    const choose_params &p;
+    const part &x;
+    int32_t n, at, i;
+    uint64_t lane_page;
+    row_of_warp k, next; // the row at `at`, and the one after it
 
-template <int BITS, int NT> static __device__ void scan(const choose_params &p, const part &x, int item, choose_space &s)
-{
-    constexpr int HEADS = NT == 4 ? 2 : 1;
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, g = lane >> 2, t = lane & 3;
-    float m[HEADS][2], l[HEADS][2];
-    int32_t near_rows = 0, far_rows = 0;
-    project(p, x.u, s);
-    make_fragments<NT>(p, s);
-    near_rows = attend_near(p, x, s);
-    write_part(p, item, s, p.w.near_m, p.w.near_l);
-    __syncthreads();
-#pragma unroll
-    for (int n = 0; n < HEADS; n++) m[n][0] = m[n][1] = -CUDART_INF_F, l[n][0] = l[n][1] = 0;
-    for_pages<BITS, NT>(p, x, s, [&](int page, float (&y)[4][HEADS][4]) {
-        far_rows += min(x.end, (page + 1) * SR_PAGE_ROWS) - max(x.first, page * SR_PAGE_ROWS);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int n = 0; n < HEADS; n++)
-#pragma unroll
-                for (int c = 0; c < 4; c++) {
-                    const int row = page * SR_PAGE_ROWS + i * 16 + g + c / 2 * 8, head = 8 * n + 2 * t + (c & 1);
-                    if (row < x.first || row >= x.end) y[i][n][c] = -CUDART_INF_F;
-                    else if (p.a.logits && head < p.group) p.a.logits[((int64_t)x.u * p.group + head) * p.a.list_stride + row] = y[i][n][c];
-                }
-#pragma unroll
-        for (int n = 0; n < HEADS; n++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float top = m[n][h];
-#pragma unroll
-                for (int i = 0; i < 4; i++) top = fmaxf(top, fmaxf(y[i][n][h], y[i][n][h + 2]));
-                const float base = top == -CUDART_INF_F ? 0.0f : top;
-                float sum = l[n][h] * __expf(m[n][h] - base);
-#pragma unroll
-                for (int i = 0; i < 4; i++) sum += __expf(y[i][n][h] - base) + __expf(y[i][n][h + 2] - base);
-                m[n][h] = top, l[n][h] = sum;
+    __device__ __forceinline__ int32_t stride() const { return (int32_t)gridDim.x * CHOOSE_WARPS; }
+    __device__ __forceinline__ int32_t row_at(int32_t j) const { return j < p.a.n_sinks ? j : x.len - p.a.window + j - p.a.n_sinks; }
+
+    __device__ __forceinline__ near_rows(const choose_params &p_, const part &x_)
+        : p(p_), x(x_), n(min(p_.a.n_sinks + p_.a.window, x_.len)), at(x_.index + (int)gridDim.x * ((int)threadIdx.x / WARP)), i(0), lane_page(0)
+    {
+        find(0);
+    }
+    __device__ __forceinline__ void find(int ahead)
+    {
+        const int32_t mine = at + (ahead + (int32_t)(threadIdx.x % WARP)) * stride();
+        if (mine < n) lane_page = (uint64_t)p.cache.k_page[(size_t)x.u * p.cache.max_pages + row_at(mine) / SR_PAGE_ROWS];
+    }
+    // The next row whose page is known, `ahead` after the one at `at`.
+    __device__ __forceinline__ void load(row_of_warp &to, int ahead)
+    {
+        if (i == WARP) i = 0, find(ahead);
+        const uint8_t *page = (const uint8_t *)__shfl_sync(~0u, lane_page, i++);
+        const int32_t j = at + ahead * stride();
+        if (j >= n) return;
+        const int slot = row_at(j) % SR_PAGE_ROWS, lane = threadIdx.x % WARP, d = p.head_dim;
+        const float4 none = make_float4(0, 0, 0, 0);
+        to.x[0] = row_of_warp::is_in(0, d) ? elements_of(p.type, page, slot, d, 4 * lane) : none;
+        to.x[1] = none;
+        if (d > 128) to.x[1] = row_of_warp::is_in(1, d) ? elements_of(p.type, page, slot, d, 128 + 4 * lane) : none;
+    }
+    __device__ __forceinline__ void load_first() { load(k, 0), load(next, 1); }
+    __device__ __forceinline__ void attend(choose_space<NT> &s)
+    {
+        const int lane = threadIdx.x % WARP;
+        const float scale = p.type == ELEM_F8 && p.cache.k_scale ? p.cache.k_scale[x.u % p.n_kv_heads] : 1.0f;
+        float2 ml = make_float2(-CUDART_INF_F, 0); // of head `lane`
+#pragma unroll 1
+        while (at < n) {
+            float mine = 0;
+#pragma unroll 1
+            for (int h0 = 0; h0 < p.group; h0 += 4) {
+                const float y = __shfl_sync(~0u, dot_four(s, k, h0, p.head_dim), lane % 4 * 8);
+                if (lane / 4 == h0 / 4) mine = y * scale;
             }
-    });
-#pragma unroll
-    for (int n = 0; n < HEADS; n++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float top = m[n][h];
-#pragma unroll
-            for (int i = 4; i < WARP; i *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
-            float sum = m[n][h] == -CUDART_INF_F ? l[n][h] : l[n][h] * expf(m[n][h] - top);
-#pragma unroll
-            for (int i = 4; i < WARP; i *= 2) sum += __shfl_xor_sync(~0u, sum, i);
-            if (g == 0) s.m[w][8 * n + 2 * t + h] = top, s.l[w][8 * n + 2 * t + h] = sum;
+            add_logit(mine, ml);
+            k = next;
+            at += stride();
+            load(next, 1);
         }
-    __syncthreads();
-    write_part(p, item, s, p.w.share_m, p.w.share_l);
-    if (lane == 0 && p.a.counters) {
-        atomicAdd((unsigned long long *)&p.a.counters[x.u].again_rows, (unsigned long long)near_rows);
-        atomicAdd((unsigned long long *)&p.a.counters[x.u].y_rows, (unsigned long long)far_rows);
+        if (lane < choose_space<NT>::H) s.near[threadIdx.x / WARP][lane] = ml;
     }
-}
+};
 
-// The unit's totals from its parts, one warp a head. Sets s.all where some total is no number, s.none where nothing far is needed.
-static __device__ void sum_totals(const choose_params &p, const part &x, choose_space &s)
+// The part's maxima and sums to all parts.
+template <int NT> static __device__ __forceinline__ void give_totals(const choose_params &p, const team<4 * NT> &t, const choose_space<NT> &s)
 {
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, first = x.u * p.n_parts;
-    if (threadIdx.x == 0) s.all = !(x.eps > 0), s.none = 1;
-    __syncthreads();
-    for (int h = w; h < p.group; h += CHOOSE_WARPS) {
-        double top = -CUDART_INF, near = 0, far = 0;
-        for (int i = lane; i < p.n_parts; i += WARP) {
-            const double a = __ldcg(p.w.near_m + (first + i) * 16 + h), b = __ldcg(p.w.share_m + (first + i) * 16 + h);
-            top = a > top ? a : top;
-            top = b > top ? b : top;
-        }
+    const int lane = threadIdx.x % WARP, h = threadIdx.x / WARP;
+    if (h >= p.group) return;
+    float2 ml = (lane < CHOOSE_WARPS ? s.near : s.far)[lane % CHOOSE_WARPS][h]; // lanes 0 to 15, and the rest
 #pragma unroll
-        for (int i = 1; i < WARP; i *= 2) {
-            const double other = __shfl_xor_sync(~0u, top, i);
-            top = other > top ? other : top;
+    for (int i = 1; i < CHOOSE_WARPS; i *= 2) ml = join(ml, make_float2(__shfl_xor_sync(~0u, ml.x, i), __shfl_xor_sync(~0u, ml.y, i)));
+    const float4 both = make_float4(__shfl_sync(~0u, ml.x, 0), __shfl_sync(~0u, ml.y, 0), __shfl_sync(~0u, ml.x, 16), __shfl_sync(~0u, ml.y, 16));
+    if (lane < t.n) t.give(lane, &s.ex.totals[t.index][h], both, ROUND_TOTALS);
+}
+
+static __device__ __forceinline__ float plain_eps_of(const choose_params &p, const part &x) { return p.a.plain_eps ? p.a.plain_eps[x.u / p.n_kv_heads] : x.eps; }
+
+// The unit's totals. s.all: some total is no number; s.none: none of the bins is needed. Ends with a barrier.
+template <int NT> static __device__ __forceinline__ void sum_totals(const choose_params &p, const part &x, const team<4 * NT> &t, choose_space<NT> &s)
+{
+    const int lane = threadIdx.x % WARP, h = threadIdx.x / WARP;
+    if (h < p.group) {
+        const float4 a = lane < t.n ? t.mine->totals[lane][h] : make_float4(-CUDART_INF_F, 0, -CUDART_INF_F, 0);
+        const float top = max_of_lanes(fmaxf(a.x, a.z));
+        const float near = sum_of_lanes(a.y * exp2_of(a.x - top)), far = sum_of_lanes(a.w * exp2_of(a.z - top));
+        const float total = top + __log2f(near + far), share = __fdividef(far, near + far);
+        if (lane == 0) {
+            s.total[h] = total;
+            s.far_share[h] = share;
+            if (p.a.total && x.index == 0) p.a.total[x.u * p.group + h] = total * LN2;
+            if (!isfinite(total)) s.all = 1;
+            if (!(share <= fminf(x.eps, plain_eps_of(p, x)))) s.none = 0;
         }
-        for (int i = lane; i < p.n_parts; i += WARP) {
-            const float a = __ldcg(p.w.near_l + (first + i) * 16 + h), b = __ldcg(p.w.share_l + (first + i) * 16 + h);
-            near += a == 0 ? 0 : a * (double)expf((float)(__ldcg(p.w.near_m + (first + i) * 16 + h) - top));
-            far += b == 0 ? 0 : b * (double)expf((float)(__ldcg(p.w.share_m + (first + i) * 16 + h) - top));
-        }
-#pragma unroll
-        for (int i = 1; i < WARP; i *= 2) near += __shfl_xor_sync(~0u, near, i), far += __shfl_xor_sync(~0u, far, i);
-        if (lane != 0) continue;
-        const double total = top + (double)logf((float)(near + far));
-        s.total[h] = (float)total;
-        if (p.a.total && x.index == 0) p.a.total[x.u * p.group + h] = (float)total;
-        s.far_share[h] = (float)(far / (near + far));
-        if (!isfinite(total)) s.all = 1;
-        if (!(far / (near + far) <= x.eps)) s.none = 0;
     }
     __syncthreads();
 }
 
-// ---- bins ----
+// ---- the two passes ----
 
 static __device__ __forceinline__ bool drawn(int32_t u, int32_t row, float share)
 {
@@ -181,231 +149,426 @@ static __device__ __forceinline__ bool drawn(int32_t u, int32_t row, float share
     return (float)(h >> 8) * (1.0f / 16777216.0f) < share;
 }
 
+// The least share that a row may have to be chosen, as a logarithm.
 static __device__ __forceinline__ float cut_of(float eps, int32_t n_far)
 {
-    const float cut = logf(eps / (float)n_far);
-    return cut < -1e-3f ? cut : -1e-3f;
+    return fminf(__log2f(__fdividef(eps, (float)max(n_far, 1))), -1e-3f * LOG2E);
 }
 
-static __device__ __forceinline__ int32_t n_found(const choose_params &p, int u) { return p.a.found ? p.a.found[u].n : 0; }
+// First pass: sums of a lane's rows, by its heads, less `base`, which follows the maximum from some way below.
+constexpr float BASE_SLACK = 32.0f;
 
-// Found sink i of the unit, or -1 where it is not one of rows [first, end).
-static __device__ __forceinline__ int32_t found_row(const choose_params &p, int u, int i, int32_t first, int32_t end)
+template <int NT> static __device__ __forceinline__ void add_pages(page_scores<NT> &y, float *base, float *l)
 {
-    const int32_t row = i < n_found(p, u) ? p.a.found[u].rows[i] : -1;
-    return row >= first && row < end ? row : -1;
-}
-
-// The bin of each row of a part, and what the part adds to the unit's.
-template <int BITS, int NT> static __device__ void fill_bins(const choose_params &p, const part &x, int item, uint16_t *bin_of, choose_space &s)
-{
-    constexpr int HEADS = NT == 4 ? 2 : 1;
-    const int lane = threadIdx.x % WARP, g = lane >> 2, t = lane & 3;
-    const float cut = cut_of(x.eps, max(x.end - x.first, 1)), per_nat = CHOOSE_BINS / -cut;
-    for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x) s.bins[i] = 0;
-    for (int i = threadIdx.x; i < CHOOSE_BINS; i += blockDim.x) s.rows[i] = 0;
-    __syncthreads();
-    for_pages<BITS, NT>(p, x, s, [&](int page, float (&y)[4][HEADS][4]) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int row = page * SR_PAGE_ROWS + i * 8 + g;
-            float top = -CUDART_INF_F;
+    for (int n = 0; n < NT; n++) {
+        const float top = y.max_of_head(n);
+        if (top > (l[n] == 0 ? -CUDART_INF_F : BASE_SLACK)) {
+            l[n] = l[n] == 0 ? 0.0f : l[n] * exp2_of(-top);
+            base[n] += top;
 #pragma unroll
-            for (int n = 0; n < HEADS; n++)
-#pragma unroll
-                for (int c = 0; c < 2; c++) {
-                    const int head = 8 * n + 2 * t + c, h = NT == 1 ? head & 3 : head;
-                    float &v = y[i / 2][n][i % 2 * 2 + c];
-                    v = h < p.group ? v - s.total[h] : -CUDART_INF_F;
-                    top = fmaxf(top, v);
-                }
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            const bool inside = row >= x.first && row < x.end;
-            int bin = (int)fminf(fmaxf(-top * per_nat, 0.0f), CHOOSE_BINS - 1.0f);
-            bool kept = inside && top >= cut;
-            if (p.a.keep) bin = 0, kept = inside && drawn(x.u, row, p.a.keep[x.u]);
-            if (t == 0 && inside) bin_of[row] = kept ? (uint16_t)bin : NO_BIN;
-            if (!kept) continue;
-            if (t == 0) atomicAdd(&s.rows[bin], 1u);
-#pragma unroll
-            for (int n = 0; n < HEADS; n++)
-#pragma unroll
-                for (int c = 0; c < 2; c++) {
-                    const int head = 8 * n + 2 * t + c;
-                    if (head < p.group) atomicAdd(&s.bins[bin * 16 + head], (uint32_t)(fminf(__expf(y[i / 2][n][i % 2 * 2 + c]), 1.0f) * SHARE_UNIT));
-                }
+            for (int i = 0; i < y.ROWS; i++) y.x[i][n] -= top;
         }
-    });
-    __syncthreads();
-    if (threadIdx.x < SR_SINKS_MOST) {
-        const int32_t row = found_row(p, x.u, threadIdx.x, max(x.first, x.page0 * SR_PAGE_ROWS), min(x.end, x.page1 * SR_PAGE_ROWS));
-        if (row >= 0) bin_of[row] |= FOUND;
+        float sum[4] = {l[n], 0, 0, 0};
+#pragma unroll
+        for (int i = 0; i < y.ROWS; i++) sum[i % 4] += exp2_of(y.x[i][n]);
+        l[n] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
-    uint32_t *bins = p.w.bins + (int64_t)x.u * CHOOSE_BINS * 16;
-    for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x)
-        if (s.bins[i]) atomicAdd(&bins[i], s.bins[i]);
-    static_assert(CHOOSE_BINS == CHOOSE_THREADS, "one bin a thread"); // rows in bins up to each
-    int32_t all;
-    const int32_t own = (int32_t)s.rows[threadIdx.x];
-    p.w.rows_below[(int64_t)item * CHOOSE_BINS + threadIdx.x] = (uint32_t)(sum_before(own, s.sums, &all) + own);
+}
+
+// Second pass: the bin of each row that may be chosen, and the part's shares by bin.
+struct bin_rule { float cut, per_octave, keep; };
+
+// Which rows may be: bit i is row(i), the same in all lanes of a row. `all`: of all lanes.
+template <int NT>
+static __device__ __forceinline__ uint32_t rows_to_bin(const bin_rule &rule, const part &x, const int *page, page_scores<NT> &y, uint32_t *all)
+{
+    uint32_t mask = 0;
+    if (rule.keep < 0) {
+#pragma unroll
+        for (int i = 0; i < y.ROWS; i++) {
+            float top = y.x[i][0];
+#pragma unroll
+            for (int n = 1; n < NT; n++) top = fmaxf(top, y.x[i][n]);
+            mask |= top >= rule.cut ? 1u << i : 0u;
+        }
+        *all = __reduce_or_sync(~0u, mask);
+        if (*all == 0) return 0;
+    } else { // each lane draws for a quarter of its rows
+#pragma unroll
+        for (int k = 0; k < y.ROWS / 4; k++) {
+            const int i = 4 * k + (threadIdx.x & 3);
+            mask |= drawn(x.u, page[k / 2] * SR_PAGE_ROWS + y.row(i), rule.keep) ? 1u << i : 0u;
+        }
+    }
+    mask |= __shfl_xor_sync(~0u, mask, 1);
+    mask |= __shfl_xor_sync(~0u, mask, 2);
+    if (rule.keep >= 0) *all = __reduce_or_sync(~0u, mask);
+    return mask;
+}
+
+template <int NT>
+static __device__ __forceinline__ void add_to_bins(const bin_rule &rule, const part &x, const int *page, page_scores<NT> &y, choose_space<NT> &s, uint16_t *bin_of)
+{
+    uint32_t all;
+    const uint32_t mask = rows_to_bin(rule, x, page, y, &all);
+    if (all == 0) return;
+#pragma unroll
+    for (int i = 0; i < y.ROWS; i++) {
+        if (!(all >> i & 1u)) continue;
+        float top = y.x[i][0];
+#pragma unroll
+        for (int n = 1; n < NT; n++) top = fmaxf(top, y.x[i][n]);
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        int bin = (int)fminf(fmaxf(-top * rule.per_octave, 0.0f), CHOOSE_BINS - 1.0f);
+        if (rule.keep >= 0) bin = y.row(i) * 8 + page[i / 8] % 8; // whatever they are, not all in one
+        if (!(mask >> i & 1u) || top == -CUDART_INF_F) continue;
+        if ((threadIdx.x & 3) == 0) {
+            bin_of[(page[i / 8] - x.page0) * SR_PAGE_ROWS + y.row(i)] = (uint16_t)bin;
+            atomicAdd(&s.rows[bin], 1u);
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) // an absent head's share is 0
+            atomicAdd(&s.ex.sums[bin * 4 * NT + y.head(n)], (uint32_t)(fminf(exp2_of(y.x[i][n]), 1.0f) * SHARE_UNIT));
+    }
+}
+
+template <int NT> static __device__ __forceinline__ void write_logits(const choose_params &p, const part &x, const int *page, const page_scores<NT> &y, const float *base)
+{
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int i = 0; i < y.ROWS; i++)
+            if (y.head(n) < p.group && y.x[i][n] > -CUDART_INF_F)
+                p.a.logits[((int64_t)x.u * p.group + y.head(n)) * p.a.list_stride + page[i / 8] * SR_PAGE_ROWS + y.row(i)] = (y.x[i][n] + base[n]) * LN2;
+}
+
+// The warp's sums of the first pass to shared memory. Ends with a barrier.
+template <int NT> static __device__ __forceinline__ void write_sums(const float *base, const float *l, choose_space<NT> &s)
+{
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        float2 ml = make_float2(l[n] == 0 ? -CUDART_INF_F : base[n], l[n]);
+#pragma unroll
+        for (int i = 4; i < WARP; i *= 2) ml = join(ml, make_float2(__shfl_xor_sync(~0u, ml.x, i), __shfl_xor_sync(~0u, ml.y, i)));
+        if (lane < 4) s.far[threadIdx.x / WARP][4 * n + lane] = ml;
+    }
+    __syncthreads();
 }
 
 // ---- the choice ----
 
-// Rows of the unit's parts up to bin `end`, those of parts before this one in *before; one warp, the sums in all lanes.
-static __device__ int32_t rows_up_to(const choose_params &p, const part &x, int end, int32_t *before)
+static __device__ __forceinline__ void report(const choose_params &p, const part &x, int kind, const int4 &rows)
 {
-    int32_t sum = 0, all = 0;
-    for (int i = threadIdx.x % WARP; i < p.n_parts && end > 0; i += WARP) {
-        const int32_t n = (int32_t)__ldcg(p.w.rows_below + ((int64_t)x.u * p.n_parts + i) * CHOOSE_BINS + end - 1);
-        sum += i < x.index ? n : 0;
-        all += n;
-    }
-    *before = __reduce_add_sync(~0u, sum);
-    return __reduce_add_sync(~0u, all);
+    if (x.index != 0 || threadIdx.x != 0) return;
+    p.a.kinds[x.u] = (uint8_t)kind;
+    p.a.n_list[x.u] = rows.x;
+    if (p.a.n_chosen) p.a.n_chosen[2 * x.u] = rows.y, p.a.n_chosen[2 * x.u + 1] = rows.z;
 }
 
-// The least number of whole bins that brings every head within eps, and what is left of each head's far share.
-static __device__ void find_end(const choose_params &p, const part &x, const uint16_t *bin_of, choose_space &s)
+static __device__ __forceinline__ void report_unread(const choose_params &p, const part &x, float left)
 {
-    const float plain = p.a.plain_eps ? p.a.plain_eps[x.u / p.n_kv_heads] : x.eps;
+    if (x.index == 0 && (int)threadIdx.x < p.group && p.a.unread) p.a.unread[x.u * p.group + threadIdx.x] = left;
+}
+
+// A unit that is read whole.
+static __device__ __forceinline__ void report_all(const choose_params &p, const part &x)
+{
+    report(p, x, CUDA_READ_ALL, make_int4(0, 0, 0, 0));
+    report_unread(p, x, x.routed ? 0.0f : CUDART_NAN_F);
+    if (x.index == 0 && (int)threadIdx.x < p.group && p.a.total && !x.routed) p.a.total[x.u * p.group + threadIdx.x] = CUDART_NAN_F;
+}
+
+// Found sinks of the part's far rows are marked; one thread a sink. Whether this thread's is one.
+static __device__ __forceinline__ bool mark_found(const choose_params &p, const part &x, uint16_t *bin_of, int32_t *at)
+{
+    const int i = threadIdx.x;
+    if (!p.a.found || i >= SR_SINKS_MOST || i >= p.a.found[x.u].n) return false;
+    const int32_t row = p.a.found[x.u].rows[i];
+    *at = row - x.page0 * SR_PAGE_ROWS;
+    if (row < max(x.first, x.page0 * SR_PAGE_ROWS) || row >= min(x.end, x.page1 * SR_PAGE_ROWS)) return false;
+    bin_of[*at] |= FOUND;
+    return true;
+}
+
+// Rows in bins up to each, one bin a thread.
+template <int NT> static __device__ __forceinline__ void sum_rows(choose_space<NT> &s)
+{
     const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP;
-    const uint32_t *bins = p.w.bins + (int64_t)x.u * CHOOSE_BINS * 16;
-    if (threadIdx.x == 0) s.end = p.a.keep ? 1 : 0, s.plain_end = 0;
-    for (int i = threadIdx.x; i < CHOOSE_BINS * 16; i += blockDim.x) s.bins[i] = __ldcg(bins + i);
+    const int32_t sum = sum_up_to((int32_t)s.rows[threadIdx.x]);
+    if (lane == WARP - 1) s.sums[w] = sum;
     __syncthreads();
-    for (int h = w; h < p.group; h += CHOOSE_WARPS) { // 16 neighbouring bins a lane
+    s.rows[threadIdx.x] = (uint32_t)(sum + __reduce_add_sync(~0u, lane < w ? s.sums[lane] : 0));
+}
+
+// The part's bins to those who sum them, and those of the own slice, summed, to all. One warp a part.
+template <int NT> static __device__ __forceinline__ void share_bins(const team<4 * NT> &t, choose_space<NT> &s)
+{
+    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, own = t.bins_of(t.index) * NT;
+    const uint4 *bins = (const uint4 *)s.ex.sums;
+    uint4 *own_sums = (uint4 *)s.own;
+    if (w < t.n)
+#pragma unroll 1
+        for (int e = lane; e < t.bins_of(w) * NT; e += WARP)
+            t.give(w, (uint4 *)s.ex.inbox + t.index * t.slice * NT + e, bins[w * t.slice * NT + e], ROUND_BINS);
+    t.meet(ROUND_BINS);
+    const uint4 *inbox = (const uint4 *)t.mine->inbox;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < own; e += CHOOSE_THREADS) {
+        uint4 sum = make_uint4(0, 0, 0, 0);
+#pragma unroll 4
+        for (int i = 0; i < t.n; i++) {
+            const uint4 x = inbox[i * t.slice * NT + e];
+            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+        }
+        own_sums[e] = sum;
+    }
+    __syncthreads();
+    if (w < t.n)
+#pragma unroll 1
+        for (int e = lane; e < own; e += WARP) t.give(w, (uint4 *)s.ex.sums + t.index * t.slice * NT + e, own_sums[e], ROUND_SUMS);
+    t.meet(ROUND_SUMS);
+}
+
+// The first bin after which little enough is left of a head's far share. One warp; `own` of lane i is the sum of bins 32 i on,
+// `upto` with those before.
+template <int H> static __device__ __forceinline__ int end_of_head(const uint32_t *sums, int h, uint32_t own, uint32_t upto, float far_share, float eps)
+{
+    const int lane = threadIdx.x % WARP;
+    if (far_share <= eps) return 0;
+    const unsigned good = __ballot_sync(~0u, lane < CHOOSE_BINS / WARP && far_share - (float)upto / SHARE_UNIT <= eps);
+    if (!good) return CHOOSE_BINS;
+    const int c = __ffs(good) - 1;
+    const uint32_t sum = __shfl_sync(~0u, upto - own, c) + (uint32_t)sum_up_to((int32_t)sums[(c * WARP + lane) * H + h]); // wraps alike
+    const unsigned at = __ballot_sync(~0u, far_share - (float)sum / SHARE_UNIT <= eps);
+    return c * WARP + (at ? __ffs(at) : WARP);
+}
+
+// Where the choice ends, what it leaves, and the part's rows to all.
+template <int NT> static __device__ __forceinline__ void find_end(const choose_params &p, const part &x, const team<4 * NT> &t, uint16_t *bin_of, choose_space<NT> &s)
+{
+    constexpr int H = 4 * NT;
+    const int lane = threadIdx.x % WARP, h = threadIdx.x / WARP;
+    int32_t at = 0;
+    const bool is_found = mark_found(p, x, bin_of, &at);
+    if (h < p.group) {
         uint32_t own = 0;
-        for (int i = 0; i < 16; i++) own += s.bins[(lane * 16 + i) * 16 + h];
-        uint32_t sum = own;
-#pragma unroll
-        for (int j = 1; j < WARP; j *= 2) {
-            const uint32_t y = __shfl_up_sync(~0u, sum, j);
-            if (lane >= j) sum += y;
+#pragma unroll 4
+        for (int c = 0; c < CHOOSE_BINS / WARP; c++) {
+            const uint32_t sum = __reduce_add_sync(~0u, t.mine->sums[(c * WARP + lane) * H + h]);
+            own = lane == c ? sum : own;
         }
-        uint32_t upto = sum - own;
-        int end = CHOOSE_BINS, plain_end = CHOOSE_BINS; // the first bin after which little enough is left
-        for (int i = 0; i < 16; i++) {
-            upto += s.bins[(lane * 16 + i) * 16 + h];
-            const float left = s.far_share[h] - (float)upto / SHARE_UNIT;
-            if (end == CHOOSE_BINS && left <= x.eps) end = lane * 16 + i + 1;
-            if (plain_end == CHOOSE_BINS && left <= plain) plain_end = lane * 16 + i + 1;
-        }
-        end = __reduce_min_sync(~0u, end);
-        plain_end = __reduce_min_sync(~0u, plain_end);
-        if (lane == 0 && !p.a.keep && !(s.far_share[h] <= x.eps)) atomicMax(&s.end, end);
-        if (lane == 0 && !(s.far_share[h] <= plain)) atomicMax(&s.plain_end, plain_end);
+        const uint32_t upto = (uint32_t)sum_up_to((int32_t)own);
+        const int end = p.a.keep ? CHOOSE_BINS : end_of_head<H>(t.mine->sums, h, own, upto, s.far_share[h], x.eps);
+        const int plain_end = p.a.plain_eps ? end_of_head<H>(t.mine->sums, h, own, upto, s.far_share[h], plain_eps_of(p, x)) : 0;
+        if (lane == 0) atomicMax(&s.end, end), atomicMax(&s.plain_end, plain_end);
     }
     __syncthreads();
-    for (int h = w; h < p.group; h += CHOOSE_WARPS) {
+    if (h == 0) {
+        const int n_more = __popc(__ballot_sync(~0u, is_found && (bin_of[at] & ~FOUND) >= s.end)); // no bin has it
+        const int chosen = s.end > 0 ? (int)s.rows[s.end - 1] : 0, plain = s.plain_end > 0 ? (int)s.rows[s.plain_end - 1] : 0;
+        if (lane < t.n) t.give(lane, &s.ex.counts[t.index], make_int4(chosen + n_more, chosen, p.a.plain_eps ? plain : chosen, 0), ROUND_COUNTS);
+    }
+    if (h < p.group && x.index == 0 && p.a.unread) {
         uint32_t sum = 0;
-        for (int i = lane; i < s.end; i += WARP) sum += s.bins[i * 16 + h];
+#pragma unroll 4
+        for (int b = lane; b < s.end; b += WARP) sum += t.mine->sums[b * H + h];
         sum = __reduce_add_sync(~0u, sum);
-        if (lane == 0) s.left[h] = fmaxf(s.far_share[h] - (float)sum / SHARE_UNIT, 0.0f);
+        if (lane == 0) p.a.unread[x.u * p.group + h] = fmaxf(s.far_share[h] - (float)sum / SHARE_UNIT, 0.0f);
     }
-    // where the part's rows go
-    if (w == 0) {
-        int32_t before, ignored;
-        const int32_t chosen = rows_up_to(p, x, s.end, &before), plain_rows = p.a.n_chosen ? rows_up_to(p, x, s.plain_end, &ignored) : 0;
-        const int32_t row = lane < SR_SINKS_MOST ? found_row(p, x.u, lane, x.first, x.end) : -1;
-        const bool more = row >= 0 && (__ldcg(bin_of + row) & ~FOUND) >= s.end; // no bin has it
-        const int32_t n_more = __popc(__ballot_sync(~0u, more)), more_before = __popc(__ballot_sync(~0u, more && row < x.page0 * SR_PAGE_ROWS));
-        if (lane == 0) s.offset = before + more_before, s.n_list = chosen + n_more, s.n_chosen[0] = chosen, s.n_chosen[1] = plain_rows;
-    }
-    __syncthreads();
 }
 
-// Eight neighbouring rows a thread.
-static __device__ void write_list(const choose_params &p, const part &x, const uint16_t *bin_of, choose_space &s)
+// Which of 8 neighbouring rows are chosen.
+static __device__ __forceinline__ unsigned chosen_of(const uint16_t *bin_of, int at, int end)
 {
-    int32_t *list = p.a.list + x.u * p.a.list_stride, at = s.offset;
-    const int first = max(x.first, x.page0 * SR_PAGE_ROWS), end = min(x.end, x.page1 * SR_PAGE_ROWS);
-    for (int base = first & ~7; base < end; base += 8 * CHOOSE_THREADS) {
-        const int row = base + 8 * threadIdx.x;
-        unsigned kept = 0;
-        if (row < end) {
-            const uint4 bins = *(const uint4 *)(bin_of + row);
-            const uint32_t words[4] = {bins.x, bins.y, bins.z, bins.w};
+    const uint4 bins = *(const uint4 *)(bin_of + at);
+    const uint32_t words[4] = {bins.x, bins.y, bins.z, bins.w};
+    unsigned chosen = 0;
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-            {
-                const int bin = (int)(words[i / 2] >> i % 2 * 16 & 0xffffu);
-                if (row + i >= first && row + i < end && (bin < s.end || bin & FOUND)) kept |= 1u << i;
-            }
-        }
-        int32_t all, before = sum_before(__popc(kept), s.sums, &all);
-        for (; kept; kept &= kept - 1) list[at + before++] = row + __ffs(kept) - 1;
-        at += all;
-        __syncthreads();
+    for (int i = 0; i < 8; i++) {
+        const int bin = (int)(words[i / 2] >> i % 2 * 16 & 0xffffu);
+        chosen |= (bin < end || bin & FOUND ? 1u : 0u) << i;
     }
+    return chosen;
 }
 
-static __device__ void report(const choose_params &p, const part &x, int kind, int32_t n_list, const int32_t *n_chosen, const float *left)
+// Each warp a stretch of the part's rows, 8 neighbouring rows a lane.
+template <int NT>
+static __device__ __forceinline__ void write_list(const choose_params &p, const part &x, const team<4 * NT> &t, const uint16_t *bin_of, choose_space<NT> &s)
 {
-    if (x.index != 0) return;
-    if (threadIdx.x == 0) p.a.kinds[x.u] = (uint8_t)kind, p.a.n_list[x.u] = n_list;
-    if (threadIdx.x < 2 && p.a.n_chosen) p.a.n_chosen[2 * x.u + threadIdx.x] = n_chosen ? n_chosen[threadIdx.x] : 0;
-    if ((int)threadIdx.x < p.group && p.a.total && !x.routed) p.a.total[x.u * p.group + threadIdx.x] = CUDART_NAN_F;
-    if ((int)threadIdx.x < p.group && p.a.unread) p.a.unread[x.u * p.group + threadIdx.x] = left ? left[threadIdx.x] : x.routed ? 0.0f : CUDART_NAN_F;
-}
-
-static __device__ void choose(const choose_params &p, const part &x, const uint16_t *bin_of, choose_space &s)
-{
-    if (!x.routed || (s.all && !p.a.keep)) {
-        report(p, x, CUDA_READ_ALL, 0, NULL, NULL);
-        return;
+    constexpr int STEP = 8 * WARP;
+    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, rows = (x.page1 - x.page0) * SR_PAGE_ROWS, end = s.end;
+    const int each = (rows + CHOOSE_WARPS * STEP - 1) / (CHOOSE_WARPS * STEP) * STEP, from = w * each, to = min(from + each, rows);
+    int32_t *list = p.a.list + x.u * p.a.list_stride, n = 0;
+#pragma unroll 1
+    for (int at = from + 8 * lane; at < to; at += STEP) n += __popc(chosen_of(bin_of, at, end));
+    n = __reduce_add_sync(~0u, n);
+    if (lane == 0) s.sums[w] = n;
+    __syncthreads();
+    t.meet(ROUND_COUNTS);
+    int4 all = lane < t.n ? t.mine->counts[lane] : make_int4(0, 0, 0, 0);
+    int32_t place = __reduce_add_sync(~0u, (lane < t.index ? all.x : 0) + (lane < w ? s.sums[lane] : 0));
+    all.x = __reduce_add_sync(~0u, all.x), all.y = __reduce_add_sync(~0u, all.y), all.z = __reduce_add_sync(~0u, all.z);
+#pragma unroll 1
+    for (int base = from; base < to; base += STEP) {
+        const int at = base + 8 * lane;
+        unsigned chosen = at < to ? chosen_of(bin_of, at, end) : 0;
+        const int32_t own = __popc(chosen), upto = sum_up_to(own);
+        for (int32_t i = place + upto - own; chosen; chosen &= chosen - 1) list[i++] = x.page0 * SR_PAGE_ROWS + at + __ffs(chosen) - 1;
+        place += __shfl_sync(~0u, upto, WARP - 1);
     }
-    find_end(p, x, bin_of, s);
-    if (s.n_list > 0) write_list(p, x, bin_of, s);
-    report(p, x, s.n_list > 0 ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR, s.n_list, s.n_chosen, s.left);
+    report(p, x, all.x > 0 ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR, all);
 }
 
-// A block has one item, or several where there are more units than blocks; then it makes its unit's numbers anew in each phase.
+// ---- the kernel ----
+
+template <int NT> static __device__ __forceinline__ void clear(choose_space<NT> &s, uint16_t *bin_of, const part &x)
+{
+    const uint32_t two = NO_BIN << 16 | NO_BIN;
+    const uint4 none = make_uint4(two, two, two, two);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < CHOOSE_BINS * NT; i += CHOOSE_THREADS) ((uint4 *)s.ex.sums)[i] = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < (x.page1 - x.page0) * SR_PAGE_ROWS / 8; i += CHOOSE_THREADS) ((uint4 *)bin_of)[i] = none;
+    static_assert(CHOOSE_BINS == CHOOSE_THREADS, "one bin a thread");
+    s.rows[threadIdx.x] = 0;
+    if (threadIdx.x == 0) s.all = !(x.eps > 0), s.none = 1, s.end = s.plain_end = 0;
+}
+
+static __device__ __forceinline__ void count_rows(const choose_params &p, const part &x)
+{
+    if (threadIdx.x != 0 || !p.a.counters) return;
+    const int32_t near = min(p.a.n_sinks + p.a.window, x.len), far = min(x.end, x.page1 * SR_PAGE_ROWS) - max(x.first, x.page0 * SR_PAGE_ROWS);
+    const int32_t parts = gridDim.x;
+    atomicAdd((unsigned long long *)&p.a.counters[x.u].again_rows, (unsigned long long)((near - x.index + parts - 1) / parts));
+    atomicAdd((unsigned long long *)&p.a.counters[x.u].y_rows, (unsigned long long)max(far, 0));
+}
+
+// Whether nothing far is listed, nor counted.
+template <int NT> static __device__ __forceinline__ bool is_plain(const choose_params &p, const part &x, const choose_space<NT> &s)
+{
+    return s.none && !p.a.keep && !(p.a.found && p.a.found[x.u].n > 0);
+}
+
 template <int BITS, int NT> __global__ void __launch_bounds__(CHOOSE_THREADS, 1) choose_kernel_for(const __grid_constant__ choose_params p)
 {
-    extern __shared__ __align__(16) char space[];
-    choose_space &s = *(choose_space *)space;
-    wait_for_previous();
+    extern __shared__ __align__(128) char space[];
+    choose_space<NT> &s = *(choose_space<NT> *)space;
+    if (!p.a.after_encode) wait_for_previous();
     let_next_start();
-    const int n_items = p.n_units * p.n_parts;
-    const bool is_one = n_items <= (int)gridDim.x;
-    for (int item = blockIdx.x; item < n_items; item += gridDim.x) {
-        const part x = part_of(p, item);
-        uint32_t *bins = p.w.bins + (int64_t)x.u * CHOOSE_BINS * 16;
-        for (int i = x.index * CHOOSE_THREADS + threadIdx.x; i < CHOOSE_BINS * 16; i += p.n_parts * CHOOSE_THREADS) bins[i] = 0;
-        if (x.routed) scan<BITS, NT>(p, x, item, s);
+    query_loads<NT> queries;
+    const struct sketch_basis basis = p.a.sketch.basis[blockIdx.y];
+    const part x = part_of(p);
+    queries.load_rows(p, blockIdx.y);
+    if (!x.routed) {
+        wait_for_previous();
+        report_all(p, x);
+        return;
     }
-    wait_for_all(p.w.barrier);
-    for (int item = blockIdx.x; item < n_items; item += gridDim.x) {
-        const part x = part_of(p, item);
-        if (!x.routed) continue;
-        if (!is_one) {
-            __syncthreads();
-            project(p, x.u, s);
-            make_fragments<NT>(p, s);
-        }
-        sum_totals(p, x, s);
-        fill_bins<BITS, NT>(p, x, item, p.w.bin_of + (int64_t)x.u * p.w.max_len, s);
+    const team<4 * NT> t(p, &s.ex, s.rounds);
+    if (threadIdx.x == 0) t.expect(p.group, p.head_dim);
+    t.begin();
+    // what is read first is asked for first
+    const int w = threadIdx.x / WARP, fresh = (x.end - 1) / SR_PAGE_ROWS - x.page0 - w;
+    const bool is_fresh = p.a.after_encode && fresh % CHOOSE_WARPS == 0 && t.index == t.n - 1;
+    uint16_t *bin_of = p.rows_room ? (uint16_t *)(space + p.rows_at) : p.w.bin_of + (size_t)x.u * p.w.max_len + (size_t)x.page0 * SR_PAGE_ROWS;
+    const char *slots = space + p.slots_at + w * p.ring * p.page_bytes;
+    page_stream pages;
+    pages.begin(p.cache.y_page + (size_t)x.u * p.cache.max_pages + x.page0 + w, (x.page1 - x.page0 - w + CHOOSE_WARPS - 1) / CHOOSE_WARPS,
+                is_fresh ? fresh / CHOOSE_WARPS : -1, p.ring, p.page_bytes, (void *)slots, s.full[w]);
+    {
+        const int j = t.index + t.n * w;
+        row_of_warp row;
+        row.load(basis.synthesis + (size_t)j * p.head_dim, j < p.head_dim ? p.head_dim : 0);
+        near_rows<NT> near(p, x);
+        queries.load_basis(p, basis);
+        clear(s, bin_of, x);
+        pages.start();
+        near.load_first();
+        queries.store(p, s);
+        __syncthreads();
+        t.began();
+        project(p, t, basis.synthesis, row, s);
+        near.attend(s);
+        t.meet(ROUND_QUERY);
     }
-    wait_for_all(p.w.barrier);
-    for (int item = blockIdx.x; item < n_items; item += gridDim.x) {
-        const part x = part_of(p, item);
-        if (!is_one && x.routed) {
-            __syncthreads();
-            sum_totals(p, x, s);
-        }
-        choose(p, x, p.w.bin_of + (int64_t)x.u * p.w.max_len, s);
+    find_starts(p, t.mine->z, s);
+    make_fragments<NT>(p, t.mine->z, s);
+    pages.complete();
+    const float cut = cut_of(x.eps, x.end - x.first);
+    const bin_rule rule = {cut, CHOOSE_BINS / -cut, p.a.keep ? p.a.keep[x.u] : -1.0f};
+    float base[NT], l[NT]; // base, in the second pass: totals
+#pragma unroll
+    for (int n = 0; n < NT; n++) base[n] = l[n] = 0;
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) {
+        for_pages<BITS, NT>(p, x, s, pages, pass == 1, base, [&](const int *page, page_scores<NT> &y) {
+            if (__builtin_expect(pass == 0 && p.a.logits != NULL, 0)) write_logits(p, x, page, y, base);
+            if (pass == 0) add_pages(y, base, l);
+            else add_to_bins(rule, x, page, y, s, bin_of);
+        });
+        if (pass == 1) break;
+        write_sums(base, l, s);
+        give_totals(p, t, s);
+        wait_for_previous();
+        t.meet(ROUND_TOTALS);
+        sum_totals(p, x, t, s);
+        if ((s.all && !p.a.keep) || is_plain(p, x, s)) break;
+#pragma unroll
+        for (int n = 0; n < NT; n++) base[n] = page_scores<NT>::head(n) < p.group ? s.total[page_scores<NT>::head(n)] : 0.0f;
+        pages.rewind();
     }
+    count_rows(p, x);
+    if (s.all && !p.a.keep) {
+        report_all(p, x);
+        return;
+    }
+    if (is_plain(p, x, s)) { // only the near rows
+        report(p, x, CUDA_READ_NEAR, make_int4(0, 0, 0, 0));
+        report_unread(p, x, s.far_share[threadIdx.x % choose_space<NT>::H]);
+        return;
+    }
+    __syncthreads();
+    sum_rows(s);
+    share_bins(t, s);
+    find_end(p, x, t, bin_of, s);
+    write_list(p, x, t, bin_of, s);
 }
 
-size_t sr_choose_smem(void) { return sizeof(choose_space); }
-int sr_choose_threads(void) { return CHOOSE_THREADS; }
+// ---- what a launch needs ----
 
-choose_kernel *choose_kernel_of(int bits, int group)
+template <int NT> static choose_plan plan_for(const choose_params &p, int32_t n_parts, int bits, size_t room)
 {
-    if (bits == 4) return group <= 4 ? choose_kernel_for<4, 1> : group <= 8 ? choose_kernel_for<4, 2> : choose_kernel_for<4, 4>;
-    return group <= 4 ? choose_kernel_for<8, 1> : group <= 8 ? choose_kernel_for<8, 2> : choose_kernel_for<8, 4>;
+    choose_plan plan = {};
+    plan.kernel = bits == 4 ? choose_kernel_for<4, NT> : choose_kernel_for<8, NT>;
+    plan.n_parts = n_parts;
+    const int32_t pages = (p.w.max_len / SR_PAGE_ROWS + 2) / n_parts + 1;
+    size_t used = (sizeof(choose_space<NT>) + 127) / 128 * 128;
+    const size_t rows = (size_t)pages * SR_PAGE_ROWS * sizeof(uint16_t);
+    plan.rows_at = (int32_t)used;
+    if (used + rows + 128 + 4 * (size_t)p.page_bytes * CHOOSE_WARPS <= room) plan.rows_room = pages * SR_PAGE_ROWS, used += rows;
+    used = (used + 127) / 128 * 128;
+    plan.slots_at = (int32_t)used;
+    const int32_t most = room > used ? (int32_t)((room - used) / ((size_t)p.page_bytes * CHOOSE_WARPS)) : 0, need = (pages + CHOOSE_WARPS - 1) / CHOOSE_WARPS;
+    int32_t ring = most < need ? most : need;
+    ring = ring < 2 ? 2 : ring < MAX_RING ? ring : MAX_RING;
+    plan.ring = p.clusters && ring <= most ? ring : 0;
+    plan.smem = used + (size_t)plan.ring * (size_t)p.page_bytes * CHOOSE_WARPS;
+    return plan;
 }
+
+choose_plan sr_choose_plan(const choose_params &p, int32_t n_parts, int bits, size_t room)
+{
+    return p.group <= 4 ? plan_for<1>(p, n_parts, bits, room) : p.group <= 8 ? plan_for<2>(p, n_parts, bits, room) : plan_for<4>(p, n_parts, bits, room);
+}
+
+size_t sr_choose_exchange_bytes(int group)
+{
+    return group <= 4 ? sizeof(exchange<4>) : group <= 8 ? sizeof(exchange<8>) : sizeof(exchange<16>);
+}
+
+int sr_choose_threads(void) { return CHOOSE_THREADS; }
 
 } // namespace sr

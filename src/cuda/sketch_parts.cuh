@@ -20,14 +20,21 @@ struct choose_params {
     struct attn_cuda_choose a;
     struct attn_cuda_cache cache;
     struct attn_work w;
-    int32_t head_dim, n_kv_heads, group, n_units, type, n_parts; // parts of a unit, one to a block
+    int32_t head_dim, n_kv_heads, group, n_units, type;
+    int32_t page_bytes, slice, clusters; // slice: bins of which one block sums those of all
+    int32_t ring, slots_at, rows_room, rows_at; // of the plan
 };
 
-__global__ void encode_kernel(const __grid_constant__ encode_params p);
+// n_parts blocks for each unit, and how they use their shared memory: `ring` pages of each warp under way (0: none), the bins of `rows_room` rows (0: in
+// the workspace), and where both lie.
 typedef void choose_kernel(choose_params);
-choose_kernel *choose_kernel_of(int bits, int group);
-size_t sr_choose_smem(void);
+struct choose_plan { choose_kernel *kernel; size_t smem; int32_t n_parts, ring, slots_at, rows_room, rows_at; };
+
+__global__ void encode_kernel(const __grid_constant__ encode_params p);
+// The plan for p, all but its plan filled in, where a block may have `room` bytes.
+choose_plan sr_choose_plan(const choose_params &p, int32_t n_parts, int bits, size_t room);
 int sr_choose_threads(void);
+size_t sr_choose_exchange_bytes(int group);
 
 struct code_place { int32_t word, shift; };
 
