@@ -134,7 +134,7 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
 
 static int32_t piece_rows(int32_t n_rows)
 {
-    int32_t rows = n_rows > SR_LONG_ROWS ? 2 * SR_PIECE_ROWS : SR_PIECE_ROWS;
+    int32_t rows = n_rows > 4 * SR_LONG_ROWS ? 4 * SR_PIECE_ROWS : n_rows > SR_LONG_ROWS ? 2 * SR_PIECE_ROWS : SR_PIECE_ROWS;
     while (n_rows > rows * SR_MAX_PIECES) rows *= 2;
     return rows;
 }

@@ -12,9 +12,10 @@
 #include <assert.h>
 #include <stdatomic.h>
 
-/* A unit's rows are dealt in pieces of SR_PIECE_ROWS, of twice that beyond SR_LONG_ROWS, and again of twice that where
- * there would be more than SR_MAX_PIECES: a function of the number of rows alone, so that the thread count changes
- * nothing. Small pieces deal short contexts evenly; a piece begins with rows that nobody could fetch ahead. */
+/* A unit's rows are dealt in pieces of SR_PIECE_ROWS, of twice that beyond SR_LONG_ROWS, of four times that beyond four
+ * times as many, and again of twice that where there would be more than SR_MAX_PIECES: a function of the number of rows
+ * alone, so that the thread count changes nothing. Small pieces deal short contexts evenly; a piece begins with rows that
+ * nobody could fetch ahead. */
 #define SR_PIECE_ROWS 256
 #define SR_LONG_ROWS 2048
 #define SR_MAX_PIECES 64
