@@ -223,8 +223,10 @@ struct sketch_encode_args {
 
 /* Scores the far rows [n_sinks, kv_len - window) of each unit with its sketch, and chooses: the shortest prefix of
  * far rows, in falling order of group score (max over heads of the row's share exp(logit - log total); total over
- * the near state, exact, and the far rows, estimated), such that for every head the unread share is <= eps. Whole
- * histogram bins. Units with mask 0 are left alone. */
+ * the near state, exact, and the far rows, estimated), such that for every head the unread share is <= eps and no row
+ * of a share of eps / SR_SKETCH_SURE is left out (where there are fewer far rows: eps / their number). Whole histogram
+ * bins. Units with mask 0 are left alone. */
+#define SR_SKETCH_SURE 64
 struct sketch_choose_args {
     const struct attn_shape *shape;
     const struct sketch_shape *sketch;

@@ -203,10 +203,12 @@ static void compare_choice(struct check *c, const struct choose_call *k, int32_t
     }
     const int32_t n = shortest(order, share, n_far, group, eps * (1 - 1e-5));
     const double bin = log((double)n_far / eps) / SR_SKETCH_BINS, last = n ? log(order[n - 1].score) : 1;
+    const double sure = log(eps / fmin(n_far, SR_SKETCH_SURE)); /* read in any case from here on */
     for (int32_t i = 0; i < n_far; i++) {
         const double t = log(order[i].score);
         const int is = chosen[order[i].row];
-        if (is && (n == 0 || t < last - 1.01 * bin)) sr_check_fail(c, "unit %d: row %d is below the last bin needed", unit, order[i].row);
+        if (is && t < fmin(last, sure) - 1.01 * bin) sr_check_fail(c, "unit %d: row %d is below the last bin needed", unit, order[i].row);
+        if (!is && t > sure + 1e-4) sr_check_fail(c, "unit %d: row %d of share %g is left out", unit, order[i].row, exp(t));
         if (!is && t > last + 1.01 * bin) sr_check_fail(c, "unit %d: row %d above the last bin is left out", unit, order[i].row);
     }
     if (k->touched[unit].y_rows != n_far) sr_check_fail(c, "counted %lld sketch rows, want %d", (long long)k->touched[unit].y_rows, n_far);

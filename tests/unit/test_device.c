@@ -169,9 +169,10 @@ static void test_modes(void **state)
         o.audit = .3f;
         assert_true(compare(&o, 0, watched).units_list > 0);
     }
-    o.eps = .9f; /* nothing far is worth reading but the sinks found */
+    o.eps = .9f; /* hardly anything far is worth reading but the sinks found, which one unit has */
     o.audit = 0;
-    assert_true(compare(&o, 0, 0).units_list == LEN - AT);
+    const sr_route_stats s = compare(&o, 0, 0);
+    assert_in_range(s.units_list, LEN - AT, 2 * (LEN - AT) - 1);
 }
 
 /* Audits move the threshold and open breakers, at the same positions; a watched session learns no more than another. */

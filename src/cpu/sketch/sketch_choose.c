@@ -143,7 +143,8 @@ static void score_span(const struct choose_job *j, int32_t span, float *logits)
 
 /* ---- a unit ---- */
 
-struct totals { float log[SR_ATTN_MAX_GROUP]; double far_share[SR_ATTN_MAX_GROUP]; };
+/* Of each head: log of the total, share of all far rows, log share of the largest of them. */
+struct totals { float log[SR_ATTN_MAX_GROUP], top[SR_ATTN_MAX_GROUP]; double far_share[SR_ATTN_MAX_GROUP]; };
 
 /* Returns 0 if some head's total is not a finite number: then nothing is known of any row. */
 static int sum_totals(const struct choose_job *j, int32_t u, struct totals *t)
@@ -152,11 +153,13 @@ static int sum_totals(const struct choose_job *j, int32_t u, struct totals *t)
     const int32_t group = j->a->shape->group;
     for (int32_t g = 0; g < group; g++) {
         const float near_m = j->a->near_state.m[u * group + g], near_l = j->a->near_state.l[u * group + g];
-        double max = near_l > 0 ? near_m : -INFINITY, far = 0;
+        double max = -INFINITY, far = 0;
         for (int32_t i = w->first; i < w->first + w->n; i++) {
             const double m = j->s->span_max[(size_t)i * SR_ATTN_MAX_GROUP + (size_t)g];
             max = m > max ? m : max;
         }
+        const double top = max;
+        if (near_l > 0 && near_m > max) max = near_m;
         const double near = near_l == 0 ? 0 : near_l * exp(near_m - max);
         for (int32_t i = w->first; i < w->first + w->n; i++) {
             const size_t at = (size_t)i * SR_ATTN_MAX_GROUP + (size_t)g;
@@ -165,6 +168,7 @@ static int sum_totals(const struct choose_job *j, int32_t u, struct totals *t)
         const double total = max + log(near + far);
         if (!isfinite(total)) return 0;
         t->log[g] = (float)total;
+        t->top[g] = (float)(top - total);
         t->far_share[g] = far / (near + far);
     }
     return 1;
@@ -206,12 +210,29 @@ static void fill_bins(const struct choose_job *j, int32_t u, const struct totals
             .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS, .sums = sums});
 }
 
-/* The least number of whole bins that brings every head within eps, or all; takes what they hold off `unread`. */
+/* Log share from which on a row is read in any case. */
+static float sure_of(float eps)
+{
+    return logf(eps / (float)SR_SKETCH_SURE);
+}
+
+static int has_sure(const struct totals *t, int32_t group, float eps)
+{
+    const float sure = sure_of(eps);
+    for (int32_t g = 0; g < group; g++)
+        if (t->top[g] >= sure) return 1;
+    return 0;
+}
+
+/* The least number of whole bins that has the rows read in any case and brings every head within eps, or all; takes
+ * what they hold off `unread`. */
 static int32_t bins_needed(const struct choose_job *j, int32_t u, const float *sums, double *unread)
 {
     const int32_t group = j->a->shape->group, width = sr_sketch_width(group);
+    const float sure = sure_of(j->a->eps[u]) * SR_SKETCH_BINS / j->s->choose[u].cut;
+    const int32_t least = sure < SR_SKETCH_BINS - 1 ? (int32_t)sure + 1 : SR_SKETCH_BINS;
     int32_t end = 0;
-    for (; end < SR_SKETCH_BINS && !within(unread, group, j->a->eps[u]); end++)
+    for (; end < SR_SKETCH_BINS && (end < least || !within(unread, group, j->a->eps[u])); end++)
         for (int32_t g = 0; g < group; g++) unread[g] -= sums[end * width + g];
     return end;
 }
@@ -243,7 +264,7 @@ static void choose_unit_rows(const struct choose_job *j, int32_t u, float *sums)
     }
     memcpy(unread, t.far_share, sizeof(unread));
     j->a->n_list[u] = 0;
-    if (eps < 1 && !within(unread, j->a->shape->group, eps)) {
+    if (eps < 1 && (has_sure(&t, j->a->shape->group, eps) || !within(unread, j->a->shape->group, eps))) {
         fill_bins(j, u, &t, sums);
         j->a->n_list[u] = list_rows(j, u, bins_needed(j, u, sums, unread));
     }
@@ -296,7 +317,7 @@ static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
     atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
     atomic_store_explicit(&w->query, QUERY_TODO, memory_order_relaxed);
     if (w->n > 0) return;
-    const struct totals nothing = {{0}, {0}};
+    const struct totals nothing = {{0}, {0}, {0}};
     a->n_list[u] = 0;
     report(j, u, &nothing, NULL);
 }
