@@ -98,8 +98,8 @@ SR_API sr_status sr_attention_append(sr_attention *a, int32_t layer, const float
                                      int32_t n, sr_error *err);
 
 /* Exact causal attention of the last n tokens of the layer. q, out [n][n_heads][head_dim]. Also collects the
- * moments that `mass` needs from positions 4..2,047 (decode does too), unless a moments file was given; if
- * any of these positions is never attended, `mass` reads everything until a file is loaded. */
+ * moments that `mass` needs, up to the first routed step (decode does too), unless a moments file was given; if
+ * any of the positions 4..2,047 is never attended, `mass` reads everything until a file is loaded. */
 SR_API sr_status sr_attention_prefill(sr_attention *a, int32_t layer, const float *q, int32_t n, float *out,
                                       sr_error *err);
 

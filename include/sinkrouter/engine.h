@@ -272,7 +272,7 @@ SR_API void sr_session_heat(const sr_session *s, float *heat);
 SR_API sr_status sr_session_save(sr_session *s, const char *path, sr_error *err);
 SR_API sr_status sr_session_restore(sr_session *s, const char *path, sr_error *err);
 
-/* Moments for a calibration file: of positions 4..2,047 of this session. moments_all comes before the first token and makes
+/* Moments for a calibration file: of positions 4..2,047 of this session, and of the rest of its prompt. moments_all comes before the first token and makes
  * sure that they will be collected: SR_ERR_USAGE if the session has tokens, or if the model was opened with a moments file
  * (then nothing is collected; open it with moments_path ""). moments_save writes what was collected, else the loaded ones. */
 SR_API sr_status sr_session_moments_all(sr_session *s, sr_error *err);

@@ -56,14 +56,14 @@ static sr_status place_turns(struct attn_seq *s, sr_error *err)
     const size_t half = a->c.rope.kind == ROPE_NONE ? 0 : (size_t)a->c.rope.n_dims / 2, row = 2 * half * sizeof(float);
     float turn[2 * SR_MAX_PAIRS];
     if (half == 0) return SR_OK;
-    float *all = sr_alloc(SR_MOMENTS_LAST * row);
-    if (!all) return sr_fail_memory(err, SR_MOMENTS_LAST * row, "rotary angles");
-    for (int64_t pos = 0; pos < SR_MOMENTS_LAST; pos++) {
+    float *all = sr_alloc(SR_MOMENTS_DEVICE_END * row);
+    if (!all) return sr_fail_memory(err, SR_MOMENTS_DEVICE_END * row, "rotary angles");
+    for (int64_t pos = 0; pos < SR_MOMENTS_DEVICE_END; pos++) {
         sr_rotation_turn(&a->rotation, pos, turn);
         memcpy(all + (size_t)pos * 2 * half, turn, row);
     }
-    const sr_status st = b->ops->mem_new(b, (void **)&s->device->turn, SR_MOMENTS_LAST * row, "rotary angles", err);
-    if (st == SR_OK) b->ops->upload(b, s->device->turn, all, SR_MOMENTS_LAST * row);
+    const sr_status st = b->ops->mem_new(b, (void **)&s->device->turn, SR_MOMENTS_DEVICE_END * row, "rotary angles", err);
+    if (st == SR_OK) b->ops->upload(b, s->device->turn, all, SR_MOMENTS_DEVICE_END * row);
     sr_free(all);
     return st;
 }
@@ -201,7 +201,7 @@ static struct device_moments_args moments_args(const struct attn_seq *s, int32_t
     return (struct device_moments_args){
         .sums = s->device->sums + (int64_t)layer * c->n_kv_heads * unit, .unit_len = unit, .rows = rows, .turn = s->device->turn,
         .n_kv_heads = c->n_kv_heads, .per_group = is_key ? 1 : s->a->group, .head_dim = c->head_dim, .n = 1,
-        .n_dims = c->rope.n_dims, .first = SR_MOMENTS_FIRST, .end = SR_MOMENTS_LAST, .kind = c->rope.kind, .scale = scale,
+        .n_dims = c->rope.n_dims, .first = SR_MOMENTS_FIRST, .end = SR_MOMENTS_DEVICE_END, .kind = c->rope.kind, .scale = scale,
         .is_key = is_key};
 }
 
@@ -214,6 +214,7 @@ static void collect(struct attn_seq *s, int32_t layer, int is_key, const float *
     if (!sr_seq_collects(s, layer)) return;
     sr_moments_note(s->own, layer, is_key, pos0, n, &from, &to);
     if (from >= to) return;
+    s->device->has_sums = 0;
     m.rows += (from - pos0) * c->n_kv_heads * m.per_group * c->head_dim;
     m.pos0 = from;
     m.n = (int32_t)(to - from);
@@ -331,6 +332,7 @@ static int note_step(struct attn_seq *s, int64_t pos)
         sr_moments_note(s->own, l, 1, pos, 1, &from, &to);
         sr_moments_note(s->own, l, 0, pos, 1, &from, &to);
     }
+    if (from < to) s->device->has_sums = 0;
     return from < to;
 }
 
@@ -341,10 +343,10 @@ sr_status sr_attn_step_begin(struct attn_seq *s, sr_error *err)
     assert(len <= s->n_chunks * SR_CHUNK_ROWS);
     for (int32_t l = 0; l < s->a->c.n_layers; l++) s->len[l] = len;
     tell_len(s, len);
-    const int collects = note_step(s, len - 1);
     const struct policy *p = sr_decode_policy(s, 0);
     if (p->rule == RULE_NONE) return sr_fail(err, SR_ERR_UNSUPPORTED, "route mode %s: not on a GPU", p->name);
     if (p->needs_sketch) SR_TRY(sync_sketch(s, err));
+    const int collects = note_step(s, len - 1); /* after the first bases: they end it */
     d->is_stale |= p != d->policy || collects != d->collects;
     d->policy = p;
     const int has_audits = sr_device_contract_begin(s), is_watched = s->watch != NULL;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Collecting moments. Rows are turned back to before the embedding and kept until a block of positions, cut
- * at multiples of 32 whatever the batch, is complete; its products are then taken at once in float and added
- * to sums in double. So the sums do not depend on how tokens were batched nor on the threads.
+ * Collecting moments. Rows are turned back to before the embedding and kept until the first row of the next block of
+ * positions comes, blocks being cut at multiples of 32 whatever the batch; their products are then taken at once in float
+ * and added to sums in double. So the sums do not depend on how tokens were batched nor on the threads. What is still held
+ * when somebody asks is added for him.
  */
 #include "attention/moments_parts.h"
 
@@ -14,6 +15,9 @@
 #include "attention/rotation.h"
 #include "base/memory.h"
 #include "base/pool.h"
+
+/* Where the next position is FROZEN, none counts. */
+#define FROZEN INT32_MAX
 
 enum { BLOCK = SR_MOMENTS_BLOCK, Q_NEXT = 0, K_NEXT, Q_COUNT, K_COUNT, Q_HELD, K_HELD, N_COUNTS };
 
@@ -44,7 +48,8 @@ sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape
     m->rotation = rotation;
     m->sums = sr_region_map(bytes);
     m->held = sr_region_map((size_t)shape->n_layers * held_layer(shape) * sizeof(float));
-    m->turn = sr_region_map((size_t)SR_MOMENTS_LAST * (size_t)shape->head_dim * sizeof(float));
+    m->end = SR_MOMENTS_LAST;
+    m->turn = sr_region_map((size_t)SR_MOMENTS_END * (size_t)shape->head_dim * sizeof(float));
     m->counts = sr_alloc_zero((size_t)shape->n_layers * N_COUNTS, sizeof *m->counts);
     m->product = sr_alloc(product_floats(shape) * sizeof(float));
     if (!m->sums || !m->held || !m->turn || !m->counts || !m->product) {
@@ -61,11 +66,38 @@ void sr_moments_free(struct moments *m)
     const struct moments_shape *s = &m->shape;
     sr_region_unmap(m->sums, sr_moments_units(s) * sr_moments_unit(s) * sizeof(double));
     if (m->held) sr_region_unmap(m->held, (size_t)s->n_layers * held_layer(s) * sizeof(float));
-    sr_region_unmap(m->turn, (size_t)SR_MOMENTS_LAST * (size_t)s->head_dim * sizeof(float));
+    sr_region_unmap(m->turn, (size_t)SR_MOMENTS_END * (size_t)s->head_dim * sizeof(float));
     sr_free(m->stored);
     sr_free(m->counts);
     sr_free(m->product);
     sr_free(m);
+}
+
+void sr_moments_extend(struct moments *m, int64_t end)
+{
+    assert(end <= SR_MOMENTS_END);
+    m->end = end;
+}
+
+/* The last rows held are those of the positions before `next`. */
+static void freeze_count(const struct moments *m, int64_t pos, int64_t *next, int64_t *count, int64_t *held)
+{
+    int64_t late = (*next < m->end ? *next : m->end) - pos;
+    if (*next == FROZEN || late < 0) late = 0;
+    if (late > *held) late = *held;
+    *count -= late;
+    *held -= late;
+    *next = FROZEN;
+}
+
+void sr_moments_freeze(struct moments *m, int64_t pos)
+{
+    assert(sr_moments_ready(m));
+    for (int32_t l = 0; m->sums && l < m->shape.n_layers; l++) {
+        int64_t *c = m->counts + l * N_COUNTS;
+        freeze_count(m, pos, &c[Q_NEXT], &c[Q_COUNT], &c[Q_HELD]);
+        freeze_count(m, pos, &c[K_NEXT], &c[K_COUNT], &c[K_HELD]);
+    }
 }
 
 void sr_moments_reset(struct moments *m)
@@ -116,13 +148,14 @@ static void add_group(void *ctx, int32_t group, int32_t thread)
     int64_t n = a->m->counts[a->layer * N_COUNTS + (a->is_key ? K_HELD : Q_HELD)];
     for (int64_t p = a->from; p < a->to; p++) {
         const float *row = a->rows + (p - a->from) * a->stride + (int64_t)group * a->n_heads * s->head_dim;
+        if (n > 0 && (p % BLOCK == 0 || n == BLOCK)) {
+            add_block(a, group, held, (int32_t)n * a->n_heads);
+            n = 0;
+        }
         for (int32_t h = 0; h < a->n_heads; h++)
             sr_rotation_undo(a->m->rotation, a->m->turn + (size_t)p * d, row + h * s->head_dim,
                              held + (size_t)(n * a->n_heads + h) * d);
         n++;
-        if ((p + 1) % BLOCK != 0 && n < BLOCK) continue;
-        add_block(a, group, held, (int32_t)n * a->n_heads);
-        n = 0;
     }
 }
 
@@ -146,18 +179,19 @@ void sr_moments_fold(struct moments *m)
 /* Rows held after [from, to) were added: the same arithmetic for every group. */
 static int64_t held_after(int64_t n, int64_t from, int64_t to)
 {
-    for (int64_t p = from; p < to; p++) n = (p + 1) % BLOCK == 0 || n + 1 == BLOCK ? 0 : n + 1;
+    for (int64_t p = from; p < to; p++) n = p % BLOCK == 0 || n == BLOCK ? 1 : n + 1;
     return n;
 }
 
 void sr_moments_note(struct moments *m, int32_t layer, int is_key, int64_t pos0, int32_t n, int64_t *from, int64_t *to)
 {
     int64_t *c = m->counts + layer * N_COUNTS, *next = c + (is_key ? K_NEXT : Q_NEXT);
+    if (*next < SR_MOMENTS_LAST && pos0 > *next && pos0 > SR_MOMENTS_FIRST) *next = FROZEN; /* a gap: never ready */
     *from = *next > SR_MOMENTS_FIRST ? *next : SR_MOMENTS_FIRST;
     *to = pos0 + n;
     if (*from < pos0) *from = pos0;
     if (*to > *next) *next = *to;
-    if (*to > SR_MOMENTS_LAST) *to = SR_MOMENTS_LAST;
+    if (*to > m->end) *to = m->end;
     if (*from < *to) c[is_key ? K_COUNT : Q_COUNT] += *to - *from;
 }
 
@@ -176,7 +210,7 @@ void sr_moments_make_plain(struct moments *m)
     }
     for (int32_t l = 0; l < s->n_layers; l++) {
         int64_t *c = m->counts + l * N_COUNTS;
-        c[Q_NEXT] = c[K_NEXT] = SR_MOMENTS_LAST;
+        c[Q_NEXT] = c[K_NEXT] = FROZEN;
         c[Q_COUNT] = c[K_COUNT] = all;
         c[Q_HELD] = c[K_HELD] = 0;
     }
@@ -234,7 +268,7 @@ void sr_moments_add_k(struct moments *m, struct pool *pool, int32_t layer, const
 int sr_moments_wants(const struct moments *m, int32_t layer)
 {
     const int64_t *c = m->counts + layer * N_COUNTS;
-    return m->sums && (c[Q_NEXT] < SR_MOMENTS_LAST || c[K_NEXT] < SR_MOMENTS_LAST);
+    return m->sums && (c[Q_NEXT] < m->end || c[K_NEXT] < m->end);
 }
 
 int sr_moments_ready(const struct moments *m)
@@ -243,7 +277,7 @@ int sr_moments_ready(const struct moments *m)
     if (m->stored) return 1;
     for (int32_t l = 0; l < m->shape.n_layers; l++) {
         const int64_t *c = m->counts + l * N_COUNTS;
-        if (c[Q_COUNT] != all || c[K_COUNT] != all) return 0;
+        if (c[Q_COUNT] < all || c[K_COUNT] < all) return 0;
     }
     return 1;
 }
@@ -271,12 +305,20 @@ void sr_moments_get(const struct moments *m, int32_t layer, int32_t kv_head, dou
     }
     const int64_t *c = m->counts + layer * N_COUNTS;
     double n_q = (double)c[Q_COUNT] * (m->shape.n_heads / m->shape.n_kv_heads), n_k = (double)c[K_COUNT];
+    const int64_t group = m->shape.n_heads / m->shape.n_kv_heads, held_q = c[Q_HELD] * group, held_k = c[K_HELD];
+    const float *q = m->held + (size_t)layer * held_layer(&m->shape) + (size_t)kv_head * held_unit(&m->shape);
+    const float *k = q + (size_t)BLOCK * (size_t)group * d;
     for (size_t i = 0; i < d; i++) {
         for (size_t j = i; j < d; j++) {
-            mq[i * d + j] = mq[j * d + i] = (float)(m->sums[at + i * d + j] / n_q);
-            mk[i * d + j] = mk[j * d + i] = (float)(m->sums[at + dd + i * d + j] / n_k);
+            double sum_q = m->sums[at + i * d + j], sum_k = m->sums[at + dd + i * d + j];
+            for (int64_t r = 0; r < held_q; r++) sum_q += (double)q[r * (int64_t)d + (int64_t)i] * (double)q[r * (int64_t)d + (int64_t)j];
+            for (int64_t r = 0; r < held_k; r++) sum_k += (double)k[r * (int64_t)d + (int64_t)i] * (double)k[r * (int64_t)d + (int64_t)j];
+            mq[i * d + j] = mq[j * d + i] = (float)(sum_q / n_q);
+            mk[i * d + j] = mk[j * d + i] = (float)(sum_k / n_k);
         }
-        mean_k[i] = (float)(m->sums[at + 2 * dd + i] / n_k);
+        double sum = m->sums[at + 2 * dd + i];
+        for (int64_t r = 0; r < held_k; r++) sum += (double)k[r * (int64_t)d + (int64_t)i];
+        mean_k[i] = (float)(sum / n_k);
     }
 }
 
@@ -307,7 +349,7 @@ int sr_moments_check(const struct moments *m)
     for (int32_t l = 0; l < m->shape.n_layers; l++) {
         const int64_t *c = m->counts + l * N_COUNTS;
         for (int i = 0; i < N_COUNTS; i++) {
-            int64_t limit = i >= Q_HELD ? BLOCK - 1 : i >= Q_COUNT ? SR_MOMENTS_LAST : INT32_MAX;
+            int64_t limit = i >= Q_HELD ? BLOCK : i >= Q_COUNT ? SR_MOMENTS_END : FROZEN;
             if (c[i] < 0 || c[i] > limit) return -1;
         }
     }

@@ -4,9 +4,9 @@
  * heads of the group with q already divided by sqrt(head_dim), M_k = E[k k'], m_k = E[k]. They belong to the
  * model.
  *
- * Two ways to have them: collected by a session from its positions [4, 2048) as they come, in double and in
- * the order of positions, so that the sums do not depend on how tokens were batched; or read from a
- * checksummed file MODEL.moments. Both give numbers rounded to float, so that a session and the file it wrote
+ * Two ways to have them: collected by a session from its positions [4, 2048), and further ones until they are
+ * frozen, as they come, in double and in the order of positions, so that the sums do not depend on how tokens
+ * were batched; or read from a checksummed file MODEL.moments. Both give numbers rounded to float, so that a session and the file it wrote
  * make the same basis.
  */
 #ifndef SR_ATTENTION_MOMENTS_H
@@ -15,7 +15,9 @@
 #include "backend/backend.h"
 
 #define SR_MOMENTS_FIRST 4    /* positions before this are sinks: left out */
-#define SR_MOMENTS_LAST  2048 /* a session's own moments come from positions [4, 2048) */
+#define SR_MOMENTS_LAST  2048 /* a session's own moments come from positions [4, 2048) at least */
+#define SR_MOMENTS_END   32768 /* and from none beyond this; where a device adds them up, */
+#define SR_MOMENTS_DEVICE_END 8192 /* from none beyond this: it keeps a table of all angles */
 
 struct moments;
 struct rotation;
@@ -24,14 +26,19 @@ struct moments_shape {
     int32_t n_layers, n_heads, n_kv_heads, head_dim;
 };
 
-/* For collecting. rotation is borrowed. */
+/* For collecting, up to SR_MOMENTS_LAST. rotation is borrowed. */
 sr_status sr_moments_new(struct moments **out, const struct moments_shape *shape,
                          const struct rotation *rotation, sr_error *err);
 void sr_moments_free(struct moments *m);
+/* From now on positions count up to `end`. */
+void sr_moments_extend(struct moments *m, int64_t end);
+/* Nothing counts any more: what was collected is in use. They must be ready. Rows at `pos`, the position of the step that
+ * freezes them, are taken back: some layers have seen them and some have not. */
+void sr_moments_freeze(struct moments *m, int64_t pos);
 /* Back to nothing collected. */
 void sr_moments_reset(struct moments *m);
 
-/* Adds n tokens of one layer, the first at position pos0; rows outside [4, 2048) and positions that were
+/* Adds n tokens of one layer, the first at position pos0; rows outside of what counts and positions that were
  * counted before (a truncated session that goes on) are left out. q [n][n_heads * head_dim] divided by
  * sqrt(head_dim), k [n][n_kv_heads * head_dim], both after rotary embedding. */
 void sr_moments_add_q(struct moments *m, struct pool *pool, int32_t layer, const float *q, int32_t n,
@@ -45,10 +52,10 @@ void sr_moments_note(struct moments *m, int32_t layer, int is_key, int64_t pos0,
 void sr_moments_make_plain(struct moments *m);
 double *sr_moments_sums(struct moments *m); /* [n_layers][n_kv_heads][2 d d + d]: M_q, M_k (elements j >= i), m_k */
 size_t sr_moments_sums_bytes(const struct moments *m);
-/* Whether anything is still to be collected for the layer, and whether all of it has been for all layers. */
+/* Whether more would be collected for the layer; whether [4, 2048) has been for all layers. */
 int sr_moments_wants(const struct moments *m, int32_t layer);
 int sr_moments_ready(const struct moments *m);
-/* Positions whose queries were counted, the least of all layers. */
+/* Positions of [4, 2048) whose queries were counted, the least of all layers. */
 int64_t sr_moments_rows(const struct moments *m);
 
 /* Of moments from a file: layers [first, first + n) stay, as layers 0 .. n - 1. */

@@ -17,11 +17,11 @@ struct moments {
     const struct rotation *rotation; /* borrowed; NULL if stored */
     double *sums;                    /* [n_layers][n_kv_heads][unit]; a region */
     float *held;                     /* rows of the block at hand, turned back; a region (moments.c) */
-    float *turn;                     /* [SR_MOMENTS_LAST][d] cos and sin, up to position `turned`; a region */
+    float *turn;                     /* [SR_MOMENTS_END][d] cos and sin, up to position `turned`; a region */
     float *product;                  /* scratch [n_kv_heads][d][d] */
     float *stored;                   /* [n_layers][n_kv_heads][unit] */
     int64_t *counts; /* [n_layers][6], for q and k: next position, positions counted, rows held */
-    int64_t turned;
+    int64_t turned, end; /* positions from `end` on do not count */
     uint64_t id;
 };
 

@@ -67,6 +67,14 @@ static struct band_bases *find_shared(const struct attn_seq *s, int32_t band)
     return NULL;
 }
 
+/* All bases of a sequence come from the same moments: of what was attended to before the first routed step. */
+static void freeze_own(struct attn_seq *s)
+{
+    int32_t len = 0;
+    for (int32_t l = 0; l < s->a->c.n_layers; l++) len = s->len[l] > len ? s->len[l] : len;
+    sr_moments_freeze(s->own, len - 1);
+}
+
 /* A reference to bases of the band, of which some may still have to be made. */
 static sr_status begin_bases(struct attn_seq *s, int32_t band, struct band_bases **out, sr_error *err)
 {
@@ -80,6 +88,7 @@ static sr_status begin_bases(struct attn_seq *s, int32_t band, struct band_bases
         .rank = s->sketch.rank,
         .bits = s->sketch.bits,
     };
+    if (sr_sketch_uses_own(s)) freeze_own(s);
     if (!shared) return sr_bases_begin(out, &spec, a->pool, err);
     *out = sr_bases_ref(shared);
     return SR_OK;

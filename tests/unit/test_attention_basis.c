@@ -107,6 +107,59 @@ static void test_rotation_averages(void **state)
 
 /* ---- moments ---- */
 
+/* Beyond position 2,047 rows go on counting, until the sums are frozen, by a step whose own row is
+ * taken back; with a gap among the first ones
+ * they are never ready. */
+static void test_moments_extended(void **state)
+{
+    enum { DIM = 16, LEN = 2209, WHOLE = LEN - 1 /* 69 blocks */ };
+    struct attn_world *w = sr_world_new(1, 1, 2, DIM, LEN + 100, 9);
+    struct moments_shape shape = {1, 2, 1, DIM};
+    struct rotation r;
+    double want[DIM] = {0}, mq[DIM * DIM], mk[DIM * DIM], mean[2][DIM];
+    (void)state;
+    sr_rotation_init(&r, &w->rope, DIM);
+    for (int32_t p = 4; p < WHOLE; p++) {
+        float turn[DIM], x[DIM];
+        sr_rotation_turn(&r, p, turn);
+        sr_rotation_undo(&r, turn, sr_world_k(w, 0, p), x);
+        for (int i = 0; i < DIM; i++) want[i] += (double)x[i] / (WHOLE - 4);
+    }
+    for (int batch = 0; batch < 2; batch++) {
+        struct moments *m;
+        const int32_t step = batch ? 1 : 700;
+        assert_int_equal(sr_moments_new(&m, &shape, &r, NULL), SR_OK);
+        sr_moments_extend(m, SR_MOMENTS_END);
+        for (int32_t p = 0; p < LEN; p += step) {
+            const int32_t n = LEN - p < step ? LEN - p : step;
+            assert_int_equal(sr_moments_ready(m), p >= SR_MOMENTS_LAST);
+            sr_moments_add_q(m, NULL, 0, sr_world_q(w, 0, p), n, p);
+            sr_moments_add_k(m, NULL, 0, sr_world_k(w, 0, p), n, p);
+        }
+        assert_true(sr_moments_wants(m, 0));
+        assert_int_equal(sr_moments_check(m), 0);
+        sr_moments_freeze(m, WHOLE);
+        assert_false(sr_moments_wants(m, 0));
+        assert_int_equal(sr_moments_check(m), 0);
+        sr_moments_add_q(m, NULL, 0, sr_world_q(w, 0, LEN), 100, LEN);
+        sr_moments_add_k(m, NULL, 0, sr_world_k(w, 0, LEN), 100, LEN);
+        assert_int_equal(sr_moments_ready(m), 1);
+        sr_moments_get(m, 0, 0, mq, mk, mean[batch]);
+        for (int i = 0; i < DIM; i++) assert_float_equal(mean[batch][i], want[i], 1e-6);
+        sr_moments_free(m);
+    }
+    assert_memory_equal(mean[0], mean[1], sizeof mean[0]);
+    struct moments *m;
+    assert_int_equal(sr_moments_new(&m, &shape, &r, NULL), SR_OK);
+    sr_moments_extend(m, SR_MOMENTS_END);
+    sr_moments_add_q(m, NULL, 0, sr_world_q(w, 0, 0), LEN, 0);
+    sr_moments_add_k(m, NULL, 0, sr_world_k(w, 0, 0), 1000, 0);
+    sr_moments_add_k(m, NULL, 0, sr_world_k(w, 0, 1001), LEN - 1001, 1001);
+    assert_int_equal(sr_moments_ready(m), 0);
+    sr_moments_free(m);
+    sr_world_free(w);
+}
+
 static void test_moments_sums(void **state)
 {
     struct attn_world *w = sr_world_new(2, 2, 3, 64, SR_MOMENTS_LAST + 50, 9);
@@ -476,7 +529,7 @@ static void test_basis_definition(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rotation_averages), cmocka_unit_test(test_moments_sums),
+        cmocka_unit_test(test_rotation_averages), cmocka_unit_test(test_moments_sums), cmocka_unit_test(test_moments_extended),
         cmocka_unit_test(test_moments_file),      cmocka_unit_test(test_own_equals_file),
         cmocka_unit_test(test_full_rank),         cmocka_unit_test(test_basis_definition),
     };
