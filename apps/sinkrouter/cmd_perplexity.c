@@ -27,7 +27,7 @@ struct run {
     struct corpus corpus;
     int32_t n_prefill, n_decode;
     struct compare compare;
-    struct needle needles[64];
+    struct needle needles[MAX_NEEDLES];
     int is_niah;
     json_t *rows;
 };
@@ -118,37 +118,51 @@ static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *ro
     return sr_session_truncate(r->session, at, err);
 }
 
-/* Asks for every needle from the same cache; greedy. */
-static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct comparison *c, int32_t *hits,
+/* Needles found: those with one number, and numbers of the one that has several. */
+struct found { int32_t hits, asked, value_hits, values_asked; };
+
+/* The question is decoded, then a greedy answer of at most n tokens. */
+static sr_status answer(struct run *r, const char *question, int32_t n, char *said, size_t room, sr_error *err)
+{
+    int32_t *ids, n_ids;
+    size_t at = 0;
+    sr_status st = sr_tokenize(r->model, question, strlen(question), SR_BOS_OFF, 0, &ids, &n_ids, err);
+    if (st) return st;
+    for (int32_t k = 0; k < n_ids && !st; k++) st = sr_session_decode(r->session, ids[k], err);
+    sr_tokens_free(ids);
+    for (int32_t k = 0; k < n && !st; k++) {
+        const float *logits = sr_session_logits(r->session);
+        int32_t id = 0;
+        for (int32_t v = 1; v < r->info.n_vocab; v++)
+            if (logits[v] > logits[id]) id = v;
+        if (sr_token_is_end(r->model, id)) break;
+        size_t len = sr_token_text(r->model, id, 0, said + at, room - 1 - at);
+        at += len < room - 1 - at ? len : room - 1 - at;
+        st = sr_session_decode(r->session, id, err);
+    }
+    said[at] = '\0';
+    return st;
+}
+
+/* Asks for every needle from the same cache. */
+static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct comparison *c, struct found *f,
                              int *done, sr_error *err)
 {
     sr_session_stats stats;
     sr_status st = sr_session_route_set(r->session, ro, err);
     sr_session_watch(r->session, sr_compare_ignore, NULL);
     sr_session_stats_reset(r->session);
-    *hits = 0;
+    *f = (struct found){0};
     for (int32_t i = 0; i < r->o->needles && !st && !sr_interrupt_pending(); i++) {
-        int32_t *ids, n;
-        char said[1024];
-        size_t at = 0;
-        st = sr_tokenize(r->model, r->needles[i].question, strlen(r->needles[i].question), SR_BOS_OFF, 0,
-                         &ids, &n, err);
+        const struct needle *n = &r->needles[i];
+        char said[2048];
+        int32_t hits = 0;
+        st = answer(r, n->question, r->n_decode * n->n_values, said, sizeof said, err);
         if (st) break;
-        for (int32_t k = 0; k < n && !st; k++) st = sr_session_decode(r->session, ids[k], err);
-        sr_tokens_free(ids);
-        for (int32_t k = 0; k < r->n_decode && !st; k++) {
-            const float *logits = sr_session_logits(r->session);
-            int32_t id = 0;
-            for (int32_t v = 1; v < r->info.n_vocab; v++)
-                if (logits[v] > logits[id]) id = v;
-            if (sr_token_is_end(r->model, id)) break;
-            size_t len = sr_token_text(r->model, id, 0, said + at, sizeof said - 1 - at);
-            at += len < sizeof said - 1 - at ? len : sizeof said - 1 - at;
-            st = sr_session_decode(r->session, id, err);
-        }
-        said[at] = '\0';
-        *hits += strstr(said, r->needles[i].digits) != NULL;
-        if (!st) st = sr_session_truncate(r->session, r->n_prefill, err);
+        for (int32_t v = 0; v < n->n_values; v++) hits += strstr(said, n->digits[v]) != NULL;
+        *(n->n_values > 1 ? &f->value_hits : &f->hits) += hits;
+        *(n->n_values > 1 ? &f->values_asked : &f->asked) += n->n_values;
+        st = sr_session_truncate(r->session, r->n_prefill, err);
         sr_progress_show(NULL, sr_route_mode_name(ro->mode), (double)(i + 1) / (double)r->o->needles);
     }
     sr_session_watch(r->session, NULL, NULL);
@@ -162,9 +176,9 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
 {
     struct comparison c;
     int done;
-    int32_t hits = 0;
+    struct found needles = {0};
     struct detector found = {0};
-    sr_status st = r->is_niah ? ask_needles(r, ro, &c, &hits, &done, err)
+    sr_status st = r->is_niah ? ask_needles(r, ro, &c, &needles, &done, err)
                               : sr_compare_mode(&r->compare, r->session, ro, sr_detector_watch, &found, &c, &done, err);
     sr_progress_clear();
     if (st || !done) {
@@ -176,8 +190,12 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
     detector_row(row, &found);
     sr_detector_free(&found);
     if (r->is_niah) {
-        json_object_set_new(row, "hits", json_integer(hits));
-        json_object_set_new(row, "asked", json_integer((json_int_t)r->o->needles));
+        json_object_set_new(row, "hits", json_integer(needles.hits));
+        json_object_set_new(row, "asked", json_integer(needles.asked));
+        if (needles.values_asked > 0) {
+            json_object_set_new(row, "value_hits", json_integer(needles.value_hits));
+            json_object_set_new(row, "values_asked", json_integer(needles.values_asked));
+        }
     } else if (r->o->speed) {
         st = add_speed(r, ro, row, &c, err);
     }
@@ -266,8 +284,11 @@ CELL(cell_broken, "contract_broken", "%.2f %%", 100)
 static void cell_hits(char *dst, size_t n, const json_t *row)
 {
     *dst = '\0';
-    if (sr_field(row, "asked") > 0)
-        snprintf(dst, n, "%.0f of %.0f", sr_field(row, "hits"), sr_field(row, "asked"));
+    double asked = sr_field(row, "asked"), values = sr_field(row, "values_asked");
+    if (asked > 0 && values > 0)
+        snprintf(dst, n, "%.0f of %.0f, values %.0f of %.0f", sr_field(row, "hits"), asked, sr_field(row, "value_hits"), values);
+    else if (asked > 0 || values > 0)
+        snprintf(dst, n, "%.0f of %.0f", asked > 0 ? sr_field(row, "hits") : sr_field(row, "value_hits"), asked > 0 ? asked : values);
 }
 
 static void print_rows(const struct run *r)
@@ -310,8 +331,8 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     r->n_prefill = (int32_t)o->n_ctx;
     if (r->is_niah) {
         r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 16;
-        if (!r->n_prefill) r->n_prefill = trained - 32 - r->n_decode;
-        return sr_corpus_needles(&r->corpus, r->needles, (int32_t)o->needles, o, r->model, r->n_prefill, err);
+        if (!r->n_prefill) r->n_prefill = trained - 32 - r->n_decode * (int32_t)o->values;
+        return sr_corpus_needles(&r->corpus, r->needles, o, r->model, r->n_prefill, err);
     }
     r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 96;
     int64_t wanted = o->n_ctx + r->n_decode;
@@ -335,7 +356,7 @@ static sr_status prefill(struct run *r, const struct text_list *modes, sr_error 
     sr_session_options s;
     int32_t done = 0;
     sr_status st = sr_setup_session(&s, r->o, err);
-    s.n_ctx = r->n_prefill * (int32_t)r->o->tile + r->n_decode + (r->is_niah ? 32 : 0);
+    s.n_ctx = r->n_prefill * (int32_t)r->o->tile + r->n_decode * (r->is_niah ? (int32_t)r->o->values : 1) + (r->is_niah ? 32 : 0);
     if (!st) st = sr_session_new(&r->session, r->model, &s, err);
     for (int32_t i = 0; !st && i < modes->n; i++) {
         sr_route_mode mode;

@@ -136,32 +136,52 @@ static sr_status background(struct corpus *c, const struct options *o, const sr_
     return st;
 }
 
-sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_needles,
-                            const struct options *o, const sr_model *m, int32_t n, sr_error *err)
+/* Appends the sentence of one number to the hidden ones. */
+static sr_status hide(struct corpus *hidden, const struct needle *n, int32_t value, const char *word, const sr_model *m, sr_error *err)
+{
+    char sentence[NEEDLE_TEXT + 64];
+    int len = n->n_values == 1 ? snprintf(sentence, sizeof sentence, "%s %s.\n", n->question, n->digits[0])
+                               : snprintf(sentence, sizeof sentence, "\nOne of the special magic numbers for %s is %s.\n", word, n->digits[value]);
+    return append_text(hidden, m, sentence, (size_t)len, SR_BOS_OFF, err);
+}
+
+/* Words, questions and numbers; all sentences one after the other, and where each ends. Those of the last needle
+ * are dealt evenly among the others. */
+static sr_status make_needles(struct corpus *hidden, struct needle *needles, const struct options *o, const sr_model *m, int32_t *ends,
+                              uint64_t *random, sr_error *err)
+{
+    int32_t n_needles = (int32_t)o->needles, n_values = (int32_t)o->values, n_all = n_needles - 1 + n_values;
+    for (int32_t i = 0; i < n_needles; i++) {
+        needles[i].n_values = i == n_needles - 1 ? n_values : 1;
+        snprintf(needles[i].question, NEEDLE_TEXT, needles[i].n_values == 1 ? "\nThe special magic number for %s is" : "\nThe special magic numbers for %s are", words[i]);
+        for (int32_t v = 0; v < needles[i].n_values; v++)
+            snprintf(needles[i].digits[v], sizeof needles[i].digits[v], "%07llu", (unsigned long long)(next_random(random) % 10000000));
+    }
+    for (int32_t i = 0, single = 0, value = 0; i < n_all; i++) {
+        int is_value = single == n_needles - 1 || (int64_t)(i + 1) * n_values / n_all > value;
+        int32_t at = is_value ? n_needles - 1 : single++;
+        sr_status st = hide(hidden, &needles[at], is_value ? value++ : 0, words[at], m, err);
+        if (st) return st;
+        ends[i] = hidden->n;
+    }
+    return SR_OK;
+}
+
+sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, const struct options *o, const sr_model *m, int32_t n, sr_error *err)
 {
     uint64_t random = o->seed >= 0 ? (uint64_t)o->seed : 1;
     struct corpus hidden = {0}, text = {0};
-    int32_t ends[64]; /* of needle i in hidden */
-    sr_status st = SR_OK;
+    int32_t ends[MAX_NEEDLES + MAX_VALUES], n_all = (int32_t)(o->needles - 1 + o->values);
     *c = (struct corpus){0};
-    for (int32_t i = 0; i < n_needles && !st; i++) {
-        char sentence[NEEDLE_TEXT + 16];
-        snprintf(needles[i].question, NEEDLE_TEXT, "\nThe special magic number for %s is", words[i]);
-        snprintf(needles[i].digits, sizeof needles[i].digits, "%07llu",
-                 (unsigned long long)(next_random(&random) % 10000000));
-        int len = snprintf(sentence, sizeof sentence, "%s %s.\n", needles[i].question, needles[i].digits);
-        st = append_text(&hidden, m, sentence, (size_t)len, SR_BOS_OFF, err);
-        ends[i] = hidden.n;
-    }
-    if (!st && hidden.n + 2 * n_needles > n)
-        st = sr_refuse(err, SR_ERR_USAGE, "-c %d: too short for %d needles of %d tokens", n, n_needles,
-                       hidden.n);
+    sr_status st = make_needles(&hidden, needles, o, m, ends, &random, err);
+    if (!st && hidden.n + 2 * n_all > n)
+        st = sr_refuse(err, SR_ERR_USAGE, "-c %d: too short for %d needles of %d tokens", n, n_all, hidden.n);
     if (!st) st = background(&text, o, m, n - hidden.n, &random, err);
-    for (int32_t i = 0, at = 0, from = 0; i <= n_needles && !st; i++) {
-        int32_t to = i < n_needles ? (int32_t)((int64_t)text.n * (2 * i + 1) / (2 * n_needles)) : text.n;
+    for (int32_t i = 0, at = 0, from = 0; i <= n_all && !st; i++) {
+        int32_t to = i < n_all ? (int32_t)((int64_t)text.n * (2 * i + 1) / (2 * n_all)) : text.n;
         st = append(c, text.ids + at, to - at, err);
         at = to;
-        if (i == n_needles || st) break;
+        if (i == n_all || st) break;
         st = append(c, hidden.ids + from, ends[i] - from, err);
         from = ends[i];
     }

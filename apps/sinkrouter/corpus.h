@@ -19,13 +19,14 @@ sr_status sr_corpus_text(struct corpus *c, const struct options *o, const sr_mod
 /* n random tokens, the same for the same seed. */
 sr_status sr_corpus_random(struct corpus *c, int32_t n, int32_t n_vocab, uint64_t seed, sr_error *err);
 
-enum { NEEDLE_TEXT = 128 };
+enum { NEEDLE_TEXT = 128, MAX_NEEDLES = 64, MAX_VALUES = 8 };
 struct needle {
     char question[NEEDLE_TEXT]; /* "\nThe special magic number for <word> is" */
-    char digits[8];
+    char digits[MAX_VALUES][8];
+    int32_t n_values;           /* 1, or of the last needle --values: its sentences lie between those of the others */
 };
-/* n tokens: -f's text, or filler of our own, with n_needles sentences at even depths. */
-sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, int32_t n_needles,
-                            const struct options *o, const sr_model *m, int32_t n, sr_error *err);
+/* n tokens: -f's text, or filler of our own, with the needles' sentences at even depths. */
+sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, const struct options *o, const sr_model *m, int32_t n,
+                            sr_error *err);
 
 #endif

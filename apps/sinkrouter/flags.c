@@ -460,6 +460,7 @@ void sr_options_default(struct options *o, enum command command)
     o->repetitions = 5;
     o->needles = 8;
     o->tile = 1;
+    o->values = 1;
     o->verbosity = 3;
     o->task = "text";
 }

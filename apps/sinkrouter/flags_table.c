@@ -283,6 +283,8 @@ const struct flag sr_flag_table[] = {
     {"--needles", "N", FLAG_INT, CMD_PERPLEXITY, AT(needles), 1, 64, 0, NULL, "niah: how many (default 8)"},
     {"--tile", "N", FLAG_INT, CMD_PERPLEXITY, AT(tile), 1, 4096, 0, NULL,
      "text: have the prefilled tokens N times in the cache, keys turned to their new positions (default 1)"},
+    {"--values", "N", FLAG_INT, CMD_PERPLEXITY, AT(values), 1, 8, 0, NULL,
+     "niah: sentences that the last needle's numbers are spread over (default 1)"},
     {"--speed", NULL, FLAG_SET, CMD_PERPLEXITY, AT(speed), 1, 0, 0, NULL,
      "also time each mode without audits: decode tokens/s and KV bytes per token"},
     {"--profile", NULL, FLAG_SET, CMD_BENCH, AT(profile), 1, 0, 0, NULL,

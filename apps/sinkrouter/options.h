@@ -109,7 +109,7 @@ struct options {
     struct int_list head_dim, skip_groups;
     int64_t op_bytes; /* MiB; 0: as the machine wants */
     const char *task;
-    int64_t needles, tile;
+    int64_t needles, values, tile;
 
     /* output */
     const char *output, *output_err, *stats, *log_file;

@@ -196,6 +196,10 @@ def needles():
         equal([list(r) for r in rows], [FIELDS + ["hits", "asked"]] * 2)
         equal([r["asked"] for r in rows], [3, 3])
         equal(0 <= rows[1]["hits"] <= rows[0]["hits"] <= 3, True)
+    out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "600", "-n", "12", "--needles", "3", "--values", "4", "--modes", "dense", "-o", "json")
+    row = json.loads(out)
+    equal([list(row)[-4:], row["asked"], row["values_asked"]], [["hits", "asked", "value_hits", "values_asked"], 2, 4])
+    equal(0 <= row["value_hits"] <= 4, True)
     # the needle is in the window that is read: it must be found in a short context
     out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "64", "-n", "12", "--needles", "1", "--modes", "dense")
     equal(json.loads(out)["hits"], 1)
