@@ -518,7 +518,6 @@ template <int BITS, int NT> __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
         if ((s.all && !p.a.keep) || is_plain(p, x, s)) break;
 #pragma unroll
         for (int n = 0; n < NT; n++) base[n] = page_scores<NT>::head(n) < p.group ? s.total[page_scores<NT>::head(n)] : 0.0f;
-        pages.rewind();
     }
     count_rows(p, x);
     if (s.all && !p.a.keep) {
@@ -553,8 +552,9 @@ template <int NT> static choose_plan plan_for(const choose_params &p, int32_t n_
     plan.slots_at = (int32_t)used;
     const int32_t most = room > used ? (int32_t)((room - used) / ((size_t)p.page_bytes * CHOOSE_WARPS)) : 0, need = (pages + CHOOSE_WARPS - 1) / CHOOSE_WARPS;
     int32_t ring = most < need ? most : need;
-    ring = ring < 2 ? 2 : ring < MAX_RING ? ring : MAX_RING;
-    plan.ring = p.clusters && ring <= most ? ring : 0;
+    ring = ring < MAX_RING ? (ring + 3) / 4 * 4 : MAX_RING; // batches of even numbers, which are scored in pairs
+    if (ring > most) ring = most >= 4 ? most / 4 * 4 : most / 2 * 2;
+    plan.ring = p.clusters ? ring : 0;
     plan.smem = used + (size_t)plan.ring * (size_t)p.page_bytes * CHOOSE_WARPS;
     return plan;
 }

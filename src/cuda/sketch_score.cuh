@@ -27,7 +27,7 @@ template <int NT> struct choose_space {
     float total[H], far_share[H];
     uint4 own[CHOOSE_BINS * NT];                // sums of the own slice, of all bins at most
     uint32_t rows[CHOOSE_BINS];                 // of the part by bin, then up to each
-    uint64_t full[CHOOSE_WARPS][MAX_RING], rounds[ROUNDS];
+    uint64_t full[CHOOSE_WARPS][2], rounds[ROUNDS];
     int32_t sums[CHOOSE_WARPS], end, all, none;
     int32_t plain_end;                          // with the other eps
 };
@@ -341,33 +341,37 @@ static __device__ __forceinline__ void for_pages(const choose_params &p, const p
                                                  bool is_second, const float *base, F take)
 {
     constexpr int PAGES = page_scores<NT>::PAGES;
-    const int steps = (p.a.sketch.rank + 15) / 16, from = is_second ? pages.kept : 0, to = from + pages.n;
+    const int steps = (p.a.sketch.rank + 15) / 16, from = is_second ? pages.kept : 0;
     const page_factors<BITS, NT> factors(p, s);
-    const bool in_shared = pages.ring > 0;
+    const bool in_shared = pages.batch > 0;
 #pragma unroll 1
-    for (int i = from; i < to; i += PAGES) {
-        uint64_t page[PAGES];
-        int at[PAGES];
-        bool whole = i + PAGES <= to;
+    for (int b = from; b < from + pages.batches; b++) {
+        const int count = pages.count_of(b), first = x.page0 + (int)threadIdx.x / WARP + (in_shared ? pages.base_of(b) : 0) * CHOOSE_WARPS;
+        pages.wait(b);
+#pragma unroll 1
+        for (int i = 0; i < count; i += PAGES) {
+            uint64_t page[PAGES];
+            int at[PAGES];
+            bool whole = i + PAGES <= count;
 #pragma unroll
-        for (int j = 0; j < PAGES; j++) {
-            page[j] = j == 0 || i + j < to ? pages.ready(i + j) : page[0];
-            at[j] = x.page0 + (int)threadIdx.x / WARP + (i + j < pages.n ? i + j : i + j - pages.n) * CHOOSE_WARPS; // the second pass ends with the first pages
-            whole &= at[j] * SR_PAGE_ROWS >= x.first && (at[j] + 1) * SR_PAGE_ROWS <= x.end;
-        }
-        page_scores<NT> y;
-        score_pages<BITS, NT>(s, factors, page, in_shared, steps, base, y);
-#pragma unroll
-        for (int j = 0; j < PAGES; j++) pages.release(i + j, is_second);
-        if (__builtin_expect(!whole, 0))
-#pragma unroll
-            for (int k = 0; k < y.ROWS; k++) {
-                const int row = at[k / 8] * SR_PAGE_ROWS + y.row(k);
-#pragma unroll
-                for (int n = 0; n < NT; n++)
-                    if (row < x.first || row >= x.end || i + k / 8 >= to) y.x[k][n] = -CUDART_INF_F;
+            for (int j = 0; j < PAGES; j++) {
+                page[j] = j == 0 || i + j < count ? pages.page(b, i + j) : page[0];
+                at[j] = first + (i + j) * CHOOSE_WARPS;
+                whole &= at[j] * SR_PAGE_ROWS >= x.first && (at[j] + 1) * SR_PAGE_ROWS <= x.end;
             }
-        take(at, y);
+            page_scores<NT> y;
+            score_pages<BITS, NT>(s, factors, page, in_shared, steps, base, y);
+            if (__builtin_expect(!whole, 0))
+#pragma unroll
+                for (int k = 0; k < y.ROWS; k++) {
+                    const int row = at[k / 8] * SR_PAGE_ROWS + y.row(k);
+#pragma unroll
+                    for (int n = 0; n < NT; n++)
+                        if (row < x.first || row >= x.end || i + k / 8 >= count) y.x[k][n] = -CUDART_INF_F;
+                }
+            take(at, y);
+        }
+        pages.release(b, is_second);
     }
 }
 
