@@ -124,7 +124,7 @@ struct ahead { const uint8_t *const *row, *const *last; const uint8_t *next, *en
 /* n_more: how many rows probably follow. */
 static struct ahead ahead_of(const uint8_t *const *row, int32_t n, int32_t n_more, size_t bytes, int32_t n_steps)
 {
-    struct ahead h = {.row = row, .last = row + n - 1, .bytes = bytes, .rows = n > 0 ? (n + n_steps - 1) / n_steps : 0};
+    struct ahead h = {.row = row, .last = n > 0 ? row + n - 1 : row, .bytes = bytes, .rows = n > 0 ? (n + n_steps - 1) / n_steps : 0};
     if (!is_together(row, n, bytes)) return h;
     h.rows = 0;
     h.next = row[0];
@@ -161,8 +161,11 @@ SR_INLINE __m512i scales_of_32(const sr_dtype type, const int32_t n_blocks, cons
     const int32_t window = type == SR_DTYPE_Q4_0 ? 4 : 2;
     const __m512i order = WORDS_32(ORDER);
     __m512i x = _mm512_setzero_si512();
-    SR_UNROLL for (int32_t i = 0; i < 32 / window; i++, p += window * sr_kv_block_bytes(type))
-        x = _mm512_ternarylogic_epi32(x, _mm512_permutexvar_epi16(order, _mm512_loadu_si512(p)), WORDS_32(OWN), 0xf8); /* x | y & own */
+    SR_UNROLL for (int32_t i = 0; i < 16; i++) {
+        if (i * window >= 32) continue;
+        const __m512i y = _mm512_permutexvar_epi16(order, _mm512_loadu_si512(p + i * window * sr_kv_block_bytes(type)));
+        x = _mm512_ternarylogic_epi32(x, y, WORDS_32(OWN), 0xf8); /* x | y & own */
+    }
     return x;
 }
 
