@@ -119,13 +119,16 @@ template <int NT> static __device__ __forceinline__ void give_totals(const choos
 
 static __device__ __forceinline__ float plain_eps_of(const choose_params &p, const part &x) { return p.a.plain_eps ? p.a.plain_eps[x.u / p.n_kv_heads] : x.eps; }
 
+// The log share from which on a row is read in any case; see sketch_choose_args.
+static __device__ __forceinline__ float sure_of(float eps) { return __log2f(eps * (1.0f / SR_SKETCH_SURE)); }
+
 // The unit's totals. s.all: some total is no number; s.none: none of the bins is needed. Ends with a barrier.
 template <int NT> static __device__ __forceinline__ void sum_totals(const choose_params &p, const part &x, const team<4 * NT> &t, choose_space<NT> &s)
 {
     const int lane = threadIdx.x % WARP, h = threadIdx.x / WARP;
     if (h < p.group) {
         const float4 a = lane < t.n ? t.mine->totals[lane][h] : make_float4(-CUDART_INF_F, 0, -CUDART_INF_F, 0);
-        const float top = max_of_lanes(fmaxf(a.x, a.z));
+        const float top_far = max_of_lanes(a.z), top = fmaxf(max_of_lanes(a.x), top_far);
         const float near = sum_of_lanes(a.y * exp2_of(a.x - top)), far = sum_of_lanes(a.w * exp2_of(a.z - top));
         const float total = top + __log2f(near + far), share = __fdividef(far, near + far);
         if (lane == 0) {
@@ -133,7 +136,7 @@ template <int NT> static __device__ __forceinline__ void sum_totals(const choose
             s.far_share[h] = share;
             if (p.a.total && x.index == 0) p.a.total[x.u * p.group + h] = total * LN2;
             if (!isfinite(total)) s.all = 1;
-            if (!(share <= fminf(x.eps, plain_eps_of(p, x)))) s.none = 0;
+            if (!(share <= fminf(x.eps, plain_eps_of(p, x))) || (x.eps < 1 && top_far - total >= sure_of(x.eps))) s.none = 0;
         }
     }
     __syncthreads();
@@ -155,14 +158,15 @@ static __device__ __forceinline__ float cut_of(float eps, int32_t n_far)
     return fminf(__log2f(__fdividef(eps, (float)max(n_far, 1))), -1e-3f * LOG2E);
 }
 
-// First pass: sums of a lane's rows, by its heads, less `base`, which follows the maximum from some way below.
+// First pass: sums of a lane's rows, by its heads, less `base`, which follows their maximum `peak` from some way below.
 constexpr float BASE_SLACK = 32.0f;
 
-template <int NT> static __device__ __forceinline__ void add_pages(page_scores<NT> &y, float *base, float *l)
+template <int NT> static __device__ __forceinline__ void add_pages(page_scores<NT> &y, float *base, float *l, float *peak)
 {
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         const float top = y.max_of_head(n);
+        peak[n] = fmaxf(peak[n], base[n] + top);
         if (top > (l[n] == 0 ? -CUDART_INF_F : BASE_SLACK)) {
             l[n] = l[n] == 0 ? 0.0f : l[n] * exp2_of(-top);
             base[n] += top;
@@ -245,12 +249,12 @@ template <int NT> static __device__ __forceinline__ void write_logits(const choo
 }
 
 // The warp's sums of the first pass to shared memory. Ends with a barrier.
-template <int NT> static __device__ __forceinline__ void write_sums(const float *base, const float *l, choose_space<NT> &s)
+template <int NT> static __device__ __forceinline__ void write_sums(const float *base, const float *l, const float *peak, choose_space<NT> &s)
 {
     const int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-        float2 ml = make_float2(l[n] == 0 ? -CUDART_INF_F : base[n], l[n]);
+        float2 ml = make_float2(l[n] == 0 ? -CUDART_INF_F : peak[n], l[n] == 0 ? 0.0f : l[n] * exp2_of(base[n] - peak[n]));
 #pragma unroll
         for (int i = 4; i < WARP; i *= 2) ml = join(ml, make_float2(__shfl_xor_sync(~0u, ml.x, i), __shfl_xor_sync(~0u, ml.y, i)));
         if (lane < 4) s.far[threadIdx.x / WARP][4 * n + lane] = ml;
@@ -346,8 +350,15 @@ template <int H> static __device__ __forceinline__ int end_of_head(const uint32_
     return c * WARP + (at ? __ffs(at) : WARP);
 }
 
+// Bins that hold the rows read in any case.
+static __device__ __forceinline__ int bins_of_sure(const bin_rule &rule, float eps)
+{
+    return eps < 1 ? (int)fminf(-sure_of(eps) * rule.per_octave, CHOOSE_BINS - 1.0f) + 1 : 0;
+}
+
 // Where the choice ends, what it leaves, and the part's rows to all.
-template <int NT> static __device__ __forceinline__ void find_end(const choose_params &p, const part &x, const team<4 * NT> &t, uint16_t *bin_of, choose_space<NT> &s)
+template <int NT>
+static __device__ __forceinline__ void find_end(const choose_params &p, const bin_rule &rule, const part &x, const team<4 * NT> &t, uint16_t *bin_of, choose_space<NT> &s)
 {
     constexpr int H = 4 * NT;
     const int lane = threadIdx.x % WARP, h = threadIdx.x / WARP;
@@ -363,7 +374,7 @@ template <int NT> static __device__ __forceinline__ void find_end(const choose_p
         const uint32_t upto = (uint32_t)sum_up_to((int32_t)own);
         const int end = p.a.keep ? CHOOSE_BINS : end_of_head<H>(t.mine->sums, h, own, upto, s.far_share[h], x.eps);
         const int plain_end = p.a.plain_eps ? end_of_head<H>(t.mine->sums, h, own, upto, s.far_share[h], plain_eps_of(p, x)) : 0;
-        if (lane == 0) atomicMax(&s.end, end), atomicMax(&s.plain_end, plain_end);
+        if (lane == 0) atomicMax(&s.end, max(end, bins_of_sure(rule, x.eps))), atomicMax(&s.plain_end, max(plain_end, bins_of_sure(rule, plain_eps_of(p, x))));
     }
     __syncthreads();
     if (h == 0) {
@@ -499,18 +510,18 @@ template <int BITS, int NT> __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     pages.complete();
     const float cut = cut_of(x.eps, x.end - x.first);
     const bin_rule rule = {cut, CHOOSE_BINS / -cut, p.a.keep ? p.a.keep[x.u] : -1.0f};
-    float base[NT], l[NT]; // base, in the second pass: totals
+    float base[NT], l[NT], peak[NT]; // base, in the second pass: totals
 #pragma unroll
-    for (int n = 0; n < NT; n++) base[n] = l[n] = 0;
+    for (int n = 0; n < NT; n++) base[n] = l[n] = 0, peak[n] = -CUDART_INF_F;
 #pragma unroll 1
     for (int pass = 0; pass < 2; pass++) {
         for_pages<BITS, NT>(p, x, s, pages, pass == 1, base, [&](const int *page, page_scores<NT> &y) {
             if (__builtin_expect(pass == 0 && p.a.logits != NULL, 0)) write_logits(p, x, page, y, base);
-            if (pass == 0) add_pages(y, base, l);
+            if (pass == 0) add_pages(y, base, l, peak);
             else add_to_bins(rule, x, page, y, s, bin_of);
         });
         if (pass == 1) break;
-        write_sums(base, l, s);
+        write_sums(base, l, peak, s);
         give_totals(p, t, s);
         wait_for_previous();
         t.meet(ROUND_TOTALS);
@@ -532,7 +543,7 @@ template <int BITS, int NT> __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     __syncthreads();
     sum_rows(s);
     share_bins(t, s);
-    find_end(p, x, t, bin_of, s);
+    find_end(p, rule, x, t, bin_of, s);
     write_list(p, x, t, bin_of, s);
 }
 

@@ -454,8 +454,8 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
             far[h] = sum / (t.l + sum);
             for (int row = sinks; row < end; row++) top[row] = std::max(top[row], share[h][row] - total[h]), share[h][row] = std::exp(share[h][row] - total[h]);
         }
-        // what is not on the list weighs at most eps, and with one bin less it would be more
-        const double cut = std::min(std::log(eps / (double)n_far), -1e-3), width = -cut / 512;
+        // what is not on the list weighs at most eps and has no row of eps / SR_SKETCH_SURE; with one bin less it would not be so
+        const double cut = std::min(std::log(eps / (double)n_far), -1e-3), width = -cut / 512, sure = std::max(std::log(eps / (double)SR_SKETCH_SURE), cut);
         std::vector<char> chosen(len, 0);
         double least = 0;
         for (int i = 0; i < nh[u]; i++) {
@@ -464,7 +464,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
             chosen[row] = 1;
             least = std::min(least, top[row]);
         }
-        bool tight = nh[u] == 0;
+        bool tight = nh[u] == 0 || least >= sure - width - 1e-4;
         std::string loose;
         for (int h = 0; h < s.group; h++) {
             double left = 0, with_last = 0;
@@ -478,7 +478,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
             loose += ", " + std::to_string(left) + " to " + std::to_string(with_last) + " of " + std::to_string(far[h]);
         }
         for (int row = sinks; row < end; row++)
-            if (nh[u] && !chosen[row] && top[row] > least + width + 1e-4) worst = INFINITY, why = "a larger share left out";
+            if (!chosen[row] && top[row] > (nh[u] ? std::min(sure, least + width) : sure) + 1e-4) worst = INFINITY, why = "a larger share left out";
         if (!tight) worst = INFINITY, why += " more than needed: " + std::to_string(nh[u]) + " rows, least " + std::to_string(least) + loose;
         if (kh[u] != (nh[u] ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR)) worst = INFINITY, why = "kind";
     }
