@@ -278,3 +278,51 @@ void sr_bench_step(struct attn_bench *b, const struct attn_world *w, int32_t pos
         sr_bench_again(b, w, l, pos, out + (size_t)l * stride);
     }
 }
+
+/* ---- what the tests of a program share ---- */
+
+struct shared_world sr_shared;
+
+sr_route_options sr_world_route(sr_route_mode mode)
+{
+    sr_route_options o = sr_route_options_default();
+    o.mode = mode;
+    o.audit = 0;
+    o.tau_set = 1;
+    o.tau[0] = .3;
+    return o;
+}
+
+int sr_shared_free(void **state)
+{
+    (void)state;
+    sr_world_free(sr_shared.world);
+    unlink(sr_shared.moments);
+    return 0;
+}
+
+void sr_shared_open(struct attn_bench *b, const sr_route_options *route, int32_t len)
+{
+    sr_bench_open(b, sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16, route, 2, sr_shared.moments);
+    if (len) sr_bench_fill(b, sr_shared.world, 0, len);
+}
+
+void sr_shared_fresh(const sr_route_options *route, int32_t pos, float *out)
+{
+    struct attn_bench b;
+    sr_shared_open(&b, route, pos);
+    sr_bench_step(&b, sr_shared.world, pos, out);
+    sr_bench_close(&b);
+}
+
+void sr_shared_assert_step(struct attn_bench *b, int32_t pos)
+{
+    const struct attn_world *w = sr_shared.world;
+    const size_t bytes = (size_t)w->n_layers * (size_t)w->n_heads * (size_t)w->head_dim * sizeof(float);
+    float *got = malloc(bytes), *want = malloc(bytes);
+    sr_bench_step(b, w, pos, got);
+    sr_shared_fresh(sr_attn_seq_route(b->seq), pos, want);
+    assert_memory_equal(got, want, bytes);
+    free(got);
+    free(want);
+}

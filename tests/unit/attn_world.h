@@ -58,4 +58,19 @@ void sr_bench_step(struct attn_bench *b, const struct attn_world *w, int32_t pos
 /* Decodes position pos once more without appending. */
 void sr_bench_again(struct attn_bench *b, const struct attn_world *w, int32_t layer, int32_t pos, float *out);
 
+/* No audits; a threshold of .3 for `paper`. */
+sr_route_options sr_world_route(sr_route_mode mode);
+
+/* What the tests of one program share: a world and the file of its moments, which a group's setup makes and this frees. */
+extern struct shared_world {
+    struct attn_world *world;
+    char moments[64];
+} sr_shared;
+int sr_shared_free(void **state);
+/* A sequence over the shared world and moments with rows [0, len): K and V in f16, two threads. */
+void sr_shared_open(struct attn_bench *b, const sr_route_options *route, int32_t len);
+/* Decodes pos, in a sequence that never saw anything else, or in `b` and compares with such a one. */
+void sr_shared_fresh(const sr_route_options *route, int32_t pos, float *out);
+void sr_shared_assert_step(struct attn_bench *b, int32_t pos);
+
 #endif

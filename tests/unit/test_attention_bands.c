@@ -18,61 +18,23 @@
 
 enum { LAYERS = 2, KV = 2, GROUP = 2, DIM = 64, LEN = 4030, STRIDE = KV * GROUP * DIM };
 
-static struct {
-    struct attn_world *world;
-    char moments[64];
-} shared;
-
-static sr_route_options route(sr_route_mode mode)
-{
-    sr_route_options o = sr_route_options_default();
-    o.mode = mode;
-    o.audit = 0;
-    o.tau_set = 1;
-    o.tau[0] = .3;
-    return o;
-}
-
-static void open_at(struct attn_bench *b, const sr_route_options *o, int32_t len)
-{
-    sr_bench_open(b, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, o, 2, shared.moments);
-    if (len) sr_bench_fill(b, shared.world, 0, len);
-}
-
-/* What a sequence that never saw anything else gives at pos. */
-static void fresh(const sr_route_options *o, int32_t pos, float out[LAYERS * STRIDE])
-{
-    struct attn_bench b;
-    open_at(&b, o, pos);
-    sr_bench_step(&b, shared.world, pos, out);
-    sr_bench_close(&b);
-}
-
-static void assert_step(struct attn_bench *b, int32_t pos)
-{
-    float got[LAYERS * STRIDE], want[LAYERS * STRIDE];
-    sr_bench_step(b, shared.world, pos, got);
-    fresh(sr_attn_seq_route(b->seq), pos, want);
-    assert_memory_equal(got, want, sizeof got);
-}
-
 /* ---- bands ---- */
 
 /* Too near the change to share the work: the two steps before it do it all, and no step does it twice. */
 static void test_band_change(void **state)
 {
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     sr_route_stats st;
     float out[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 3997);
-    sr_bench_step(&b, shared.world, 3997, out);
+    sr_shared_open(&b, &o, 3997);
+    sr_bench_step(&b, sr_shared.world, 3997, out);
     sr_attn_seq_stats_reset(b.seq);
-    sr_bench_step(&b, shared.world, 3998, out);
-    sr_bench_step(&b, shared.world, 3999, out);
+    sr_bench_step(&b, sr_shared.world, 3998, out);
+    sr_bench_step(&b, sr_shared.world, 3999, out);
     assert_int_equal(b.seq->band, 1);
-    sr_bench_step(&b, shared.world, 4000, out);
+    sr_bench_step(&b, sr_shared.world, 4000, out);
     sr_attn_seq_stats(b.seq, &st);
     assert_int_equal(b.seq->band, 2);
     int64_t units = LAYERS * KV, far = 4001 - 256 - 4, rows = st.encoded / (units * 16);
@@ -81,12 +43,12 @@ static void test_band_change(void **state)
     assert_int_equal(st.sketch_bytes, (uint64_t)(units * rows * DIM * 2 + st.sketch_rows * 8));
     assert_int_equal(st.kv_bytes, (uint64_t)(st.k_rows + st.v_rows) * DIM * 2 + (uint64_t)st.sketch_rows * 8);
     float want[LAYERS * STRIDE];
-    fresh(&o, 4000, want);
+    sr_shared_fresh(&o, 4000, want);
     assert_memory_equal(out, want, sizeof out);
-    assert_step(&b, 4001);
+    sr_shared_assert_step(&b, 4001);
     /* back into the old band */
     assert_int_equal(sr_attn_seq_truncate(b.seq, 3990, NULL), SR_OK);
-    assert_step(&b, 3990);
+    sr_shared_assert_step(&b, 3990);
     assert_int_equal(b.seq->band, 1);
     sr_bench_close(&b);
 }
@@ -102,7 +64,7 @@ static int64_t busiest_step(struct attn_bench *b, int32_t from, int64_t *at_chan
     sr_attn_seq_stats(b->seq, &st);
     for (int32_t p = from; p <= 4000; p++) {
         before = st.encoded;
-        sr_bench_step(b, shared.world, p, out);
+        sr_bench_step(b, sr_shared.world, p, out);
         sr_attn_seq_stats(b->seq, &st);
         *at_change = (st.encoded - before) / row;
         if (p < 4000 && *at_change > most) most = *at_change;
@@ -113,21 +75,21 @@ static int64_t busiest_step(struct attn_bench *b, int32_t from, int64_t *at_chan
 static void test_band_ahead(void **state)
 {
     static const int32_t starts[] = {4000 - SR_BAND_LEAD - 3, 3600, 3996};
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     (void)state;
     for (size_t i = 0; i < sizeof starts / sizeof starts[0]; i++) {
         struct attn_bench b;
         float out[LAYERS * STRIDE];
         int64_t at_change, left = 4000 - starts[i], half = (left < SR_BAND_LEAD ? left : SR_BAND_LEAD) / 2;
-        open_at(&b, &o, starts[i] - 1);
-        sr_bench_step(&b, shared.world, starts[i] - 1, out);
+        sr_shared_open(&b, &o, starts[i] - 1);
+        sr_bench_step(&b, sr_shared.world, starts[i] - 1, out);
         sr_bases_unref(b.seq->next); /* begun there where the lead is passed: as if the prefill ended one later */
         b.seq->next = NULL;
         assert_in_range(busiest_step(&b, starts[i], &at_change), 2, 2 + (4000 + half - 1) / half);
         assert_int_equal(at_change, 1); /* the row that left the window */
         assert_int_equal(b.seq->band, 2);
         assert_null(b.seq->next);
-        assert_step(&b, 4001);
+        sr_shared_assert_step(&b, 4001);
         sr_bench_close(&b);
     }
 }
@@ -136,28 +98,28 @@ static void test_band_ahead(void **state)
 static void test_band_ahead_truncated(void **state)
 {
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     float out[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 3940);
-    for (int32_t p = 3940; p < 3990; p++) sr_bench_step(&b, shared.world, p, out);
+    sr_shared_open(&b, &o, 3940);
+    for (int32_t p = 3940; p < 3990; p++) sr_bench_step(&b, sr_shared.world, p, out);
     assert_non_null(b.seq->next);
     assert_int_equal(sr_bases_left(b.seq->next), 0);
     assert_in_range(b.seq->next_to[1], 100, 3990 - 256);
     assert_int_equal(sr_attn_seq_truncate(b.seq, 300, NULL), SR_OK);
     assert_in_range(b.seq->next_to[1], 4, 300);
-    sr_bench_fill(&b, shared.world, 300, 3995);
-    for (int32_t p = 3995; p < 4000; p++) sr_bench_step(&b, shared.world, p, out);
-    assert_step(&b, 4000);
+    sr_bench_fill(&b, sr_shared.world, 300, 3995);
+    for (int32_t p = 3995; p < 4000; p++) sr_bench_step(&b, sr_shared.world, p, out);
+    sr_shared_assert_step(&b, 4000);
     /* far back: what was begun is of no use */
-    for (int32_t p = 4001; p < 4010; p++) sr_bench_step(&b, shared.world, p, out);
+    for (int32_t p = 4001; p < 4010; p++) sr_bench_step(&b, sr_shared.world, p, out);
     assert_int_equal(sr_attn_seq_truncate(b.seq, 3980, NULL), SR_OK);
-    sr_bench_step(&b, shared.world, 3980, out);
-    assert_step(&b, 3981);
+    sr_bench_step(&b, sr_shared.world, 3980, out);
+    sr_shared_assert_step(&b, 3981);
     assert_int_equal(sr_attn_seq_truncate(b.seq, 1990, NULL), SR_OK);
     o.min_len = 0;
     assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
-    assert_step(&b, 1990);
+    sr_shared_assert_step(&b, 1990);
     assert_int_equal(b.seq->band, 0);
     sr_bench_close(&b);
 }
@@ -166,42 +128,42 @@ static void test_band_ahead_truncated(void **state)
 static void test_band_ahead_shared(void **state)
 {
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     struct attn_seq *second;
     struct attn_seq_config c = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, o};
     float out[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 3900);
+    sr_shared_open(&b, &o, 3900);
     assert_int_equal(sr_attn_seq_new(&second, b.attention, &c, NULL), SR_OK);
     struct attn_bench other = {b.backend, b.attention, second};
-    sr_bench_fill(&other, shared.world, 0, 3998);
-    sr_bench_step(&b, shared.world, 3900, out);
+    sr_bench_fill(&other, sr_shared.world, 0, 3998);
+    sr_bench_step(&b, sr_shared.world, 3900, out);
     struct band_bases *next = b.seq->next;
     assert_int_not_equal(sr_bases_left(next), 0);
-    sr_bench_step(&other, shared.world, 3998, out); /* in more of a hurry */
+    sr_bench_step(&other, sr_shared.world, 3998, out); /* in more of a hurry */
     assert_ptr_equal(second->next, next);
     assert_int_equal(sr_bases_refs(next), 2);
     assert_int_equal(sr_bases_left(next), 0);
-    sr_bench_step(&b, shared.world, 3901, out);
+    sr_bench_step(&b, sr_shared.world, 3901, out);
     assert_true(b.seq->next_to[0] > b.seq->sketch_first);
-    sr_bench_step(&other, shared.world, 3999, out);
-    assert_step(&other, 4000);
+    sr_bench_step(&other, sr_shared.world, 3999, out);
+    sr_shared_assert_step(&other, 4000);
     assert_ptr_equal(second->bases, next);
     sr_attn_seq_free(second);
     assert_int_equal(sr_bases_refs(next), 1);
-    assert_step(&b, 3902);
+    sr_shared_assert_step(&b, 3902);
     sr_bench_close(&b);
 }
 
 /* A layer that is ahead of the others by a band makes bases come and go, and still gives the right bits. */
 static void test_layers_out_of_step(void **state)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     float out[STRIDE], want[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 3999);
+    sr_shared_open(&b, &o, 3999);
     assert_int_equal(sr_attn_seq_reserve(b.seq, 4001, NULL), SR_OK);
     for (int32_t p = 3999; p < 4001; p++) {
         sr_attn_append(b.seq, 0, sr_world_k(w, 0, p), sr_world_v(w, 0, p), 1);
@@ -209,10 +171,10 @@ static void test_layers_out_of_step(void **state)
     }
     sr_attn_append(b.seq, 1, sr_world_k(w, 1, 3999), sr_world_v(w, 1, 3999), 1);
     sr_bench_again(&b, w, 1, 3999, out);
-    fresh(&o, 3999, want);
+    sr_shared_fresh(&o, 3999, want);
     assert_memory_equal(out, want + STRIDE, sizeof out);
     sr_bench_again(&b, w, 0, 4000, out);
-    fresh(&o, 4000, want);
+    sr_shared_fresh(&o, 4000, want);
     assert_memory_equal(out, want, sizeof out);
     sr_bench_close(&b);
 }
@@ -230,20 +192,20 @@ static void test_tile(void **state)
 {
     enum { HAVE = 700, ALL = 4 + 3 * (HAVE - 4) };
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     struct rotation r;
     sr_error err;
     float turn[DIM], x[DIM], y[DIM], out[LAYERS * STRIDE];
     (void)state;
-    sr_bench_open(&b, shared.world, SR_DTYPE_F32, SR_DTYPE_F32, &o, 2, shared.moments);
-    sr_bench_fill(&b, shared.world, 0, HAVE);
+    sr_bench_open(&b, sr_shared.world, SR_DTYPE_F32, SR_DTYPE_F32, &o, 2, sr_shared.moments);
+    sr_bench_fill(&b, sr_shared.world, 0, HAVE);
     assert_int_equal(sr_attn_seq_tile(b.seq, 1, &err), SR_OK);
     assert_int_equal(sr_attn_seq_len(b.seq, 1), HAVE);
     assert_int_equal(sr_attn_seq_tile(b.seq, 6, &err), SR_ERR_USAGE); /* beyond LEN */
     assert_int_equal(sr_attn_seq_tile(b.seq, 3, &err), SR_OK);
     assert_int_equal(sr_attn_seq_len(b.seq, 0), ALL);
     assert_int_equal(sr_attn_seq_len(b.seq, 1), ALL);
-    sr_rotation_init(&r, &shared.world->rope, DIM);
+    sr_rotation_init(&r, &sr_shared.world->rope, DIM);
     for (int32_t u = 0; u < LAYERS * KV; u++) {
         for (int32_t p = HAVE; p < ALL; p++) {
             const int32_t from = 4 + (p - 4) % (HAVE - 4);
@@ -260,7 +222,7 @@ static void test_tile(void **state)
             assert_true(diff <= norm * 8 * 1e-13f); /* three turns, each within 2^-22 of its pair's length */
         }
     }
-    sr_bench_step(&b, shared.world, ALL, out);
+    sr_bench_step(&b, sr_shared.world, ALL, out);
     assert_int_equal(b.seq->band, 1);
     sr_bench_close(&b);
 }
@@ -268,16 +230,8 @@ static void test_tile(void **state)
 static int make_world(void **state)
 {
     (void)state;
-    shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 13);
-    sr_world_moments(shared.world, shared.moments);
-    return 0;
-}
-
-static int free_world(void **state)
-{
-    (void)state;
-    sr_world_free(shared.world);
-    unlink(shared.moments);
+    sr_shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 13);
+    sr_world_moments(sr_shared.world, sr_shared.moments);
     return 0;
 }
 
@@ -292,5 +246,5 @@ int main(void)
         cmocka_unit_test(test_tile),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, make_world, free_world);
+    return cmocka_run_group_tests(tests, make_world, sr_shared_free);
 }

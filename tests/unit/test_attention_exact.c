@@ -16,14 +16,6 @@
 
 #include "base/memory.h"
 
-static sr_route_options route(sr_route_mode mode)
-{
-    sr_route_options o = sr_route_options_default();
-    o.mode = mode;
-    o.audit = 0;
-    return o;
-}
-
 static size_t stride_of(const struct attn_world *w)
 {
     return (size_t)w->n_heads * (size_t)w->head_dim;
@@ -78,7 +70,7 @@ static void check_shape(int32_t n_kv, int32_t group, int32_t dim, sr_dtype k_typ
     enum { LEN = 300, PREFILL = 280 };
     struct attn_world *w = sr_world_new(2, n_kv, group, dim, LEN, 7);
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_DENSE);
+    sr_route_options o = sr_world_route(SR_ROUTE_DENSE);
     float *pre = malloc(2 * LEN * stride_of(w) * sizeof *pre), *out = malloc(2 * stride_of(w) * sizeof *out);
     assert_true(pre && out);
     sr_world_round(w, k_type, v_type);
@@ -112,11 +104,6 @@ static void test_dense_equals_double(void **state)
 
 enum { LONG = 2660, FIRST = 2600 };
 
-static struct {
-    struct attn_world *world;
-    char moments[64];
-} shared;
-
 static void assert_same(const struct attn_world *w, const float *a, const float *b, int32_t n_steps)
 {
     assert_memory_equal(a, b, (size_t)n_steps * (size_t)w->n_layers * stride_of(w) * sizeof *a);
@@ -129,7 +116,7 @@ static float *run(const struct attn_world *w, const sr_route_options *o, int n_t
     size_t step = (size_t)w->n_layers * stride_of(w);
     float *out = malloc((size_t)n_steps * step * sizeof *out);
     assert_non_null(out);
-    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, o, n_threads, shared.moments);
+    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, o, n_threads, sr_shared.moments);
     sr_bench_fill(&b, w, 0, FIRST);
     for (int32_t i = 0; i < n_steps; i++) sr_bench_step(&b, w, FIRST + i, out + (size_t)i * step);
     sr_bench_close(&b);
@@ -140,11 +127,11 @@ static void test_short_is_dense(void **state)
 {
     (void)state;
     static const sr_route_mode modes[] = {SR_ROUTE_MASS, SR_ROUTE_PAPER, SR_ROUTE_WINDOW};
-    struct attn_world *w = shared.world;
-    sr_route_options dense = route(SR_ROUTE_DENSE);
+    struct attn_world *w = sr_shared.world;
+    sr_route_options dense = sr_world_route(SR_ROUTE_DENSE);
     float *want = run(w, &dense, 2, 5);
     for (int i = 0; i < 3; i++) {
-        sr_route_options o = route(modes[i]);
+        sr_route_options o = sr_world_route(modes[i]);
         o.min_len = FIRST + 3; /* the step over FIRST + 2 rows is still dense, the one after is not */
         o.tau_set = 1;
         o.tau[0] = -2;
@@ -157,7 +144,7 @@ static void test_short_is_dense(void **state)
     }
     /* window and mass whose near part is everything */
     for (int i = 0; i < 3; i += 2) {
-        sr_route_options o = route(modes[i]);
+        sr_route_options o = sr_world_route(modes[i]);
         o.window = 4000;
         float *out = run(w, &o, 2, 5);
         assert_same(w, out, want, 5);
@@ -170,9 +157,9 @@ static void test_threads_and_repeats(void **state)
 {
     (void)state;
     static const sr_route_mode modes[] = {SR_ROUTE_DENSE, SR_ROUTE_MASS, SR_ROUTE_WINDOW};
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     for (int i = 0; i < 3; i++) {
-        sr_route_options o = route(modes[i]);
+        sr_route_options o = sr_world_route(modes[i]);
         o.audit = 0.5f;
         float *want = run(w, &o, 1, 4);
         for (int threads = 1; threads <= 3; threads++) {
@@ -194,7 +181,7 @@ static void test_prefill_threads(void **state)
     enum { N = 700 };
     static const int32_t batches[] = {350, 25, 100, 37, 700};
     struct attn_world *w = sr_world_new(1, 2, 3, 64, N, 15);
-    sr_route_options o = route(SR_ROUTE_DENSE);
+    sr_route_options o = sr_world_route(SR_ROUTE_DENSE);
     size_t n = N * stride_of(w);
     float *want = malloc(n * sizeof *want), *out = malloc(n * sizeof *out);
     (void)state;
@@ -226,7 +213,7 @@ static void test_batches(void **state)
     static const int32_t batches[] = {2040, 100, 7, 1};
     enum { LEN = 2058, AT = 2048 }; /* the first routed step is AT's, and ends the collecting of moments */
     struct attn_world *w = sr_world_new(1, 1, 2, 64, LEN, 5);
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     float *out[4];
     (void)state;
     for (int i = 0; i < 4; i++) {
@@ -250,8 +237,8 @@ static void test_batches(void **state)
 static void test_everything_chosen_is_dense(void **state)
 {
     (void)state;
-    struct attn_world *w = shared.world;
-    sr_route_options dense = route(SR_ROUTE_DENSE), all = route(SR_ROUTE_MASS);
+    struct attn_world *w = sr_shared.world;
+    sr_route_options dense = sr_world_route(SR_ROUTE_DENSE), all = sr_world_route(SR_ROUTE_MASS);
     all.eps = 1e-30f;
     float *want = run(w, &dense, 2, 4), *out = run(w, &all, 2, 4);
     for (size_t i = 0; i < 4 * (size_t)w->n_layers * stride_of(w); i++) {
@@ -265,14 +252,14 @@ static void test_everything_chosen_is_dense(void **state)
 static void test_routed_is_near_dense(void **state)
 {
     (void)state;
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     sr_route_stats st;
     float *out = malloc((size_t)w->n_layers * stride_of(w) * sizeof *out);
     assert_non_null(out);
     o.audit = 1;
-    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, shared.moments);
+    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
     sr_bench_fill(&b, w, 0, FIRST);
     for (int32_t i = 0; i < 20; i++) sr_bench_step(&b, w, FIRST + i, out);
     sr_attn_seq_stats(b.seq, &st);
@@ -295,17 +282,9 @@ static void test_routed_is_near_dense(void **state)
 static int make_world(void **state)
 {
     (void)state;
-    shared.world = sr_world_new(3, 2, 3, 64, LONG, 11);
-    sr_world_round(shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
-    sr_world_moments(shared.world, shared.moments);
-    return 0;
-}
-
-static int free_world(void **state)
-{
-    (void)state;
-    sr_world_free(shared.world);
-    unlink(shared.moments);
+    sr_shared.world = sr_world_new(3, 2, 3, 64, LONG, 11);
+    sr_world_round(sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
+    sr_world_moments(sr_shared.world, sr_shared.moments);
     return 0;
 }
 
@@ -318,5 +297,5 @@ int main(void)
         cmocka_unit_test(test_routed_is_near_dense),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, make_world, free_world);
+    return cmocka_run_group_tests(tests, make_world, sr_shared_free);
 }

@@ -22,19 +22,6 @@
 
 enum { LEN = 2460, AT = 2400 };
 
-static struct {
-    struct attn_world *world;
-    char moments[64];
-} shared;
-
-static sr_route_options route(sr_route_mode mode)
-{
-    sr_route_options o = sr_route_options_default();
-    o.mode = mode;
-    o.audit = 0;
-    return o;
-}
-
 static size_t stride_of(const struct attn_world *w)
 {
     return (size_t)w->n_heads * (size_t)w->head_dim;
@@ -113,7 +100,7 @@ static double assert_group(const struct attn_world *w, int32_t layer, int32_t gr
 static void test_tau(void **state)
 {
     (void)state;
-    sr_route_options o = route(SR_ROUTE_PAPER);
+    sr_route_options o = sr_world_route(SR_ROUTE_PAPER);
     o.tau[0] = .5024;
     o.tau[1] = .3814;
     o.tau[2] = -.5948;
@@ -150,7 +137,7 @@ static void test_paper(void **state)
     enum { N = 120, FROM = 40 };
     struct attn_world *w = sr_world_new(4, 2, 3, 64, N, 3);
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_PAPER);
+    sr_route_options o = sr_world_route(SR_ROUTE_PAPER);
     sr_route_stats st, want = {0};
     float *out = floats(4 * stride_of(w));
     uint8_t all[N];
@@ -276,22 +263,22 @@ static void check_mode(struct attn_world *w, const char *moments, const sr_route
 static void test_window_rows(void **state)
 {
     (void)state;
-    sr_route_options o = route(SR_ROUTE_WINDOW);
+    sr_route_options o = sr_world_route(SR_ROUTE_WINDOW);
     o.audit = 1;
-    check_mode(shared.world, NULL, &o, SR_DTYPE_F16, 3);
+    check_mode(sr_shared.world, NULL, &o, SR_DTYPE_F16, 3);
 }
 
 static void test_mass_rows(void **state)
 {
     (void)state;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     o.audit = 1;
-    check_mode(shared.world, shared.moments, &o, SR_DTYPE_F16, 3);
+    check_mode(sr_shared.world, sr_shared.moments, &o, SR_DTYPE_F16, 3);
     o.bits = 8;
     o.rank = 5;
     o.n_sinks = 1;
     o.window = 100;
-    check_mode(shared.world, shared.moments, &o, SR_DTYPE_F16, 2);
+    check_mode(sr_shared.world, sr_shared.moments, &o, SR_DTYPE_F16, 2);
 }
 
 static void test_mass_shapes(void **state)
@@ -303,7 +290,7 @@ static void test_mass_shapes(void **state)
         sr_dtype type = types[i % 5];
         int32_t dim = sr_kv_is_blocked(type) ? 64 : dims[i % 3];
         struct attn_world *w = sr_world_new(1, 1, groups[i], dim, LEN, 20 + (uint64_t)i);
-        sr_route_options o = route(SR_ROUTE_MASS);
+        sr_route_options o = sr_world_route(SR_ROUTE_MASS);
         char moments[64];
         o.audit = 1;
         w->rope.kind = ROPE_NORM;
@@ -369,13 +356,13 @@ static int protect(struct attn_bench *b, int32_t layer, int32_t group, const uin
 
 static void poison_mode(const sr_route_options *o, sr_dtype type)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench b;
     float *want = floats((size_t)w->n_layers * stride_of(w)), *out = floats(stride_of(w));
     uint8_t *read = malloc((size_t)w->n_kv_heads * LEN);
     int n_pages = 0;
     assert_non_null(read);
-    sr_bench_open(&b, w, type, type, o, 2, shared.moments);
+    sr_bench_open(&b, w, type, type, o, 2, sr_shared.moments);
     sr_bench_fill(&b, w, 0, AT);
     sr_bench_step(&b, w, AT, want); /* projects the far keys; they are not read again within the band */
     for (int32_t l = 0; l < w->n_layers; l++) {
@@ -396,7 +383,7 @@ static void poison_mode(const sr_route_options *o, sr_dtype type)
     print_message("# %d pages out of reach\n", n_pages);
     if (o->mode != SR_ROUTE_PAPER) assert_true(n_pages > 0);
     /* the poison does reach an output that reads it */
-    sr_route_options dense = route(SR_ROUTE_DENSE);
+    sr_route_options dense = sr_world_route(SR_ROUTE_DENSE);
     assert_int_equal(sr_attn_seq_route_set(b.seq, &dense, NULL), SR_OK);
     sr_bench_again(&b, w, 0, AT, out);
     int has_nan = 0;
@@ -413,12 +400,12 @@ static void test_poison(void **state)
     static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
     (void)state;
     for (int i = 0; i < 5; i++) {
-        sr_route_options o = route(SR_ROUTE_MASS);
+        sr_route_options o = sr_world_route(SR_ROUTE_MASS);
         poison_mode(&o, types[i]);
     }
-    sr_route_options o = route(SR_ROUTE_WINDOW);
+    sr_route_options o = sr_world_route(SR_ROUTE_WINDOW);
     poison_mode(&o, SR_DTYPE_F16);
-    o = route(SR_ROUTE_PAPER);
+    o = sr_world_route(SR_ROUTE_PAPER);
     o.tau_set = 1;
     o.tau[0] = -1.5; /* skips every group but those of the first layers */
     poison_mode(&o, SR_DTYPE_F16);
@@ -428,13 +415,13 @@ static void test_poison(void **state)
 
 static void run_audited(int corrupt, sr_route_stats *st)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     float *out = floats((size_t)w->n_layers * stride_of(w));
     o.audit = 1;
     o.breaker = 0; /* test_contract.c has it open */
-    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, shared.moments);
+    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
     sr_bench_fill(&b, w, 0, AT);
     sr_bench_step(&b, w, AT, out);
     sr_attn_seq_stats_reset(b.seq);
@@ -468,13 +455,13 @@ static void test_corrupted_sketch(void **state)
 /* A share of units is audited, the same for the same seed, another for another. */
 static void test_audit_fraction(void **state)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     int64_t audits[3];
     double unread[3];
     (void)state;
     for (int i = 0; i < 3; i++) {
         struct attn_bench b;
-        sr_route_options o = route(SR_ROUTE_WINDOW);
+        sr_route_options o = sr_world_route(SR_ROUTE_WINDOW);
         sr_route_stats st;
         float *out = floats((size_t)w->n_layers * stride_of(w));
         o.audit = 0.25f;
@@ -499,16 +486,16 @@ static void test_audit_fraction(void **state)
 static void test_no_allocation(void **state)
 {
     static const sr_route_mode modes[] = {SR_ROUTE_DENSE, SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_PAPER};
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     (void)state;
     for (int i = 0; i < 4; i++) {
         struct attn_bench b;
-        sr_route_options o = route(modes[i]);
+        sr_route_options o = sr_world_route(modes[i]);
         float *out = floats((size_t)w->n_layers * stride_of(w));
         o.audit = 1;
         o.tau_set = 1;
         o.tau[0] = .3;
-        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, shared.moments);
+        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
         sr_bench_fill(&b, w, 0, AT);
         sr_bench_step(&b, w, AT, out); /* the band's bases */
         uint64_t before = sr_alloc_count();
@@ -522,17 +509,9 @@ static void test_no_allocation(void **state)
 static int make_world(void **state)
 {
     (void)state;
-    shared.world = sr_world_new(3, 2, 3, 64, LEN, 11);
-    sr_world_round(shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
-    sr_world_moments(shared.world, shared.moments);
-    return 0;
-}
-
-static int free_world(void **state)
-{
-    (void)state;
-    sr_world_free(shared.world);
-    unlink(shared.moments);
+    sr_shared.world = sr_world_new(3, 2, 3, 64, LEN, 11);
+    sr_world_round(sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
+    sr_world_moments(sr_shared.world, sr_shared.moments);
     return 0;
 }
 
@@ -550,5 +529,5 @@ int main(void)
         cmocka_unit_test(test_no_allocation),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, make_world, free_world);
+    return cmocka_run_group_tests(tests, make_world, sr_shared_free);
 }

@@ -20,59 +20,21 @@
 
 enum { LAYERS = 2, KV = 2, GROUP = 2, DIM = 64, LEN = 4030, STRIDE = KV * GROUP * DIM };
 
-static struct {
-    struct attn_world *world;
-    char moments[64];
-} shared;
-
-static sr_route_options route(sr_route_mode mode)
-{
-    sr_route_options o = sr_route_options_default();
-    o.mode = mode;
-    o.audit = 0;
-    o.tau_set = 1;
-    o.tau[0] = .3;
-    return o;
-}
-
-static void open_at(struct attn_bench *b, const sr_route_options *o, int32_t len)
-{
-    sr_bench_open(b, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, o, 2, shared.moments);
-    if (len) sr_bench_fill(b, shared.world, 0, len);
-}
-
-/* What a sequence that never saw anything else gives at pos. */
-static void fresh(const sr_route_options *o, int32_t pos, float out[LAYERS * STRIDE])
-{
-    struct attn_bench b;
-    open_at(&b, o, pos);
-    sr_bench_step(&b, shared.world, pos, out);
-    sr_bench_close(&b);
-}
-
-static void assert_step(struct attn_bench *b, int32_t pos)
-{
-    float got[LAYERS * STRIDE], want[LAYERS * STRIDE];
-    sr_bench_step(b, shared.world, pos, got);
-    fresh(sr_attn_seq_route(b->seq), pos, want);
-    assert_memory_equal(got, want, sizeof got);
-}
-
 /* The step that completes a session's own moments reads everything in every layer, the next one routes in all. */
 static void test_own_moments_begin(void **state)
 {
     enum { ALL = LAYERS * KV };
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     sr_route_stats st;
     float out[LAYERS * STRIDE];
     (void)state;
-    sr_bench_open(&b, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, NULL);
-    sr_bench_prefill(&b, shared.world, 0, SR_MOMENTS_LAST - 1, 512, NULL);
-    sr_bench_step(&b, shared.world, SR_MOMENTS_LAST - 1, out);
+    sr_bench_open(&b, sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, NULL);
+    sr_bench_prefill(&b, sr_shared.world, 0, SR_MOMENTS_LAST - 1, 512, NULL);
+    sr_bench_step(&b, sr_shared.world, SR_MOMENTS_LAST - 1, out);
     sr_attn_seq_stats(b.seq, &st);
     assert_int_equal(st.units_all, ALL);
-    sr_bench_step(&b, shared.world, SR_MOMENTS_LAST, out);
+    sr_bench_step(&b, sr_shared.world, SR_MOMENTS_LAST, out);
     sr_attn_seq_stats(b.seq, &st);
     assert_int_equal(st.units, 2 * ALL);
     assert_int_equal(st.units_all, ALL);
@@ -88,26 +50,26 @@ static void test_truncate_and_go_on(void **state)
     float out[LAYERS * STRIDE];
     (void)state;
     for (int i = 0; i < 4; i++) {
-        sr_route_options o = route(modes[i]);
-        open_at(&b, &o, 2500);
-        for (int32_t p = 2500; p < 2510; p++) sr_bench_step(&b, shared.world, p, out);
+        sr_route_options o = sr_world_route(modes[i]);
+        sr_shared_open(&b, &o, 2500);
+        for (int32_t p = 2500; p < 2510; p++) sr_bench_step(&b, sr_shared.world, p, out);
         assert_int_equal(sr_attn_seq_truncate(b.seq, 2505, NULL), SR_OK);
         assert_int_equal(sr_attn_seq_len(b.seq, 1), 2505);
-        assert_step(&b, 2505);
+        sr_shared_assert_step(&b, 2505);
         assert_int_equal(sr_attn_seq_truncate(b.seq, 2100, NULL),
                          SR_OK); /* rows that had left the window are in it again */
-        assert_step(&b, 2100);
-        sr_bench_fill(&b, shared.world, 2101, 2600);
-        assert_step(&b, 2600);
+        sr_shared_assert_step(&b, 2100);
+        sr_bench_fill(&b, sr_shared.world, 2101, 2600);
+        sr_shared_assert_step(&b, 2600);
         assert_int_equal(sr_attn_seq_truncate(b.seq, 0, NULL), SR_OK);
-        sr_bench_fill(&b, shared.world, 0, 2300);
-        assert_step(&b, 2300);
+        sr_bench_fill(&b, sr_shared.world, 0, 2300);
+        sr_shared_assert_step(&b, 2300);
         sr_attn_seq_clear(b.seq);
         uint64_t kv, sketch;
         sr_attn_seq_memory(b.seq, &kv, &sketch);
         assert_int_equal(kv + sketch, 0);
-        sr_bench_fill(&b, shared.world, 0, 2300);
-        assert_step(&b, 2300);
+        sr_bench_fill(&b, sr_shared.world, 0, 2300);
+        sr_shared_assert_step(&b, 2300);
         assert_int_equal(sr_attn_seq_truncate(b.seq, -1, NULL), SR_ERR_USAGE);
         sr_bench_close(&b);
     }
@@ -116,32 +78,32 @@ static void test_truncate_and_go_on(void **state)
 static void test_route_changes(void **state)
 {
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_DENSE);
+    sr_route_options o = sr_world_route(SR_ROUTE_DENSE);
     int32_t pos = 2400;
     (void)state;
-    open_at(&b, &o, pos);
-    assert_step(&b, pos++);
+    sr_shared_open(&b, &o, pos);
+    sr_shared_assert_step(&b, pos++);
     for (int i = 0; i < 8; i++) {
-        o = route(i % 4 == 3 ? SR_ROUTE_DENSE : SR_ROUTE_MASS);
+        o = sr_world_route(i % 4 == 3 ? SR_ROUTE_DENSE : SR_ROUTE_MASS);
         if (i == 1) o.rank = 8;
         if (i == 2) o.bits = 8;
         if (i == 4) o.n_sinks = 1;
         if (i == 5) o.window = 100;
         if (i == 6) o.window = 600;
         assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
-        assert_step(&b, pos++);
-        assert_step(&b, pos++);
+        sr_shared_assert_step(&b, pos++);
+        sr_shared_assert_step(&b, pos++);
     }
-    o = route(SR_ROUTE_DENSE); /* grows past a chunk while there is no sketch */
+    o = sr_world_route(SR_ROUTE_DENSE); /* grows past a chunk while there is no sketch */
     assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
-    sr_bench_fill(&b, shared.world, pos, 3100);
-    o = route(SR_ROUTE_MASS);
+    sr_bench_fill(&b, sr_shared.world, pos, 3100);
+    o = sr_world_route(SR_ROUTE_MASS);
     assert_int_equal(sr_attn_seq_route_set(b.seq, &o, NULL), SR_OK);
-    assert_step(&b, 3100);
+    sr_shared_assert_step(&b, 3100);
     sr_route_options bad = o;
     bad.eps = 0;
     assert_int_equal(sr_attn_seq_route_set(b.seq, &bad, NULL), SR_ERR_USAGE);
-    assert_step(&b, 3101);
+    sr_shared_assert_step(&b, 3101);
     sr_bench_close(&b);
 }
 
@@ -154,16 +116,16 @@ static void test_batch_of_sequences(void **state)
     static const int32_t lens[N] = {2500, 2300, 4005, 100, 2222, 2600};
     static const sr_route_mode modes[N] = {SR_ROUTE_MASS, SR_ROUTE_MASS,   SR_ROUTE_MASS,
                                            SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_MASS};
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench b;
     struct attn_seq *seqs[N];
     float want[LAYERS * STRIDE], q[N * STRIDE], out[LAYERS][N * STRIDE];
     sr_route_options o[N];
     (void)state;
-    o[0] = route(SR_ROUTE_MASS);
-    open_at(&b, &o[0], 0);
+    o[0] = sr_world_route(SR_ROUTE_MASS);
+    sr_shared_open(&b, &o[0], 0);
     for (int i = 0; i < N; i++) {
-        o[i] = route(modes[i]);
+        o[i] = sr_world_route(modes[i]);
         if (i == 1) o[i].eps = .3f;
         if (i == 5) o[i].rank = 8;
         struct attn_seq_config c = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, o[i]};
@@ -183,7 +145,7 @@ static void test_batch_of_sequences(void **state)
         assert_int_equal(sr_attn_decode(b.attention, seqs, N, l, q, out[l], NULL), SR_OK);
     }
     for (int i = 0; i < N; i++) {
-        fresh(&o[i], lens[i], want);
+        sr_shared_fresh(&o[i], lens[i], want);
         for (int l = 0; l < LAYERS; l++)
             assert_memory_equal(out[l] + i * STRIDE, want + l * STRIDE, STRIDE * sizeof *want);
     }
@@ -232,7 +194,7 @@ static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_
 
 static void check_restore(const sr_route_options *o, const char *moments, int32_t len)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench a, b;
     struct tape t = {0};
     struct attn_seq_state st;
@@ -271,24 +233,24 @@ static void check_restore(const sr_route_options *o, const char *moments, int32_
 static void test_save_and_restore(void **state)
 {
     (void)state;
-    sr_route_options o = route(SR_ROUTE_MASS);
-    check_restore(&o, shared.moments, 2500);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
+    check_restore(&o, sr_shared.moments, 2500);
     check_restore(&o, NULL, 2100); /* stands on its own moments */
     check_restore(&o, NULL, 2043); /* in the middle of collecting */
-    o = route(SR_ROUTE_DENSE);
+    o = sr_world_route(SR_ROUTE_DENSE);
     check_restore(&o, NULL, 300);
 }
 
 static void test_restore_refuses(void **state)
 {
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_MASS);
+    sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     struct attn_seq_state good, st;
     sr_error err = {SR_OK, ""};
     float out[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 2400);
-    sr_bench_step(&b, shared.world, 2400, out);
+    sr_shared_open(&b, &o, 2400);
+    sr_bench_step(&b, sr_shared.world, 2400, out);
     sr_attn_seq_state_get(b.seq, &good);
     struct {
         const char *word;
@@ -316,7 +278,7 @@ static void test_restore_refuses(void **state)
     assert_int_equal(sr_attn_seq_state_set(b.seq, &st, &err), SR_ERR_UNSUPPORTED);
     assert_non_null(strstr(err.text, "moments"));
     /* refusals changed nothing */
-    assert_step(&b, 2401);
+    sr_shared_assert_step(&b, 2401);
     /* a sketch that claims rows beyond the end */
     struct tape t = {0};
     sr_attn_seq_state_get(b.seq, &st);
@@ -324,7 +286,7 @@ static void test_restore_refuses(void **state)
     assert_int_equal(sr_attn_seq_visit(b.seq, record, &t, &err), SR_ERR_FORMAT);
     assert_non_null(strstr(err.text, "layer 1"));
     free(t.data);
-    assert_step(&b, 2402); /* it is encoded anew */
+    sr_shared_assert_step(&b, 2402); /* it is encoded anew */
     struct attn_unit units[KV];
     sr_cache_units(b.seq, 1, units);
     memset((uint8_t *)units[1].v.chunk[1] + 5 * b.seq->shape.v_row_bytes, 0xff, 2);
@@ -340,28 +302,28 @@ static void test_chunk_ahead(void **state)
 {
     enum { HALF = SR_CHUNK_ROWS / 2 };
     struct attn_bench b;
-    sr_route_options o = route(SR_ROUTE_WINDOW);
+    sr_route_options o = sr_world_route(SR_ROUTE_WINDOW);
     float out[LAYERS * STRIDE];
     (void)state;
-    open_at(&b, &o, 2 * SR_CHUNK_ROWS + HALF - 1);
-    sr_bench_step(&b, shared.world, 2 * SR_CHUNK_ROWS + HALF - 1, out);
+    sr_shared_open(&b, &o, 2 * SR_CHUNK_ROWS + HALF - 1);
+    sr_bench_step(&b, sr_shared.world, 2 * SR_CHUNK_ROWS + HALF - 1, out);
     assert_int_equal(b.seq->n_chunks, 3);
     sr_alloc_fail_at(1);
-    sr_bench_step(&b, shared.world, 2 * SR_CHUNK_ROWS + HALF, out); /* a step needs no allocation */
+    sr_bench_step(&b, sr_shared.world, 2 * SR_CHUNK_ROWS + HALF, out); /* a step needs no allocation */
     sr_alloc_fail_at(0);
     assert_int_equal(b.seq->n_chunks, 3);
-    sr_bench_step(&b, shared.world, 2 * SR_CHUNK_ROWS + HALF + 1, out);
+    sr_bench_step(&b, sr_shared.world, 2 * SR_CHUNK_ROWS + HALF + 1, out);
     assert_int_equal(b.seq->n_chunks, 4);
     const size_t bytes = sr_cache_chunk_bytes(b.seq), first = b.seq->touched;
     assert_in_range(first, 1, bytes / HALF * 2 + 4096);
     for (int32_t p = 2 * SR_CHUNK_ROWS + HALF + 2; p < 3 * SR_CHUNK_ROWS; p++) {
         const size_t before = b.seq->touched;
-        sr_bench_step(&b, shared.world, p, out);
+        sr_bench_step(&b, sr_shared.world, p, out);
         assert_in_range(b.seq->touched - before, 0, bytes / HALF + 4096);
     }
     assert_in_range(b.seq->touched, bytes, bytes + 4095);
-    assert_step(&b, 3 * SR_CHUNK_ROWS);
-    for (int32_t p = 3 * SR_CHUNK_ROWS + 1; p < LEN; p++) sr_bench_step(&b, shared.world, p, out);
+    sr_shared_assert_step(&b, 3 * SR_CHUNK_ROWS);
+    for (int32_t p = 3 * SR_CHUNK_ROWS + 1; p < LEN; p++) sr_bench_step(&b, sr_shared.world, p, out);
     assert_int_equal(b.seq->n_chunks, 4); /* LEN is max_len */
     sr_bench_close(&b);
 }
@@ -372,13 +334,13 @@ static sr_status whole_life(const struct attn_world *w, struct backend *backend)
 {
     struct attention_config c = {
         .n_layers = w->n_layers, .n_heads = w->n_heads, .n_kv_heads = w->n_kv_heads, .head_dim = w->head_dim, .rope = w->rope};
-    struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, route(SR_ROUTE_MASS)};
+    struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, sr_world_route(SR_ROUTE_MASS)};
     struct attention *a = NULL;
     struct attn_seq *s = NULL;
     float q[STRIDE], out[STRIDE];
     sr_status st;
     SR_TRY_GOTO(sr_attn_new(&a, backend, &c, NULL));
-    SR_TRY_GOTO(sr_attn_load_moments(a, shared.moments, NULL));
+    SR_TRY_GOTO(sr_attn_load_moments(a, sr_shared.moments, NULL));
     SR_TRY_GOTO(sr_attn_seq_new(&s, a, &sc, NULL));
     SR_TRY_GOTO(sr_attn_seq_reserve(s, 2300, NULL));
     sr_attn_append(s, 0, sr_world_k(w, 0, 0), sr_world_v(w, 0, 0), 2300);
@@ -402,7 +364,7 @@ static void test_every_allocation_may_fail(void **state)
         struct backend *backend;
         assert_int_equal(sr_backend_cpu_open(&backend, 1, NULL), SR_OK);
         sr_alloc_fail_at((uint64_t)n);
-        sr_status st = whole_life(shared.world, backend);
+        sr_status st = whole_life(sr_shared.world, backend);
         sr_alloc_fail_at(0);
         sr_backend_close(backend);
         if (st == SR_OK) break;
@@ -415,16 +377,8 @@ static void test_every_allocation_may_fail(void **state)
 static int make_world(void **state)
 {
     (void)state;
-    shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 13);
-    sr_world_moments(shared.world, shared.moments);
-    return 0;
-}
-
-static int free_world(void **state)
-{
-    (void)state;
-    sr_world_free(shared.world);
-    unlink(shared.moments);
+    sr_shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 13);
+    sr_world_moments(sr_shared.world, sr_shared.moments);
     return 0;
 }
 
@@ -438,5 +392,5 @@ int main(void)
         cmocka_unit_test(test_restore_refuses),    cmocka_unit_test(test_every_allocation_may_fail),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, make_world, free_world);
+    return cmocka_run_group_tests(tests, make_world, sr_shared_free);
 }

@@ -167,11 +167,6 @@ static void test_breaker(void **state)
 
 enum { LEN = 2460, AT = 2400 };
 
-static struct {
-    struct attn_world *world;
-    char moments[64];
-} shared;
-
 static void spoil_sketch(struct attn_seq *s)
 {
     for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
@@ -183,7 +178,7 @@ static void spoil_sketch(struct attn_seq *s)
 /* A sketch that lies is found out: its units are read whole, so that fewer cases are broken and what is read is dense. */
 static void test_breaker_in_use(void **state)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     size_t stride = (size_t)w->n_heads * (size_t)w->head_dim;
     sr_route_stats st[2];
     float *out = malloc((size_t)w->n_layers * stride * sizeof *out);
@@ -194,7 +189,7 @@ static void test_breaker_in_use(void **state)
         sr_route_options o = options(0);
         o.audit = 1;
         o.breaker = on;
-        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, shared.moments);
+        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
         sr_bench_fill(&b, w, 0, AT);
         sr_bench_step(&b, w, AT, out);
         sr_attn_seq_stats_reset(b.seq);
@@ -226,7 +221,7 @@ static void test_breaker_in_use(void **state)
  * number of threads, and reads more. */
 static void test_correction_in_use(void **state)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     size_t n = (size_t)w->n_layers * (size_t)w->n_heads * (size_t)w->head_dim;
     float *out[2] = {malloc(n * sizeof(float)), malloc(n * sizeof(float))};
     sr_route_stats st[3];
@@ -235,7 +230,7 @@ static void test_correction_in_use(void **state)
         struct attn_bench b;
         sr_route_options o = options(i < 2 ? .02f : 0);
         o.audit = .25f;
-        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, i == 0 ? 1 : 3, shared.moments);
+        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, i == 0 ? 1 : 3, sr_shared.moments);
         sr_bench_fill(&b, w, 0, AT);
         for (int32_t p = AT; p < LEN; p++) sr_bench_step(&b, w, p, out[i & 1]);
         sr_attn_seq_stats(b.seq, &st[i]);
@@ -289,7 +284,7 @@ static void test_sinks_found(void **state)
         struct attn_bench b;
         sr_route_options o = options(0);
         o.eps = .9f; /* nothing far is worth reading */
-        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, shared.moments);
+        sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
         for (int32_t at = 0; at < AT; at += batches[i])
             sr_bench_fill(&b, w, at, at + batches[i] < AT ? at + batches[i] : AT);
         if (i == 1) { /* to before two of them, and into the reference */
@@ -363,17 +358,9 @@ static void test_no_sink(void **state)
 static int make_world(void **state)
 {
     (void)state;
-    shared.world = sr_world_new(3, 2, 3, 64, LEN, 11);
-    sr_world_round(shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
-    sr_world_moments(shared.world, shared.moments);
-    return 0;
-}
-
-static int free_world(void **state)
-{
-    (void)state;
-    sr_world_free(shared.world);
-    unlink(shared.moments);
+    sr_shared.world = sr_world_new(3, 2, 3, 64, LEN, 11);
+    sr_world_round(sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
+    sr_world_moments(sr_shared.world, sr_shared.moments);
     return 0;
 }
 
@@ -387,5 +374,5 @@ int main(void)
         cmocka_unit_test(test_no_sink),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, make_world, free_world);
+    return cmocka_run_group_tests(tests, make_world, sr_shared_free);
 }

@@ -21,11 +21,6 @@
 
 enum { LEN = 2460, AT = 2400, LAYERS = 3, KV = 2, GROUP = 3, DIM = 64, STRIDE = KV * GROUP * DIM, UNITS = LAYERS * KV };
 
-static struct {
-    struct attn_world *world;
-    char moments[64];
-} shared;
-
 static sr_error err;
 
 #define OK(call)                                                  \
@@ -42,7 +37,7 @@ static sr_route_options options(sr_route_mode mode)
 
 static void open_device(struct attn_bench *b, const sr_route_options *o, const char *moments)
 {
-    const struct attn_world *w = shared.world;
+    const struct attn_world *w = sr_shared.world;
     const struct attention_config c = {w->n_layers, w->n_heads, w->n_kv_heads, w->head_dim, w->rope, 0, NULL};
     const struct attn_seq_config sc = {SR_DTYPE_F16, SR_DTYPE_F16, w->len, *o};
     OK(sr_host_device_open(&b->backend, 2, &err));
@@ -54,7 +49,7 @@ static void open_device(struct attn_bench *b, const sr_route_options *o, const c
 /* Position pos of the world through all layers; q is the device's and not scaled. */
 static void device_step(struct attn_bench *b, int32_t pos, float *out)
 {
-    const struct attn_world *w = shared.world;
+    const struct attn_world *w = sr_shared.world;
     OK(sr_attn_seq_reserve(b->seq, pos + 1, &err));
     OK(sr_attn_step_begin(b->seq, &err));
     assert_int_equal(*sr_attn_step_len(b->seq), pos + 1);
@@ -121,13 +116,13 @@ static void spoil_sketch(struct attn_seq *s)
 
 static sr_route_stats compare(const sr_route_options *o, int is_spoiled, int is_watched)
 {
-    struct attn_world *w = shared.world;
+    struct attn_world *w = sr_shared.world;
     struct attn_bench cpu, gpu;
     struct told a = {0}, b = {0};
     float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
     sr_route_stats x, y;
-    sr_bench_open(&cpu, w, SR_DTYPE_F16, SR_DTYPE_F16, o, 2, shared.moments);
-    open_device(&gpu, o, shared.moments);
+    sr_bench_open(&cpu, w, SR_DTYPE_F16, SR_DTYPE_F16, o, 2, sr_shared.moments);
+    open_device(&gpu, o, sr_shared.moments);
     sr_bench_fill(&cpu, w, 0, AT);
     for (int32_t at = 0; at < AT; at += 400) sr_bench_fill(&gpu, w, at, at + 400);
     if (is_watched) sr_attn_seq_watch(cpu.seq, listen, &a);
@@ -206,8 +201,8 @@ static void test_recordings(void **state)
     sr_route_options o = options(SR_ROUTE_MASS);
     (void)state;
     o.audit = .5f;
-    open_device(&b, &o, shared.moments);
-    sr_bench_fill(&b, shared.world, 0, AT);
+    open_device(&b, &o, sr_shared.moments);
+    sr_bench_fill(&b, sr_shared.world, 0, AT);
     device_step(&b, AT, out);
     const uint64_t key = sr_attn_step_key(b.seq);
     spoil_sketch(b.seq);
@@ -232,15 +227,15 @@ static void test_failed_step(void **state)
     (void)state;
     o.audit = 1;
     o.delta = .05f;
-    open_device(&a, &o, shared.moments);
-    open_device(&b, &o, shared.moments);
-    sr_bench_fill(&a, shared.world, 0, AT);
-    sr_bench_fill(&b, shared.world, 0, AT);
+    open_device(&a, &o, sr_shared.moments);
+    open_device(&b, &o, sr_shared.moments);
+    sr_bench_fill(&a, sr_shared.world, 0, AT);
+    sr_bench_fill(&b, sr_shared.world, 0, AT);
     device_step(&a, AT, want);
     device_step(&b, AT, got);
     OK(sr_attn_seq_reserve(b.seq, AT + 2, &err)); /* its first layer alone ran */
     OK(sr_attn_step_begin(b.seq, &err));
-    sr_attn_step(b.seq, 0, sr_world_q(shared.world, 0, 9), sr_world_k(shared.world, 0, 9), sr_world_v(shared.world, 0, 9), got);
+    sr_attn_step(b.seq, 0, sr_world_q(sr_shared.world, 0, 9), sr_world_k(sr_shared.world, 0, 9), sr_world_v(sr_shared.world, 0, 9), got);
     OK(sr_attn_seq_truncate(b.seq, AT + 1, &err));
     sr_attn_seq_stats_reset(a.seq);
     sr_attn_seq_stats_reset(b.seq);
@@ -264,12 +259,12 @@ static void test_own_moments(void **state)
     sr_route_options o = options(SR_ROUTE_MASS);
     sr_route_stats x, y;
     (void)state;
-    sr_bench_open(&cpu, shared.world, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, NULL);
+    sr_bench_open(&cpu, sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, NULL);
     open_device(&gpu, &o, NULL);
-    sr_bench_prefill(&cpu, shared.world, 0, 2047, 512, NULL);
-    sr_bench_prefill(&gpu, shared.world, 0, 2047, 512, NULL);
+    sr_bench_prefill(&cpu, sr_shared.world, 0, 2047, 512, NULL);
+    sr_bench_prefill(&gpu, sr_shared.world, 0, 2047, 512, NULL);
     for (int32_t p = 2047; p < 2100; p++) {
-        sr_bench_step(&cpu, shared.world, p, want);
+        sr_bench_step(&cpu, sr_shared.world, p, want);
         device_step(&gpu, p, got);
     }
     sr_attn_seq_stats(cpu.seq, &x);
@@ -319,9 +314,9 @@ static void test_restore(void **state)
     (void)state;
     o.audit = .5f;
     o.delta = .05f;
-    open_device(&a, &o, shared.moments);
-    open_device(&b, &o, shared.moments);
-    sr_bench_fill(&a, shared.world, 0, AT);
+    open_device(&a, &o, sr_shared.moments);
+    open_device(&b, &o, sr_shared.moments);
+    sr_bench_fill(&a, sr_shared.world, 0, AT);
     for (int32_t p = AT; p < AT + 20; p++) {
         device_step(&a, p, want);
         if (p == AT) spoil_sketch(a.seq);
@@ -380,19 +375,11 @@ static void shrink(struct attn_world *w, int32_t layer, int32_t group, int32_t p
 static int make_world(void **state)
 {
     (void)state;
-    shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 11);
-    for (int32_t pos = 30; pos < LEN; pos += 670) shrink(shared.world, 2, 0, pos); /* sinks: 30, 700, 1370, 2040 */
-    shrink(shared.world, 2, 0, AT + 19); /* and one that a test cuts off */
-    sr_world_round(shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
-    sr_world_moments(shared.world, shared.moments);
-    return 0;
-}
-
-static int free_world(void **state)
-{
-    (void)state;
-    sr_world_free(shared.world);
-    unlink(shared.moments);
+    sr_shared.world = sr_world_new(LAYERS, KV, GROUP, DIM, LEN, 11);
+    for (int32_t pos = 30; pos < LEN; pos += 670) shrink(sr_shared.world, 2, 0, pos); /* sinks: 30, 700, 1370, 2040 */
+    shrink(sr_shared.world, 2, 0, AT + 19); /* and one that a test cuts off */
+    sr_world_round(sr_shared.world, SR_DTYPE_F16, SR_DTYPE_F16);
+    sr_world_moments(sr_shared.world, sr_shared.moments);
     return 0;
 }
 
@@ -404,5 +391,5 @@ int main(void)
         cmocka_unit_test(test_refusals),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, make_world, free_world);
+    return cmocka_run_group_tests(tests, make_world, sr_shared_free);
 }

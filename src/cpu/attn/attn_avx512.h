@@ -9,6 +9,7 @@
 #include "cpu/kernels.h"
 
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 
 #define SR_INLINE static inline __attribute__((always_inline))
@@ -188,6 +189,22 @@ SR_INLINE void sr_transpose16_avx512(__m512 *r)
         r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
         r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
     }
+}
+
+/* The scale of a query whose elements become whole numbers of two signed bytes, and its inverse to multiply them with;
+ * NaN and 0 where an element is NaN or an infinity. */
+SR_INLINE float sr_query_scale_avx512(const float *q, int32_t d, __m512 *inverse)
+{
+    __m512 most = _mm512_setzero_ps(), zeros = most;
+    for (int32_t i = 0; i < d; i += 16) {
+        const __m512 x = _mm512_loadu_ps(q + i);
+        most = _mm512_max_ps(most, _mm512_abs_ps(x));
+        zeros = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros); /* NaN where an element is not finite */
+    }
+    const float max = _mm512_reduce_max_ps(most), one_over = 32512.0f / max;
+    const int bad = _mm512_cmp_ps_mask(zeros, zeros, _CMP_UNORD_Q) != 0;
+    *inverse = _mm512_set1_ps(isfinite(one_over) && !bad ? one_over : 0.0f);
+    return bad ? NAN : max / 32512.0f;
 }
 
 /* Elements [i, i + 16) of a row of d; beyond d they are 0 and not read. */

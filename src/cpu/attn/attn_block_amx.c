@@ -69,20 +69,11 @@ SR_INLINE void split16(__m512i x, uint8_t *high, uint8_t *low)
     _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(x));
 }
 
-/* A query with NaN or an infinity gets a NaN scale. */
 static void split_query(struct work *w, const struct attn_shape *s, const float *q, int32_t g)
 {
     const int32_t d = s->head_dim, n_products = d / SR_KV_BLOCK / w->step, row_bytes = 32 * w->step;
-    __m512 most = _mm512_setzero_ps(), zeros = most;
-    for (int32_t i = 0; i < d; i += 16) {
-        const __m512 x = _mm512_loadu_ps(q + i);
-        most = _mm512_max_ps(most, _mm512_abs_ps(x));
-        zeros = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros); /* NaN where an element is not finite */
-    }
-    const float max = _mm512_reduce_max_ps(most), one_over = 32512.0f / max;
-    const int bad = _mm512_cmp_ps_mask(zeros, zeros, _CMP_UNORD_Q) != 0;
-    const __m512 inverse = _mm512_set1_ps(isfinite(one_over) && !bad ? one_over : 0.0f);
-    w->q_scale[g] = bad ? NAN : max / 32512.0f;
+    __m512 inverse;
+    w->q_scale[g] = sr_query_scale_avx512(q, d, &inverse);
     for (int32_t i = 0; i < d; i += 16) {
         const int32_t b = i / SR_KV_BLOCK, part = b % w->step;
         uint8_t *to = w->q[g / HEADS * n_products + b / w->step] + (part * 2 * w->heads + g % HEADS) * row_bytes + 32 * part + i % 32;

@@ -26,19 +26,10 @@ SR_INLINE void split16(__m512i x, int32_t *high, int32_t *low)
     _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(x));
 }
 
-/* A query with NaN or an infinity gets a NaN scale. */
 static void split_query(const float *q, int32_t d, struct query *out)
 {
-    __m512 most = _mm512_setzero_ps(), zeros = most;
-    for (int32_t i = 0; i < d; i += 16) {
-        const __m512 x = _mm512_loadu_ps(q + i);
-        most = _mm512_max_ps(most, _mm512_abs_ps(x));
-        zeros = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros); /* NaN where an element is not finite */
-    }
-    const float max = _mm512_reduce_max_ps(most), one_over = 32512.0f / max;
-    const int bad = _mm512_cmp_ps_mask(zeros, zeros, _CMP_UNORD_Q) != 0;
-    const __m512 inverse = _mm512_set1_ps(isfinite(one_over) && !bad ? one_over : 0.0f);
-    out->scale = bad ? NAN : max / 32512.0f;
+    __m512 inverse;
+    out->scale = sr_query_scale_avx512(q, d, &inverse);
     for (int32_t b = 0; b < d / SR_KV_BLOCK; b += 4) { /* four sums at once: whole numbers below 2^24, exact as floats */
         __m512 sum[4];
         SR_UNROLL for (int j = 0; j < 4; j++) {
