@@ -4,6 +4,7 @@
 // sketch codes, the choice of `mass`, the paper's cosine, audits, counters, and the same bits twice. Tolerances come from
 // the element types and the sizes of the sums. Without a GPU it says SKIP. SR_PLANT=1 spoils one output, so that the
 // program must fail.
+#include "check_cuda.h"
 #include "cuda/attn_small.cuh"
 
 #include <algorithm>
@@ -16,18 +17,7 @@
 #include <vector>
 
 static int passed, failed, plant;
-static sr_error err;
 static std::mt19937 rng(11);
-
-#define CHECK(call)                                                                                      \
-    do {                                                                                                 \
-        const cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) printf("Bail out! %s: %s\n", #call, cudaGetErrorString(e_)), exit(1);     \
-    } while (0)
-#define TRY(call)                                                                                        \
-    do {                                                                                                 \
-        if ((call) != SR_OK) printf("Bail out! %s\n", err.text), exit(1);                                \
-    } while (0)
 
 static void report(bool good, const std::string &name, const std::string &why)
 {

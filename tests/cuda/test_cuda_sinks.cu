@@ -3,6 +3,7 @@
 // Sinks that the device finds as rows are appended, against the rule in plain loops: the same rows and means however the
 // rows come in batches, one by one too, after the sequence was cut back, and no more than are kept. Without a GPU: SKIP.
 // SR_PLANT=1 asks for a row that is none.
+#include "check_cuda.h"
 #include "cuda/attn_cuda.h"
 
 #include <cuda_runtime.h>
@@ -17,17 +18,6 @@
 #include <vector>
 
 static int passed, failed;
-static sr_error err;
-
-#define CHECK(call)                                                                                      \
-    do {                                                                                                 \
-        const cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) printf("Bail out! %s: %s\n", #call, cudaGetErrorString(e_)), exit(1);     \
-    } while (0)
-#define TRY(call)                                                                                        \
-    do {                                                                                                 \
-        if ((call) != SR_OK) printf("Bail out! %s\n", err.text), exit(1);                                \
-    } while (0)
 
 enum { D = 64, N_KV = 3, LEN = 900 };
 
