@@ -48,6 +48,8 @@ static sr_status plain_scales(struct attn_seq *s, sr_error *err)
     return SR_OK;
 }
 
+enum { TURNS = SR_TURN_STEP + SR_MOMENTS_END / SR_TURN_STEP };
+
 /* The device undoes the rotation of rows with these cosines and sines. */
 static sr_status place_turns(struct attn_seq *s, sr_error *err)
 {
@@ -56,14 +58,15 @@ static sr_status place_turns(struct attn_seq *s, sr_error *err)
     const size_t half = a->c.rope.kind == ROPE_NONE ? 0 : (size_t)a->c.rope.n_dims / 2, row = 2 * half * sizeof(float);
     float turn[2 * SR_MAX_PAIRS];
     if (half == 0) return SR_OK;
-    float *all = sr_alloc(SR_MOMENTS_DEVICE_END * row);
-    if (!all) return sr_fail_memory(err, SR_MOMENTS_DEVICE_END * row, "rotary angles");
-    for (int64_t pos = 0; pos < SR_MOMENTS_DEVICE_END; pos++) {
-        sr_rotation_turn(&a->rotation, pos, turn);
-        memcpy(all + (size_t)pos * 2 * half, turn, row);
+    float *all = sr_alloc(TURNS * row);
+    if (!all) return sr_fail_memory(err, TURNS * row, "rotary angles");
+    for (int64_t i = 0; i < TURNS; i++) {
+        sr_rotation_turn(&a->rotation, i < SR_TURN_STEP ? i : (i - SR_TURN_STEP) * SR_TURN_STEP, turn);
+        for (size_t j = 0; i < SR_TURN_STEP && j < 2 * half; j++) turn[j] *= (float)a->rotation.scale[j / 2];
+        memcpy(all + (size_t)i * 2 * half, turn, row);
     }
-    const sr_status st = b->ops->mem_new(b, (void **)&s->device->turn, SR_MOMENTS_DEVICE_END * row, "rotary angles", err);
-    if (st == SR_OK) b->ops->upload(b, s->device->turn, all, SR_MOMENTS_DEVICE_END * row);
+    const sr_status st = b->ops->mem_new(b, (void **)&s->device->turn, TURNS * row, "rotary angles", err);
+    if (st == SR_OK) b->ops->upload(b, s->device->turn, all, TURNS * row);
     sr_free(all);
     return st;
 }
@@ -201,7 +204,7 @@ static struct device_moments_args moments_args(const struct attn_seq *s, int32_t
     return (struct device_moments_args){
         .sums = s->device->sums + (int64_t)layer * c->n_kv_heads * unit, .unit_len = unit, .rows = rows, .turn = s->device->turn,
         .n_kv_heads = c->n_kv_heads, .per_group = is_key ? 1 : s->a->group, .head_dim = c->head_dim, .n = 1,
-        .n_dims = c->rope.n_dims, .first = SR_MOMENTS_FIRST, .end = SR_MOMENTS_DEVICE_END, .kind = c->rope.kind, .scale = scale,
+        .n_dims = c->rope.n_dims, .first = SR_MOMENTS_FIRST, .end = SR_MOMENTS_END, .kind = c->rope.kind, .scale = scale,
         .is_key = is_key};
 }
 

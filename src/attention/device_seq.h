@@ -28,7 +28,7 @@ struct device_seq {
     struct sketch_basis *basis;       /* [n_layers][n_kv_heads], in basis_block like what they point to */
     const struct band_bases *placed;  /* whose floats are there */
     double *sums;                     /* own moments, as moments.c keeps them; NULL: none are collected */
-    float *turn;                      /* [SR_MOMENTS_DEVICE_END][n_dims / 2][2] */
+    float *turn;                      /* of device_moments_args */
     int has_sums;                     /* the host has them too */
     const struct policy *policy;      /* of the step at hand */
     int collects;                     /* the step at hand counts its position */

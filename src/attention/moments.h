@@ -16,8 +16,7 @@
 
 #define SR_MOMENTS_FIRST 4    /* positions before this are sinks: left out */
 #define SR_MOMENTS_LAST  2048 /* a session's own moments come from positions [4, 2048) at least */
-#define SR_MOMENTS_END   32768 /* and from none beyond this; where a device adds them up, */
-#define SR_MOMENTS_DEVICE_END 8192 /* from none beyond this: it keeps a table of all angles */
+#define SR_MOMENTS_END   32768 /* and from none beyond this */
 
 struct moments;
 struct rotation;

@@ -243,7 +243,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     if (!a->moments) {
         struct moments_shape shape = moments_shape_of(a);
         SR_TRY_GOTO(sr_moments_new(&s->own, &shape, &a->rotation, err));
-        sr_moments_extend(s->own, a->backend->has_own_memory ? SR_MOMENTS_DEVICE_END : SR_MOMENTS_END);
+        sr_moments_extend(s->own, SR_MOMENTS_END);
     }
     SR_TRY_GOTO(sr_sinks_new(&s->sinks, a->c.n_layers, a->c.n_kv_heads, d, err));
     SR_TRY_GOTO(sr_contract_new(&s->contract, (int32_t)n_units, a->group, err));

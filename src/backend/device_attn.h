@@ -129,11 +129,13 @@ struct device_encode_args {
 
 /* Adds second moments of rows, turned back to before rotary embedding, to sums [n_kv_heads][unit_len] in double, in
  * the order of positions (attention/moments.h). With kv_len the one row at position *kv_len - 1, if it counts. */
+#define SR_TURN_STEP 64
 struct device_moments_args {
     double *sums;                   /* [unit_len]: M_q [d][d], M_k [d][d], m_k [d]; elements j >= i of the matrices */
     int64_t unit_len;
     const float *rows;              /* [n][n_kv_heads * per_group][head_dim] */
-    const float *turn;              /* [positions][n_dims / 2] cos and sin, over the embedding's magnitude */
+    const float *turn;              /* [SR_TURN_STEP + ...][n_dims / 2] cos and sin: of positions 0, 1, ..., and over the
+                                     * embedding's magnitude of positions 0, SR_TURN_STEP, 2 SR_TURN_STEP ...: two make any */
     const int32_t *kv_len;          /* or NULL: pos0 */
     int32_t n_kv_heads, per_group, head_dim, n, n_dims, first, end; /* positions [first, end) count */
     int64_t pos0;

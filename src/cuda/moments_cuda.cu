@@ -20,7 +20,9 @@ static __device__ float turned_back(const struct device_moments_args &a, const f
     const bool neox = a.kind == ROPE_NEOX, second = neox ? e >= half : e % 2;
     const int pair = neox ? e % half : e / 2;
     const float x = row[neox ? pair : 2 * pair] * a.scale, y = row[neox ? pair + half : 2 * pair + 1] * a.scale;
-    const float c = a.turn[2 * (pos * half + pair)], s = a.turn[2 * (pos * half + pair) + 1];
+    const float2 fine = ((const float2 *)a.turn)[pos % SR_TURN_STEP * half + pair];
+    const float2 coarse = ((const float2 *)a.turn)[(SR_TURN_STEP + pos / SR_TURN_STEP) * half + pair];
+    const float c = coarse.x * fine.x - coarse.y * fine.y, s = coarse.y * fine.x + coarse.x * fine.y;
     return second ? y * c - x * s : x * c + y * s;
 }
 
@@ -35,17 +37,20 @@ static __global__ void moments_kernel(const __grid_constant__ struct device_mome
     const int i = i0 + ti, j = j0 + tj;
     const bool inside = i < d && j < d, is_mean = a.is_key && i0 == 0 && ti == 0 && inside;
     double sum = inside ? unit[(int64_t)i * d + j] : 0, mean = is_mean ? unit[(int64_t)d * d + j] : 0;
-    for (int64_t r0 = 0; r0 < rows; r0 += ROWS) {
-        const int64_t r = r0 + ti, pos = pos0 + r / a.per_group;
+    float x = 0, y = 0; /* of the rows to come, on their way while those before are added */
+    for (int64_t r0 = -ROWS; r0 < rows; r0 += ROWS) {
+        const int64_t r = r0 + ROWS + ti, pos = pos0 + r / a.per_group;
         const bool counts = r < rows && pos >= a.first && pos < a.end;
         const float *row = a.rows + r / a.per_group * stride + ((int64_t)g * a.per_group + r % a.per_group) * d;
-        left[ti][tj] = counts && i0 + tj < d ? turned_back(a, row, pos, i0 + tj) : 0.0f;
-        right[ti][tj] = counts && j < d ? turned_back(a, row, pos, j) : 0.0f;
+        left[ti][tj] = x, right[ti][tj] = y;
+        x = counts && i0 + tj < d ? turned_back(a, row, pos, i0 + tj) : 0.0f;
+        y = counts && j < d ? turned_back(a, row, pos, j) : 0.0f;
         __syncthreads();
-        for (int k = 0; k < ROWS; k++) {
-            sum += (double)left[k][ti] * (double)right[k][tj];
-            if (is_mean) mean += (double)right[k][tj];
-        }
+        if (r0 >= 0)
+            for (int k = 0; k < ROWS; k++) {
+                sum += (double)left[k][ti] * (double)right[k][tj];
+                if (is_mean) mean += (double)right[k][tj];
+            }
         __syncthreads();
     }
     if (inside && j >= i) unit[(int64_t)i * d + j] = sum;

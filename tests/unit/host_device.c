@@ -169,7 +169,9 @@ static void moments(struct backend *b, const struct device_moments_args *a)
             float x[MAX_DIM];
             for (int32_t i = 0; i < d; i++) x[i] = row[i] * a->scale;
             for (int32_t i = 0; i < half; i++) {
-                const float *turn = a->turn + 2 * ((pos0 + t) * half + i);
+                const float *fine = a->turn + 2 * ((pos0 + t) % SR_TURN_STEP * half + i);
+                const float *coarse = a->turn + 2 * ((SR_TURN_STEP + (pos0 + t) / SR_TURN_STEP) * half + i);
+                const float turn[2] = {coarse[0] * fine[0] - coarse[1] * fine[1], coarse[1] * fine[0] + coarse[0] * fine[1]};
                 float *p = a->kind == ROPE_NEOX ? x + i : x + 2 * i, *r = a->kind == ROPE_NEOX ? x + i + half : x + 2 * i + 1;
                 const float p0 = *p, r0 = *r;
                 *p = p0 * turn[0] + r0 * turn[1];
