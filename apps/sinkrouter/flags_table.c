@@ -158,11 +158,11 @@ const struct flag sr_flag_table[] = {
     {"-ub --ubatch-size", "N,..", FLAG_INTS, CMD_BENCH, AT(ubatch), 1, 4096, 0, NULL,
      "tokens of one prefill batch (default 512)"},
     {"-ctk --cache-type-k", "TYPE", FLAG_NAMES, TALK | CMD_PERPLEXITY | CMD_INSPECT, AT(type_k), 0, 0, 1,
-     CACHE_TYPES, "type of cached keys: f32 f16 bf16 q8_0 q4_0; GPU: f16 bf16 fp8 q8_0 (default f16)"},
+     CACHE_TYPES, "type of cached keys: f32 f16 bf16 fp8 q8_0 q4_0; GPU: f16 bf16 fp8 q8_0 (default f16)"},
     {"-ctv --cache-type-v", "TYPE", FLAG_NAMES, TALK | CMD_PERPLEXITY | CMD_INSPECT, AT(type_v), 0, 0, 1,
      CACHE_TYPES, "type of cached values; GPU: as the keys"},
     {"-ctk --cache-type-k", "TYPE,..", FLAG_NAMES, CMD_BENCH, AT(type_k), 0, 0, 0, CACHE_TYPES,
-     "type of cached keys: f32 f16 bf16 q8_0 q4_0; GPU: f16 bf16 fp8 q8_0 (default f16)"},
+     "type of cached keys: f32 f16 bf16 fp8 q8_0 q4_0; GPU: f16 bf16 fp8 q8_0 (default f16)"},
     {"-ctv --cache-type-v", "TYPE,..", FLAG_NAMES, CMD_BENCH, AT(type_v), 0, 0, 0, CACHE_TYPES,
      "type of cached values; GPU: as the keys"},
     /* One attention path, exact in prefill and routed in decode: there is nothing to switch. */

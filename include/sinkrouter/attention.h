@@ -75,7 +75,7 @@ typedef enum sr_rope_kind {
 typedef struct sr_attention_options {
     int32_t n_layers, n_heads, n_kv_heads,
         head_dim;            /* head_dim a multiple of 8, <= 256; n_heads / n_kv_heads <= 16 */
-    sr_dtype k_type, v_type; /* F32 F16 BF16 Q8_0 Q4_0; default F16 */
+    sr_dtype k_type, v_type; /* F32 F16 BF16 F8_E4M3 Q8_0 Q4_0; default F16 */
     int32_t max_len;         /* tokens; memory grows as they come */
     int n_threads;           /* 0 = physical cores */
     sr_rope_kind rope_kind;

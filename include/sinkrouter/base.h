@@ -59,7 +59,7 @@ typedef enum sr_dtype {
     SR_DTYPE_Q6_K = 14,
     SR_DTYPE_IQ4_NL = 20,
     SR_DTYPE_BF16 = 30,
-    SR_DTYPE_F8_E4M3 = 256 /* K/V on a GPU only; no type of GGUF */
+    SR_DTYPE_F8_E4M3 = 256 /* of K/V only; no type of GGUF */
 } sr_dtype;
 
 /* "SR_ERR_FORMAT" -> "format", for logs and JSON. Never NULL. */

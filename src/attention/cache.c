@@ -238,10 +238,10 @@ void sr_cache_free(struct attn_seq *s)
 void sr_cache_units(const struct attn_seq *s, int32_t layer, struct attn_unit *out)
 {
     for (int32_t g = 0; g < s->a->c.n_kv_heads; g++) {
-        size_t at = ((size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)g) * (size_t)s->table_room;
-        out[g] = (struct attn_unit){.k = {s->k + at},
-                                    .v = {s->v + at},
-                                    .y = {s->n_sketch_chunks ? s->y + at : NULL},
+        size_t unit = (size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)g, at = unit * (size_t)s->table_room;
+        out[g] = (struct attn_unit){.k = {s->k + at, s->scales ? s->scales[unit] : 1.0f},
+                                    .v = {s->v + at, s->scales ? s->scales[n_units(s) + unit] : 1.0f},
+                                    .y = {s->n_sketch_chunks ? s->y + at : NULL, 1.0f},
                                     .kv_len = s->len[layer]};
     }
 }

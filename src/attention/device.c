@@ -498,6 +498,7 @@ sr_status sr_device_visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ct
     if (!copy) return sr_fail_memory(err, bytes, "session");
     sr_status st = b->ops->download(b, copy, d->scales, bytes, err);
     if (st == SR_OK) st = fn(ctx, "scales", copy, bytes, err);
+    if (st == SR_OK) st = sr_scales_check(copy, bytes / sizeof *d->scales, err);
     if (st == SR_OK) b->ops->upload(b, d->scales, copy, bytes);
     sr_free(copy);
     return st;

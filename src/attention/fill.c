@@ -81,12 +81,17 @@ static void copy_row(const struct tiling *t, int32_t layer, int32_t from, float 
     const struct attn_seq *s = t->s;
     const struct rotation *r = &s->a->rotation;
     const int32_t d = s->a->c.head_dim, n_kv = s->a->c.n_kv_heads;
+    const size_t n_units = (size_t)s->a->c.n_layers * (size_t)n_kv;
     float as_is[256];
     for (int32_t g = 0; g < n_kv; g++) {
-        const size_t run = ((size_t)layer * (size_t)n_kv + (size_t)g) * (size_t)s->table_room + (size_t)(from / SR_CHUNK_ROWS);
+        const size_t unit = (size_t)layer * (size_t)n_kv + (size_t)g, run = unit * (size_t)s->table_room + (size_t)(from / SR_CHUNK_ROWS);
         const size_t row = (size_t)(from % SR_CHUNK_ROWS);
         sr_dequantize_row(s->shape.k_type, (const uint8_t *)s->k[run] + row * s->shape.k_row_bytes, as_is, d);
         sr_dequantize_row(s->shape.v_type, (const uint8_t *)s->v[run] + row * s->shape.v_row_bytes, v + g * d, d);
+        for (int32_t i = 0; s->scales && i < d; i++) {
+            as_is[i] *= sr_kv_is_scaled(s->shape.k_type) ? s->scales[unit] : 1.0f;
+            v[g * d + i] *= sr_kv_is_scaled(s->shape.v_type) ? s->scales[n_units + unit] : 1.0f;
+        }
         sr_rotation_undo(r, t->turn, as_is, k + g * d);
         for (int32_t i = 0; i < r->n_pairs; i++) {
             k[g * d + r->first[i]] *= (float)r->scale[i];

@@ -137,10 +137,9 @@ int sr_attn_has_moments(const struct attention *a)
 
 /* ---- a sequence ---- */
 
-static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, int on_device, sr_error *err)
+static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, sr_error *err)
 {
     const char *name = sr_dtype_name(t);
-    if (on_device && sr_kv_is_device_type(t)) return SR_OK; /* check_device has asked */
     if (!sr_kv_is_type(t)) {
         return sr_fail(err, SR_ERR_UNSUPPORTED, "attention: %s %s (%d): want " SR_KV_TYPE_NAMES, which,
                        name ? name : "unknown", (int)t);
@@ -150,6 +149,15 @@ static sr_status check_type(const char *which, sr_dtype t, int32_t head_dim, int
                        "attention: %s %s stores blocks of 32 values, head_dim %d is no multiple", which, name,
                        head_dim);
     }
+    return SR_OK;
+}
+
+static sr_status new_scales(struct attn_seq *s, size_t n_units, sr_error *err)
+{
+    if (!sr_kv_is_scaled(s->shape.k_type) && !sr_kv_is_scaled(s->shape.v_type)) return SR_OK;
+    s->scales = sr_alloc(2 * n_units * sizeof *s->scales);
+    if (!s->scales) return sr_fail_memory(err, 2 * n_units * sizeof *s->scales, "sequence");
+    for (size_t i = 0; i < 2 * n_units; i++) s->scales[i] = 1.0f;
     return SR_OK;
 }
 
@@ -213,8 +221,8 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     size_t n_layers = (size_t)a->c.n_layers, n_units = n_layers * (size_t)a->c.n_kv_heads;
     int32_t d = a->c.head_dim;
     SR_TRY(check_device(a, c, err));
-    SR_TRY(check_type("k_type", c->k_type, d, a->backend->has_own_memory, err));
-    SR_TRY(check_type("v_type", c->v_type, d, a->backend->has_own_memory, err));
+    SR_TRY(check_type("k_type", c->k_type, d, err));
+    SR_TRY(check_type("v_type", c->v_type, d, err));
     if (c->max_len < 1)
         return sr_fail(err, SR_ERR_USAGE, "attention: max_len %d: want at least 1", c->max_len);
     SR_TRY(sr_route_check(&c->route, d, err));
@@ -247,7 +255,7 @@ sr_status sr_attn_seq_new(struct attn_seq **out, struct attention *a, const stru
     }
     SR_TRY_GOTO(sr_sinks_new(&s->sinks, a->c.n_layers, a->c.n_kv_heads, d, err));
     SR_TRY_GOTO(sr_contract_new(&s->contract, (int32_t)n_units, a->group, err));
-    if (a->backend->has_own_memory) SR_TRY_GOTO(sr_device_seq_new(s, err));
+    SR_TRY_GOTO(a->backend->has_own_memory ? sr_device_seq_new(s, err) : new_scales(s, n_units, err));
     if (a->lower) SR_TRY_GOTO(new_lower_seq(s, c, err));
     SR_TRY_GOTO(register_seq(a, s, err));
     *out = s;
@@ -271,6 +279,7 @@ void sr_attn_seq_free(struct attn_seq *s)
     sr_contract_free(s->contract);
     sr_sinks_free(s->sinks);
     sr_observer_free(s->observer);
+    sr_free(s->scales);
     sr_free(s->len);
     sr_free(s->sketch_to);
     sr_free(s->next_to);
@@ -359,6 +368,9 @@ sr_status sr_attn_seq_observe(struct attn_seq *s, sr_error *err)
     const struct attention *a = s->a;
     if (s->observer) return SR_OK;
     if (s->device || s->lower) return sr_fail(err, SR_ERR_UNSUPPORTED, "route modes of other papers: on the CPU only (--device none)");
+    if (sr_kv_is_scaled(s->shape.k_type))
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "route modes of other papers: not with a K cache of %s; f16 (-ctk f16) or another type",
+                       sr_dtype_name(s->shape.k_type));
     if (s->len[0] > 0) return sr_fail(err, SR_ERR_USAGE, "observe: the sequence has %d tokens, want none", s->len[0]);
     return sr_observer_new(&s->observer, a->backend, &s->shape, a->c.n_layers, a->c.n_kv_heads, s->max_len, err);
 }
@@ -400,6 +412,26 @@ int sr_seq_collects(const struct attn_seq *s, int32_t layer)
     return s->own && (s->use_own || !s->a->moments) && sr_moments_wants(s->own, layer);
 }
 
+/* What is largest in the first rows of a head is stored as less than 32, 14 times below where e4m3 ends: later rows may be
+ * larger. One below 1 counts as 1. As the device has it (cuda/attn_small.cu); there too a NaN counts as nothing. */
+static float scale_of(const float *x, int64_t stride, int32_t n, int32_t d)
+{
+    float max = 1.0f;
+    for (int32_t t = 0; t < n; t++)
+        for (int32_t i = 0; i < d; i++) max = fmaxf(max, fabsf(x[t * stride + i]));
+    return isinf(max) ? 1.0f : ldexpf(1.0f, ilogbf(max) - 4);
+}
+
+static void set_scales(struct attn_seq *s, int32_t layer, const float *k, const float *v, int32_t n)
+{
+    const int32_t n_kv = s->a->c.n_kv_heads, d = s->a->c.head_dim;
+    float *k_scale = s->scales + (int64_t)layer * n_kv, *v_scale = k_scale + (int64_t)s->a->c.n_layers * n_kv;
+    for (int32_t g = 0; g < n_kv; g++) {
+        k_scale[g] = scale_of(k + g * d, (int64_t)n_kv * d, n, d);
+        v_scale[g] = scale_of(v + g * d, (int64_t)n_kv * d, n, d);
+    }
+}
+
 void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const float *v, int32_t n)
 {
     struct attention *a = s->a;
@@ -410,6 +442,7 @@ void sr_attn_append(struct attn_seq *s, int32_t layer, const float *k, const flo
         sr_device_append(s, layer, k, v, n);
         return;
     }
+    if (s->scales && pos0 == 0 && n > 0) set_scales(s, layer, k, v, n);
     sr_cache_units(s, layer, w->seq_units);
     for (int32_t g = 0; g < n_kv; g++) {
         w->append[g] = (struct kv_append_args){

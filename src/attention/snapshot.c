@@ -8,6 +8,7 @@
 #include "attention/timeline.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdio.h>
 
 #include "base/memory.h"
@@ -84,6 +85,28 @@ sr_status sr_attn_seq_set_len(struct attn_seq *s, int32_t len, sr_error *err)
     return SR_OK;
 }
 
+sr_status sr_scales_check(const float *scales, size_t n, sr_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        int power;
+        if (!(isnormal(scales[i]) && frexpf(scales[i], &power) == 0.5f))
+            return sr_fail(err, SR_ERR_FORMAT, "session: scale %zu of its rows is %g: want a power of two", i, (double)scales[i]);
+    }
+    return SR_OK;
+}
+
+/* A damaged piece leaves scales of 1. */
+static sr_status visit_scales(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    const size_t n = 2 * (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads;
+    if (s->device) return sr_device_visit_scales(s, fn, ctx, err);
+    if (!s->scales) return SR_OK;
+    SR_TRY(fn(ctx, "scales", s->scales, n * sizeof *s->scales, err));
+    const sr_status st = sr_scales_check(s->scales, n, err);
+    for (size_t i = 0; st != SR_OK && i < n; i++) s->scales[i] = 1.0f;
+    return st;
+}
+
 /* The first n rows of a run, wherever they lie. */
 static sr_status visit_run(struct attn_seq *s, attn_piece_fn *fn, void *ctx, const struct device_run *r, sr_error *err)
 {
@@ -94,7 +117,7 @@ static sr_status visit_run(struct attn_seq *s, attn_piece_fn *fn, void *ctx, con
 static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
     int32_t n_units = s->a->c.n_layers * s->a->c.n_kv_heads;
-    if (s->device) SR_TRY(sr_device_visit_scales(s, fn, ctx, err));
+    SR_TRY(visit_scales(s, fn, ctx, err));
     for (int32_t u = 0; u < n_units; u++) {
         for (int32_t row = 0; row < len; row += SR_CHUNK_ROWS) {
             size_t at = (size_t)u * (size_t)s->table_room + (size_t)(row / SR_CHUNK_ROWS);

@@ -66,6 +66,7 @@ struct attn_seq {
     int32_t n_chunks, n_sketch_chunks, table_room;
     void **k, **v, **y, **y_next;   /* [n_layers][n_kv_heads][table_room] runs */
     void **region, **sketch_region; /* [table_room] */
+    float *scales;                  /* [2][n_layers][n_kv_heads] of K and V rows of a scaled type, on the host; else NULL */
     size_t touched;                 /* bytes of the last chunk that were committed ahead of its rows */
     int32_t *list; /* [2][n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand, and by its
                       audits; then one run more, of the lot */
@@ -99,6 +100,9 @@ struct attn_seq {
     sr_route_stats stats;
     int64_t *near_only, *decisions; /* [n_layers][n_kv_heads] */
 };
+
+/* snapshot.c: SR_ERR_FORMAT unless all of these scales of rows are powers of two */
+sr_status sr_scales_check(const float *scales, size_t n, sr_error *err);
 
 /* sequence.c: whether the layer still has positions to count for the sequence's own moments */
 int sr_seq_collects(const struct attn_seq *s, int32_t layer);

@@ -117,8 +117,12 @@ struct moe_shape { int32_t max_n, n_used, n_experts; int64_t n_embd, n_ff; };
 #define SR_CHUNK_ROWS 1024  /* rows of one (layer, KV group) that lie together */
 #define SR_PAGE_ROWS 64     /* granule of whole pages in the kernels and in the tests */
 
-/* Storage of K or V of one (sequence, layer, KV group): row i is at chunk[i / 1024] + (i % 1024) * row_bytes. */
-struct kv_rows { void *const *chunk; };
+/* Storage of K or V of one (sequence, layer, KV group): row i is at chunk[i / 1024] + (i % 1024) * row_bytes. Rows of a
+ * scaled type are stored over `scale`, a power of two; for other types it has no meaning. */
+struct kv_rows { void *const *chunk; float scale; };
+
+/* What elements of stored rows are to be multiplied by. */
+static inline float sr_kv_scale(const struct kv_rows *r, sr_dtype type) { return sr_kv_is_scaled(type) ? r->scale : 1.0f; }
 
 /* One (sequence, KV group) of one layer: the unit of routing. */
 struct attn_unit {

@@ -118,11 +118,12 @@ typedef void sr_topk_fn(const float *logits, int32_t n, int32_t k, int32_t norma
 
 /* dst = n floats in the cache's type: rounded to nearest, ties to even, in all variants the same bytes. Q8_0: n a
  * multiple of 32, d = max |x| / 127 kept as f16, q = x / d; a block with NaN gets a NaN scale. Q4_0: likewise, with the
- * bytes of sr_quantize_row for what it takes. */
+ * bytes of sr_quantize_row for what it takes. F8_E4M3: magnitudes above 448 become 448. */
 typedef void sr_kv_store_fn(sr_dtype type, const float *src, void *dst, int64_t n);
 
 /* Up to SR_ATTN_BLOCK rows of one unit, any rows, added to the running states of all heads of the group. Only the n
- * rows given are loaded; the rows counted are those loaded. next_k are K rows that may be prefetched, never loaded. */
+ * rows given are loaded; the rows counted are those loaded. next_k are K rows that may be prefetched, never loaded. Rows
+ * of a scaled type are taken as they are stored: q and o are the caller's to scale. */
 #define SR_ATTN_BLOCK 64
 #define SR_ATTN_MAX_GROUP 16
 #define SR_ATTN_MAX_DIM 256
@@ -185,6 +186,7 @@ struct sketch_rows {
     uint8_t *y_chunk;
     int32_t row0, row1;                /* within the chunk */
     int64_t *k_rows, *clipped;         /* added to */
+    float k_scale;                     /* that elements of K rows are multiplied by */
 };
 typedef void sr_sketch_encode_fn(const struct sketch_rows *a);
 

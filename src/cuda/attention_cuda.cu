@@ -36,10 +36,11 @@ static struct attn_cuda_shape shape_of(const struct attn_shape *s, int32_t n_kv_
 
 static sr_status check(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, sr_error *err)
 {
+    const char *both = sr_dtype_name(shape->k_type == SR_DTYPE_F16 ? shape->v_type : shape->k_type);
     (void)b;
     if (shape->k_type != shape->v_type)
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: K cache type %s and V cache type %s: want the same", sr_dtype_name(shape->k_type),
-                       sr_dtype_name(shape->v_type));
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA: K cache type %s, V cache type %s: want one for both, as -ctk %s -ctv %s",
+                       sr_dtype_name(shape->k_type), sr_dtype_name(shape->v_type), both, both);
     const struct attn_cuda_shape s = shape_of(shape, n_kv_heads);
     return sr_attn_cuda_check(&s, err);
 }

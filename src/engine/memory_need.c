@@ -18,16 +18,11 @@ sr_session_options sr_session_options_default(void)
 static sr_status check_cache_type(const struct sr_model *m, const char *which, sr_dtype t, sr_error *err)
 {
     const char *name = sr_dtype_name(t);
-    if (sr_kv_is_device_type(t) && m->n_lower)
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s cache type %s: on a GPU only, and %d layers are on the CPU", which, name, m->n_lower);
-    if (sr_kv_is_device_type(t) && m->backend->has_own_memory) return SR_OK;
-    if (sr_kv_is_device_type(t))
-        return sr_fail(err, SR_ERR_UNSUPPORTED, "%s cache type %s: on a GPU only; on the CPU " SR_KV_TYPE_NAMES, which, name);
     if (!sr_kv_is_type(t))
         return sr_fail(err, SR_ERR_USAGE, "%s cache type %s: want " SR_KV_TYPE_NAMES, which, name ? name : "(none)");
-    if (m->config.head_dim % sr_dtype_find((int64_t)t)->block_elems)
+    if (sr_kv_is_blocked(t) && m->config.head_dim % SR_KV_BLOCK)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "%s cache type %s: the head size %d is not a multiple of its block of %d",
-                       which, name, m->config.head_dim, sr_dtype_find((int64_t)t)->block_elems);
+                       which, name, m->config.head_dim, SR_KV_BLOCK);
     return SR_OK;
 }
 
@@ -50,8 +45,7 @@ sr_status sr_session_options_check(const struct sr_model *m, sr_session_options 
 uint64_t sr_model_kv_bytes(const sr_model *m, sr_dtype k_type, sr_dtype v_type)
 {
     const struct model_config *c = &m->config;
-    if (!m->has_config || !(sr_kv_is_type(k_type) || sr_kv_is_device_type(k_type))) return 0;
-    if (!(sr_kv_is_type(v_type) || sr_kv_is_device_type(v_type))) return 0;
+    if (!m->has_config || !sr_kv_is_type(k_type) || !sr_kv_is_type(v_type)) return 0;
     const size_t row = sr_row_bytes(k_type, c->head_dim) + sr_row_bytes(v_type, c->head_dim);
     return (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads * row;
 }

@@ -268,8 +268,12 @@ size_t sr_row_bytes(sr_dtype dtype, int64_t n)
 
 void sr_dequantize_row(sr_dtype dtype, const void *src, float *dst, int64_t n)
 {
-    const struct type_row *row = readable_row(dtype, n);
     const uint8_t *b = src;
+    if (dtype == SR_DTYPE_F8_E4M3) {
+        for (int64_t i = 0; i < n; i++) dst[i] = sr_f32_of_f8(b[i]);
+        return;
+    }
+    const struct type_row *row = readable_row(dtype, n);
     switch (dtype) { /* one element per block: no indirect call for each */
     case SR_DTYPE_F32: for (int64_t i = 0; i < n; i++) read_f32(b + 4 * i, dst + i); return;
     case SR_DTYPE_F16: for (int64_t i = 0; i < n; i++) read_f16(b + 2 * i, dst + i); return;
@@ -376,6 +380,7 @@ static void store_floats(sr_dtype dtype, const float *src, uint8_t *dst, int64_t
 {
     for (int64_t i = 0; i < n; i++) {
         if (dtype == SR_DTYPE_F32) store_u32(dst + 4 * i, sr_bits_of_f32(src[i]));
+        else if (dtype == SR_DTYPE_F8_E4M3) dst[i] = sr_f8_of_f32(src[i]);
         else store_u16(dst + 2 * i, dtype == SR_DTYPE_F16 ? sr_f16_of_f32(src[i]) : sr_bf16_of_f32(src[i]));
     }
 }
@@ -393,10 +398,9 @@ static sr_status check_block_input(const struct type_row *row, const float *x, i
 
 sr_status sr_quantize_row(sr_dtype dtype, const float *src, void *dst, int64_t n, sr_error *err)
 {
-    const struct type_row *row = readable_row(dtype, n);
     uint8_t *b = dst;
     switch (dtype) {
-    case SR_DTYPE_F32: case SR_DTYPE_F16: case SR_DTYPE_BF16:
+    case SR_DTYPE_F32: case SR_DTYPE_F16: case SR_DTYPE_BF16: case SR_DTYPE_F8_E4M3:
         store_floats(dtype, src, dst, n);
         return SR_OK;
     case SR_DTYPE_Q4_0: case SR_DTYPE_Q4_1: case SR_DTYPE_Q5_0: case SR_DTYPE_Q5_1: case SR_DTYPE_Q8_0:
@@ -404,8 +408,9 @@ sr_status sr_quantize_row(sr_dtype dtype, const float *src, void *dst, int64_t n
         break;
     default:
         return sr_fail(err, SR_ERR_UNSUPPORTED, "quantize to %s: only f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_K q5_K q6_K",
-                       row->traits.name);
+                       sr_dtype_name(dtype));
     }
+    const struct type_row *row = readable_row(dtype, n);
     for (int64_t i = 0; i < n; i += row->traits.block_elems, b += row->traits.block_bytes) {
         SR_TRY(check_block_input(row, src + i, i, err));
         quantize_block(dtype, src + i, b);
@@ -429,8 +434,16 @@ static int64_t find_nonfinite_bf16(const uint8_t *p, int64_t n)
     return -1;
 }
 
+static int64_t find_nonfinite_f8(const uint8_t *p, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if ((p[i] & 0x7fu) == 0x7fu) return i;
+    return -1;
+}
+
 int64_t sr_row_find_nonfinite(sr_dtype dtype, const void *src, int64_t n)
 {
+    if (dtype == SR_DTYPE_F8_E4M3) return find_nonfinite_f8(src, n);
     const struct type_row *row = readable_row(dtype, n);
     if (dtype == SR_DTYPE_F32) return find_nonfinite_f32(src, n);
     if (dtype == SR_DTYPE_BF16) return find_nonfinite_bf16(src, n);

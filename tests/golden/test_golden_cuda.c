@@ -56,9 +56,7 @@ static int32_t *read_text(const sr_model *m, int32_t n)
 /* Returns the GPU's counters. */
 static sr_route_stats model_part(const char *what, const sr_session_options *o, int n_gpu_layers, int32_t n, int32_t n_all, double limit)
 {
-    sr_session_options on_cpu = *o;
-    if (o->k_type == SR_DTYPE_F8_E4M3) on_cpu.k_type = on_cpu.v_type = SR_DTYPE_F16;
-    struct run cpu = open_run(path_of_model, "none", &on_cpu), gpu = open_part(path_of_model, "cuda", n_gpu_layers, o);
+    struct run cpu = open_run(path_of_model, "none", o), gpu = open_part(path_of_model, "cuda", n_gpu_layers, o);
     int32_t *ids = read_text(cpu.m, n_all);
     sr_session_stats a, b;
     double sum = 0, worst = 0;
@@ -78,7 +76,7 @@ static sr_route_stats model_part(const char *what, const sr_session_options *o, 
                   (double)a.route.kv_bytes / (double)a.route.dense_bytes, (double)b.route.kv_bytes / (double)b.route.dense_bytes);
     if (!(sum / n_all <= limit)) fail_msg("%s: mean KL %g, limit %g; worst %g at position %d", what, sum / n_all, limit, worst, at);
     assert_true(a.route.steps == b.route.steps && a.route.units == b.route.units);
-    assert_true(a.route.dense_bytes == b.route.dense_bytes * (o->k_type == SR_DTYPE_F8_E4M3 ? 2 : 1));
+    assert_true(a.route.dense_bytes == b.route.dense_bytes);
     free(want);
     free(got);
     free(ids);
@@ -115,7 +113,7 @@ static void smollm2_dense(void **state)
     o.k_type = o.v_type = SR_DTYPE_Q8_0;
     model_case("dense, q8_0 cache", &o, 100, 130, 2e-3);
     o.k_type = o.v_type = SR_DTYPE_F8_E4M3;
-    model_case("dense, fp8 cache against f16", &o, 100, 130, 5e-2);
+    model_case("dense, fp8 cache", &o, 100, 130, 1e-2); /* codes beside each other where q and k round otherwise */
 }
 
 static void smollm2_window(void **state)

@@ -17,8 +17,8 @@
 
 /* ---- kv_store --------------------------------------------------------------------------------------------------- */
 
-static const sr_dtype cache_types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
-enum { N_CACHE_TYPES = 5 };
+static const sr_dtype cache_types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
+enum { N_CACHE_TYPES = 6 };
 
 void sr_spoilt_kv_store(sr_dtype type, const float *src, void *dst, int64_t n)
 {
@@ -45,11 +45,12 @@ static void check_store(struct check *c, sr_dtype type, int32_t n, double scale,
     for (int32_t i = 0; i < n; i++) {
         double most = 0;
         for (int32_t j = i / 32 * 32; j < n && j < i / 32 * 32 + 32; j++) most = fmax(most, fabs((double)x[j]));
-        const double rel = type == SR_DTYPE_F16 ? 0x1p-11 : type == SR_DTYPE_BF16 ? 0x1p-8 : 0;
+        const double rel = type == SR_DTYPE_F16 ? 0x1p-11 : type == SR_DTYPE_BF16 ? 0x1p-8 : type == SR_DTYPE_F8_E4M3 ? 0x1p-4 : 0;
+        const double floor_step = type == SR_DTYPE_F8_E4M3 ? fmax(0x1p-10, fabs((double)x[i]) - 448) : 0x1p-25; /* it saturates */
         /* half a step of max / 127 or, in Q4_0, whose highest code is 7 steps above 0, a step of max / 8; and the scale's own
          * rounding to f16 (2^-25 at the least) over that many steps */
         const double steps = type == SR_DTYPE_Q8_0 ? 127 : 8, step = most / steps * (type == SR_DTYPE_Q8_0 ? 0.5001 : 1.0001);
-        const double tol = sr_kv_is_blocked(type) ? step + fmax(most * 0x1p-11, steps * 0x1p-25) : rel * fabs((double)x[i]) + 0x1p-25;
+        const double tol = sr_kv_is_blocked(type) ? step + fmax(most * 0x1p-11, steps * 0x1p-25) : rel * fabs((double)x[i]) + floor_step;
         if (!sr_check_near(c, "stored value", i, back[i], x[i], tol)) return;
     }
 }
@@ -247,7 +248,7 @@ void sr_spoilt_attn_flash(const struct attn_flash *a)
     sr_check_spoil(&a->out[(a->n_q - 1) * a->out_stride + a->shape->head_dim / 2]);
 }
 
-struct flash_case { struct attn_shape shape; int64_t pos; int32_t n_q; double scale; };
+struct flash_case { struct attn_shape shape; int64_t pos; int32_t n_q; double scale; float k_scale; };
 
 /* Rows [0, n) in chunks; the last one ends at the guard page. */
 static void **chunks_of(struct check *c, sr_dtype type, int64_t n, int32_t d, double scale)
@@ -273,18 +274,20 @@ static void compare_flash(struct check *c, const struct attn_flash *a, int32_t t
     const int64_t n = a->pos + t + 1;
     const int32_t d = s->head_dim;
     const uint8_t **k = malloc((size_t)n * sizeof(*k)), **v = malloc((size_t)n * sizeof(*v));
-    float *zero = calloc((size_t)d, sizeof(float));
+    float *zero = calloc((size_t)d, sizeof(float)), q[SR_ATTN_MAX_DIM];
+    const float k_scale = sr_kv_scale(&a->unit->k, s->k_type), v_scale = sr_kv_scale(&a->unit->v, s->v_type);
     struct ref_state ref;
+    for (int32_t i = 0; i < d; i++) q[i] = a->q[t * a->q_stride + g * d + i] * k_scale;
     for (int64_t i = 0; i < n; i++) {
         k[i] = (const uint8_t *)a->unit->k.chunk[i / SR_CHUNK_ROWS] + (size_t)(i % SR_CHUNK_ROWS) * s->k_row_bytes;
         v[i] = (const uint8_t *)a->unit->v.chunk[i / SR_CHUNK_ROWS] + (size_t)(i % SR_CHUNK_ROWS) * s->v_row_bytes;
     }
     sr_ref_state_start(&ref, zero, -INFINITY, 0, d);
-    sr_ref_state_add(&ref, s, a->q + t * a->q_stride + g * d, k, v, (int32_t)n);
+    sr_ref_state_add(&ref, s, q, k, v, (int32_t)n);
     const double product_error = ref.logit_error / ((d + 4) * SR_CHECK_U) * product_unit(c);
     const double e = 2 * (ref.logit_error + product_error) + 16 * SR_CHECK_U + weight_unit(c);
     for (int32_t i = 0; i < d; i++)
-        if (!sr_check_near(c, "output", (t * s->group + g) * d + i, a->out[t * a->out_stride + g * d + i], ref.o[i] / ref.l,
+        if (!sr_check_near(c, "output", (t * s->group + g) * d + i, a->out[t * a->out_stride + g * d + i] / v_scale, ref.o[i] / ref.l,
                            ref.o_abs[i] / ref.l * (2 * e + (2 * (double)n + 8) * SR_CHECK_U) + ref.lost / ref.l)) break;
     free(k);
     free(v);
@@ -296,8 +299,8 @@ static void check_flash(struct check *c, const struct flash_case *f)
     const struct attn_shape *s = &f->shape;
     const int64_t n = f->pos + f->n_q, width = s->group * s->head_dim, stride = width + 8;
     float *q = sr_check_in(c, (size_t)(stride * f->n_q) * 4), *out = sr_check_out(c, (size_t)(stride * f->n_q) * 4);
-    const struct attn_unit unit = {.k = {chunks_of(c, s->k_type, n, s->head_dim, f->scale)},
-                                   .v = {chunks_of(c, s->v_type, n, s->head_dim, 1.0)}, .kv_len = (int32_t)n};
+    const struct attn_unit unit = {.k = {chunks_of(c, s->k_type, n, s->head_dim, f->scale), f->k_scale},
+                                   .v = {chunks_of(c, s->v_type, n, s->head_dim, 1.0), 4.0f}, .kv_len = (int32_t)n};
     /* the last row of q ends where the unit's heads end */
     q += stride - width;
     out += stride - width;
@@ -327,7 +330,7 @@ static void bench_flash(struct check *c, int32_t d, int32_t group, sr_dtype type
     const struct attn_shape s = sr_check_shape(d, group, type, type);
     const int32_t n_q = SR_FLASH_ROWS / group;
     const int64_t n = pos + n_q, width = group * d;
-    const struct attn_unit unit = {.k = {chunks_of(c, type, n, d, 1)}, .v = {chunks_of(c, type, n, d, 1)}, .kv_len = (int32_t)n};
+    const struct attn_unit unit = {.k = {chunks_of(c, type, n, d, 1), 1}, .v = {chunks_of(c, type, n, d, 1), 1}, .kv_len = (int32_t)n};
     char label[64];
     struct flash_call f = {(sr_attn_flash_fn *)c->fn,
                            {.shape = &s, .unit = &unit, .q = sr_check_in(c, (size_t)(n_q * width) * 4),
@@ -358,7 +361,7 @@ void sr_check_attn_flash(struct check *c)
             const sr_dtype k = cache_types[t], v = cache_types[(t + (int)i) % N_CACHE_TYPES];
             if ((sr_kv_is_blocked(k) || sr_kv_is_blocked(v)) && cases[i].d % SR_KV_BLOCK) continue;
             const struct flash_case f = {sr_check_shape(cases[i].d, cases[i].group, k, v), cases[i].pos, cases[i].n_q,
-                                         (i + (size_t)t) % 3 == 2 ? 8.0 : 1.0};
+                                         (i + (size_t)t) % 3 == 2 ? 8.0 : 1.0, i % 2 ? 0.125f : 2.0f};
             check_flash(c, &f);
         }
 }

@@ -13,7 +13,7 @@
 #include <string.h>
 
 size_t sr_check_row_bytes(sr_dtype type, int32_t n) { return sr_row_bytes(type, n); }
-const char *sr_check_type_name(sr_dtype type) { return sr_dtype_find(type)->name; }
+const char *sr_check_type_name(sr_dtype type) { return sr_dtype_name(type); }
 void sr_check_row_load(sr_dtype type, const uint8_t *src, float *dst, int32_t n) { sr_dequantize_row(type, src, dst, n); }
 void sr_check_row_make(sr_dtype type, const float *src, uint8_t *dst, int32_t n) { sr_quantize_row(type, src, dst, n, NULL); }
 
@@ -28,6 +28,7 @@ void sr_check_row_set(sr_dtype type, uint8_t *row, int32_t i, float x)
     if (type == SR_DTYPE_F32) memcpy(row + 4 * i, &x, 4);
     if (type == SR_DTYPE_F16) memcpy(row + 2 * i, &f16, 2);
     if (type == SR_DTYPE_BF16) memcpy(row + 2 * i, &bf16, 2);
+    if (type == SR_DTYPE_F8_E4M3) row[i] = sr_f8_of_f32(x);
     if (!sr_kv_is_blocked(type)) return;
     uint8_t *block = row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), *nibbles = block + 2 + i % 16;
     uint16_t h;

@@ -51,6 +51,7 @@ static void compare_row(struct check *c, const struct sketch_rows *a, int32_t ro
     const int32_t d = a->shape->head_dim, levels = 1 << a->sketch->bits;
     float k[SR_ATTN_MAX_DIM];
     sr_check_row_load(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, k, d);
+    for (int32_t i = 0; i < d; i++) k[i] *= a->k_scale;
     for (int32_t j = 0; j < a->sketch->rank; j++) {
         double y = 0, abs_sum = 0;
         for (int32_t i = 0; i < d; i++) {
@@ -78,7 +79,7 @@ static void check_encode(struct check *c, int32_t d, sr_dtype type, int32_t rank
     uint8_t *k = sr_check_in(c, (size_t)row1 * shape.k_row_bytes);
     sr_check_fill_rows(c, type, k, row1, d, 1.0);
     memcpy(before, y, bytes);
-    const struct sketch_rows a = {&shape, &sketch, &basis, k, y, row0, row1, &k_rows, &clipped};
+    const struct sketch_rows a = {&shape, &sketch, &basis, k, y, row0, row1, &k_rows, &clipped, sr_kv_is_scaled(type) ? 0.5f : 1.0f};
     struct encode_ref ref = {0, 0};
     ((sr_sketch_encode_fn *)c->fn)(&a);
     for (int32_t i = row0; i < row1; i++) compare_row(c, &a, i, &ref);
@@ -110,7 +111,7 @@ static void bench_encode(struct check *c, int32_t d, int32_t rank)
     char label[48];
     struct encode_call e = {(sr_sketch_encode_fn *)c->fn,
                             {&shape, &sketch, &basis, sr_check_in(c, 1024 * shape.k_row_bytes),
-                             sr_check_out(c, 1024 * sketch.row_bytes), 0, 1024, &n, &n}};
+                             sr_check_out(c, 1024 * sketch.row_bytes), 0, 1024, &n, &n, 1.0f}};
     snprintf(label, sizeof(label), "d %d rank %d, 1024 rows", d, rank);
     sr_check_time(c, label, 1024.0 * (double)shape.k_row_bytes, 2.0 * 1024 * d * rank, call_encode, &e);
     sr_check_free_buffers(c);
@@ -118,14 +119,14 @@ static void bench_encode(struct check *c, int32_t d, int32_t rank)
 
 void sr_check_sketch_encode(struct check *c)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
     static const int32_t dims[] = {24, 64, 72, 96, 128};
     if (c->bench) {
         bench_encode(c, 64, 16);
         bench_encode(c, 128, 32);
         return;
     }
-    for (int t = 0; t < 5; t++)
+    for (int t = 0; t < 6; t++)
         for (int i = 0; i < 5; i++)
             for (int r = 0; r < N_RANKS; r++) {
                 if (ranks[r] > dims[i] || (sr_kv_is_blocked(types[t]) && dims[i] % SR_KV_BLOCK)) continue;

@@ -38,7 +38,7 @@ void sr_ops_units_init(struct ops_units *u, struct check *c, const struct attn_s
     u->q = malloc((size_t)(n * width) * sizeof(float));
     sr_check_fill_normal(c, u->q, n * width, 2.0 / sqrt(shape->head_dim));
     for (int32_t i = 0; i < n; i++) {
-        u->unit[i] = (struct attn_unit){u->q + i * width, {u->k[i]}, {u->v[i]}, {u->y[i]}, kv_len[i]};
+        u->unit[i] = (struct attn_unit){u->q + i * width, {u->k[i], i % 2 ? 0.5f : 4.0f}, {u->v[i], i % 2 ? 2.0f : 0.25f}, {u->y[i], 1}, kv_len[i]};
         for (int32_t j = 0; rows_in(u, i, j) > 0; j++) {
             u->k[i][j] = map_pages(SR_CHUNK_ROWS * shape->k_row_bytes);
             u->v[i][j] = map_pages(SR_CHUNK_ROWS * shape->v_row_bytes);

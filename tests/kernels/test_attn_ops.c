@@ -86,7 +86,8 @@ static void compare_unit(struct check *c, enum cpu_isa isa, const struct rows_ca
     const struct attn_shape *s = &u->shape;
     const int32_t d = s->head_dim;
     const uint8_t **k = malloc(sizeof(*k) * (size_t)(r->n_rows[i] + 1)), **v = malloc(sizeof(*v) * (size_t)(r->n_rows[i] + 1));
-    float zero[SR_ATTN_MAX_DIM] = {0};
+    const float k_scale = sr_kv_scale(&u->unit[i].k, s->k_type), v_scale = sr_kv_scale(&u->unit[i].v, s->v_type);
+    float zero[SR_ATTN_MAX_DIM] = {0}, q[SR_ATTN_MAX_DIM];
     struct ref_state ref;
     int32_t n = 0;
     for (int32_t row = 0; row < u->unit[i].kv_len; row++)
@@ -98,11 +99,12 @@ static void compare_unit(struct check *c, enum cpu_isa isa, const struct rows_ca
         sr_ref_state_start(&ref, zero, -INFINITY, 0, d);
         ref.q_error = sr_check_q_error(isa, s->k_type);
         ref.weight_error = sr_check_weight_error(isa, s->v_type);
-        sr_ref_state_add(&ref, s, u->unit[i].q + g * d, k, v, n);
+        for (int32_t j = 0; j < d; j++) q[j] = u->unit[i].q[g * d + j] * k_scale;
+        sr_ref_state_add(&ref, s, q, k, v, n);
         for (int32_t j = 0; j < d; j++) {
             const double want = n ? ref.o[j] / ref.l : 0;
             const double tol = n ? ref.o_abs[j] / ref.l * (4 * ref.logit_error + (2 * n + 72) * SR_CHECK_U) + ref.lost + ref.o_error[j] / ref.l : 0;
-            if (!sr_check_near(c, "output", (i * s->group + g) * d + j, r->out[(i * s->group + g) * d + j], want, tol)) break;
+            if (!sr_check_near(c, "output", (i * s->group + g) * d + j, r->out[(i * s->group + g) * d + j] / v_scale, want, tol)) break;
         }
     }
     if (r->touched[i].k_rows != n || r->touched[i].v_rows != n)
@@ -112,8 +114,8 @@ static void compare_unit(struct check *c, enum cpu_isa isa, const struct rows_ca
     free(v);
 }
 
-static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_BF16, SR_DTYPE_F32, SR_DTYPE_Q4_0};
-enum { N_TYPES = 5 };
+static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_Q8_0, SR_DTYPE_BF16, SR_DTYPE_F32, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
+enum { N_TYPES = 6 };
 
 static void rows_case(struct check *c, enum cpu_isa isa, const int32_t *kv_len, const uint8_t *set, int variant)
 {
@@ -262,9 +264,17 @@ static void test_prefill(struct check *c, enum cpu_isa isa)
     sr_ops_units_fini(&u);
 }
 
-static void test_append(struct check *c, enum cpu_isa isa)
+/* Of a scaled type, over the unit's scale. */
+static void store_row(const struct cpu_kernels *k, sr_dtype type, const struct kv_rows *r, const float *x, uint8_t *to)
 {
-    const struct attn_shape shape = sr_check_shape(64, 2, SR_DTYPE_Q8_0, SR_DTYPE_F16);
+    float over[64];
+    for (int i = 0; i < 64; i++) over[i] = x[i] / sr_kv_scale(r, type);
+    k->kv_store(type, over, to, 64);
+}
+
+static void append_case(struct check *c, enum cpu_isa isa, sr_dtype k_type, sr_dtype v_type)
+{
+    const struct attn_shape shape = sr_check_shape(64, 2, k_type, v_type);
     const int32_t kv_len[] = {1300, 1300}, n = 300, pos = 900, stride = 2 * 64;
     struct cpu_kernels k;
     struct ops_units u;
@@ -279,14 +289,20 @@ static void test_append(struct check *c, enum cpu_isa isa)
     b->ops->kv_append(b, a, 2);
     for (int32_t i = 0; i < 2; i++)
         for (int32_t t = 0; t < a[i].n; t++) {
-            k.kv_store(shape.k_type, a[i].k_src + t * stride, want, 64);
+            store_row(&k, shape.k_type, &a[i].k, a[i].k_src + t * stride, want);
             sr_check_same(c, "appended K row", sr_ops_k_row(&u, i, pos + t), want, shape.k_row_bytes);
-            k.kv_store(shape.v_type, a[i].v_src + t * stride, want, 64);
+            store_row(&k, shape.v_type, &a[i].v, a[i].v_src + t * stride, want);
             sr_check_same(c, "appended V row", sr_ops_v_row(&u, i, pos + t), want, shape.v_row_bytes);
         }
     sr_backend_close(b);
     free(x);
     sr_ops_units_fini(&u);
+}
+
+static void test_append(struct check *c, enum cpu_isa isa)
+{
+    append_case(c, isa, SR_DTYPE_Q8_0, SR_DTYPE_F16);
+    append_case(c, isa, SR_DTYPE_F8_E4M3, SR_DTYPE_F8_E4M3);
 }
 
 static void test_cosine(struct check *c, enum cpu_isa isa)

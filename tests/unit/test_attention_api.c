@@ -108,7 +108,7 @@ static void test_options_refused(void **state)
     assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_UNSUPPORTED, &err, "v_type q4_0", "80");
     o.head_dim = 64;
     o.v_type = SR_DTYPE_Q4_1;
-    assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_UNSUPPORTED, &err, "v_type q4_1", "q8_0 or q4_0");
+    assert_refused(sr_attention_new(&a, &o, &err), SR_ERR_UNSUPPORTED, &err, "v_type q4_1", "q4_0 or fp8");
     o = small();
     o.route.mode = SR_ROUTE_PAPER;
     o.route.tau_set = 1;

@@ -91,12 +91,12 @@ static void check_shape(int32_t n_kv, int32_t group, int32_t dim, sr_dtype k_typ
 static void test_dense_equals_double(void **state)
 {
     static const int32_t groups[] = {1, 2, 3, 4, 7, 8}, dims[] = {64, 80, 128};
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
     (void)state;
     for (int i = 0; i < 6; i++) check_shape(2, groups[i], dims[i % 3], SR_DTYPE_F16, SR_DTYPE_F16);
     for (int i = 0; i < 6; i++) check_shape(1, groups[i], dims[(i + 1) % 3], SR_DTYPE_F32, SR_DTYPE_F16);
-    for (int i = 0; i < 5; i++) {
-        for (int j = 0; j < 5; j++) check_shape(2, 3, 64, types[i], types[j]);
+    for (int i = 0; i < 6; i++) {
+        for (int j = 0; j < 6; j++) check_shape(2, 3, 64, types[i], types[j]);
     }
 }
 

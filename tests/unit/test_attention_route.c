@@ -284,10 +284,10 @@ static void test_mass_rows(void **state)
 static void test_mass_shapes(void **state)
 {
     static const int32_t groups[] = {1, 2, 3, 4, 7, 8}, dims[] = {64, 80, 128};
-    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_F32, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+    static const sr_dtype types[] = {SR_DTYPE_F16, SR_DTYPE_F32, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
     (void)state;
     for (int i = 0; i < 6; i++) {
-        sr_dtype type = types[i % 5];
+        sr_dtype type = types[i];
         int32_t dim = sr_kv_is_blocked(type) ? 64 : dims[i % 3];
         struct attn_world *w = sr_world_new(1, 1, groups[i], dim, LEN, 20 + (uint64_t)i);
         sr_route_options o = sr_world_route(SR_ROUTE_MASS);
@@ -397,9 +397,9 @@ static void poison_mode(const sr_route_options *o, sr_dtype type)
 
 static void test_poison(void **state)
 {
-    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0};
+    static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
     (void)state;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         sr_route_options o = sr_world_route(SR_ROUTE_MASS);
         poison_mode(&o, types[i]);
     }

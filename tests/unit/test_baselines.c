@@ -350,6 +350,11 @@ static void test_refusals(void **state)
     assert_int_equal(sr_attn_seq_route_set(b.seq, &o, &err), SR_ERR_USAGE);
     assert_non_null(strstr(err.text, "more than 68"));
     sr_bench_close(&b);
+    o = route(SR_ROUTE_DENSE, 0);
+    sr_bench_open(&b, world, SR_DTYPE_F8_E4M3, SR_DTYPE_F16, &o, 1, NULL);
+    assert_int_equal(sr_attn_seq_observe(b.seq, &err), SR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "K cache of f8_e4m3"));
+    sr_bench_close(&b);
 }
 
 static int make_world(void **state)

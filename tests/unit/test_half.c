@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * f16 and bf16 against their definition in double precision. Widening: all 65,536 values. Narrowing: at every
+ * f16, bf16 and fp8 (e4m3) against their definition in double precision. Widening: all 65,536 values. Narrowing: at every
  * pair of neighbours a < b the float just below the middle, the middle and the float just above it; rounding
  * is monotonic, so nothing between them can go elsewhere unseen, and a coarse sweep over all floats checks
  * that.
@@ -95,6 +95,37 @@ static void check_sweep(const struct format *f)
     }
 }
 
+/* All codes; then the middles between neighbours, as above, and what is too large. */
+static void f8_codes(void **state)
+{
+    (void)state;
+    for (int c = 0; c < 256; c++) {
+        const int e = c >> 3 & 15, m = c & 7;
+        const double size = e ? ldexp(8 + m, e - 10) : ldexp(m, -9);
+        const float got = sr_f32_of_f8((uint8_t)c);
+        assert_int_equal(!!signbit(got), c >> 7);
+        if ((c & 0x7f) == 0x7f) {
+            assert_true(isnan(got));
+            continue;
+        }
+        if ((double)fabsf(got) != size) fail_msg("0x%02x gives %g, want %g", c, (double)got, size);
+        assert_int_equal(sr_f8_of_f32(got), c);
+    }
+    for (int c = 0; c < 0x7e; c++) {
+        const float mid = (sr_f32_of_f8((uint8_t)c) + sr_f32_of_f8((uint8_t)(c + 1))) / 2;
+        assert_int_equal(sr_f8_of_f32(nextafterf(mid, 0)), c);
+        assert_int_equal(sr_f8_of_f32(mid), c + (c & 1));
+        assert_int_equal(sr_f8_of_f32(nextafterf(mid, INFINITY)), c + 1);
+        assert_int_equal(sr_f8_of_f32(-nextafterf(mid, INFINITY)), (c + 1) | 0x80);
+    }
+    static const float large[] = {448.0f, 449.0f, 464.0f, 480.0f, 1e30f, INFINITY};
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(sr_f8_of_f32(large[i]), 0x7e);
+        assert_int_equal(sr_f8_of_f32(-large[i]), 0xfe);
+    }
+    assert_int_equal(sr_f8_of_f32(NAN), 0x7f);
+}
+
 static void f16_widen(void **state)
 {
     (void)state;
@@ -139,7 +170,7 @@ static void bf16_sweep(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(f16_widen),       cmocka_unit_test(f16_narrow), cmocka_unit_test(f16_round_trip),
+        cmocka_unit_test(f8_codes), cmocka_unit_test(f16_widen),       cmocka_unit_test(f16_narrow), cmocka_unit_test(f16_round_trip),
         cmocka_unit_test(f16_sweep),       cmocka_unit_test(bf16_widen), cmocka_unit_test(bf16_narrow),
         cmocka_unit_test(bf16_round_trip), cmocka_unit_test(bf16_sweep),
     };

@@ -169,6 +169,8 @@ static void continues_exactly(void **state)
     continues(model, SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_WINDOW, 100);
     continues(model, SR_DTYPE_F16, SR_DTYPE_F16, SR_ROUTE_MASS, 1500);
     continues(model, SR_DTYPE_F32, SR_DTYPE_F16, SR_ROUTE_MASS, 2600);
+    continues(model, SR_DTYPE_F8_E4M3, SR_DTYPE_F8_E4M3, SR_ROUTE_MASS, 1500);
+    continues(model, SR_DTYPE_F16, SR_DTYPE_F8_E4M3, SR_ROUTE_DENSE, N);
     struct stat st;
     assert_int_equal(stat(tiny_path("exact.session"), &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
@@ -284,6 +286,28 @@ static void patched(sr_session *live, const struct bytes *b, size_t at, int32_t 
     spill(bad, c.data, c.n);
     refused(live, bad, want, needle);
     free(c.data);
+}
+
+/* fp8: the scales, which come behind the tokens, are powers of two. */
+static void scales_are_checked(void **state)
+{
+    (void)state;
+    static const float wrong[] = {0.0f, -0.5f, 3.0f, INFINITY, NAN, 0x1p-130f};
+    const char *path = tiny_path("scales.session");
+    sr_session *s = session_of(model, SR_DTYPE_F8_E4M3, SR_DTYPE_F8_E4M3, SR_ROUTE_DENSE);
+    sr_session *live = session_of(model, SR_DTYPE_F8_E4M3, SR_DTYPE_F8_E4M3, SR_ROUTE_DENSE);
+    prefill(s, N);
+    prefill(live, 20);
+    OK(sr_session_save(s, path, &err));
+    struct bytes b = slurp(path);
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        int32_t bits;
+        memcpy(&bits, &wrong[i], 4);
+        patched(live, &b, TOKENS_AT + 4 * N + 4 * (i % 2), bits, SR_ERR_FORMAT, i % 2 ? "scale 1" : "scale 0");
+    }
+    free(b.data);
+    sr_session_free(s);
+    sr_session_free(live);
 }
 
 /* KV4, KV9, KV10: checksum right, content wrong. */
@@ -508,7 +532,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(continues_exactly), cmocka_unit_test(blocks_continue_exactly), cmocka_unit_test(empty_session), cmocka_unit_test(cuts), cmocka_unit_test(bit_flips),
-        cmocka_unit_test(sealed_lies), cmocka_unit_test(other_settings), cmocka_unit_test(other_routes), cmocka_unit_test(targets), cmocka_unit_test(locked),
+        cmocka_unit_test(scales_are_checked), cmocka_unit_test(sealed_lies), cmocka_unit_test(other_settings), cmocka_unit_test(other_routes), cmocka_unit_test(targets), cmocka_unit_test(locked),
         cmocka_unit_test(two_writers), cmocka_unit_test(disk_full)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, open_shared, close_shared);

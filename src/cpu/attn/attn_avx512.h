@@ -36,8 +36,16 @@ SR_INLINE __m512 sr_q4_values_avx512(__m512i codes)
     return _mm512_permutexvar_ps(codes, _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* Elements [i, i + 16) of a row, i a multiple of 16. `type` is a constant of the caller. Blocked types come without
- * their scale. */
+/* e4m3 as f16 of 2^-8 times the value, which is a move of its bits, below the normal numbers too; but for NaN. */
+SR_INLINE __m512 sr_of_f8_avx512(__m128i bytes)
+{
+    const __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7), _mm256_set1_epi16((short)0xbf80));
+    const __mmask16 nan = _mm_cmpeq_epi8_mask(_mm_or_si128(bytes, _mm_set1_epi8((char)0x80)), _mm_set1_epi8((char)0xff));
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_mask_mov_epi16(h, nan, _mm256_set1_epi16(0x7e00))), _mm512_set1_ps(256.0f));
+}
+
+/* Elements [i, i + 16) of a row, i a multiple of 16. `type` is a constant of the caller. Blocked and scaled types come
+ * without their scale. */
 SR_INLINE __m512 sr_load16_avx512(sr_dtype type, const uint8_t *row, int32_t i)
 {
     switch (type) {
@@ -46,6 +54,7 @@ SR_INLINE __m512 sr_load16_avx512(sr_dtype type, const uint8_t *row, int32_t i)
     case SR_DTYPE_BF16:
         return _mm512_castsi512_ps(_mm512_slli_epi32(
             _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))), 16));
+    case SR_DTYPE_F8_E4M3: return sr_of_f8_avx512(_mm_loadu_si128((const __m128i *)(const void *)(row + i)));
     case SR_DTYPE_Q8_0:
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
             _mm_loadu_si128((const __m128i *)(const void *)(row + i / 32 * 34 + 2 + i % 32))));
@@ -65,6 +74,7 @@ SR_INLINE __m512 sr_load16_at_avx512(sr_dtype type, const uint8_t *row, int32_t 
 SR_INLINE __m512 sr_load_part_avx512(sr_dtype type, const uint8_t *row, int32_t i, __mmask16 mask)
 {
     if (type == SR_DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)(const void *)row + i);
+    if (type == SR_DTYPE_F8_E4M3) return sr_of_f8_avx512(_mm_maskz_loadu_epi8(mask, row + i));
     const __m256i h = _mm256_maskz_loadu_epi16(mask, row + 2 * i);
     if (type == SR_DTYPE_F16) return _mm512_cvtph_ps(h);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));

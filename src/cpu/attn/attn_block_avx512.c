@@ -256,6 +256,7 @@ void sr_attn_logits_avx512(const struct attn_block *a, sr_block_weights p)
     case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
     case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
     case SR_DTYPE_BF16: logits_of(SR_DTYPE_BF16, a, p); break;
+    case SR_DTYPE_F8_E4M3: logits_of(SR_DTYPE_F8_E4M3, a, p); break;
     case SR_DTYPE_Q8_0: logits_of(SR_DTYPE_Q8_0, a, p); break;
     default: logits_of(SR_DTYPE_Q4_0, a, p); break;
     }
@@ -269,6 +270,7 @@ void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p)
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
     case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;
     case SR_DTYPE_BF16: outputs_of(SR_DTYPE_BF16, a, p, shrink); break;
+    case SR_DTYPE_F8_E4M3: outputs_of(SR_DTYPE_F8_E4M3, a, p, shrink); break;
     case SR_DTYPE_Q8_0: outputs_of_blocked(SR_DTYPE_Q8_0, a, p, shrink); break;
     default: outputs_of_blocked(SR_DTYPE_Q4_0, a, p, shrink); break;
     }

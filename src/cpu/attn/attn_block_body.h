@@ -147,6 +147,7 @@ SR_INLINE void attn_block_body(const struct attn_block *a)
     case SR_DTYPE_F32: logits_of(SR_DTYPE_F32, a, p); break;
     case SR_DTYPE_F16: logits_of(SR_DTYPE_F16, a, p); break;
     case SR_DTYPE_BF16: logits_of(SR_DTYPE_BF16, a, p); break;
+    case SR_DTYPE_F8_E4M3: logits_of(SR_DTYPE_F8_E4M3, a, p); break;
     case SR_DTYPE_Q8_0: logits_of(SR_DTYPE_Q8_0, a, p); break;
     default: logits_of(SR_DTYPE_Q4_0, a, p); break;
     }
@@ -155,6 +156,7 @@ SR_INLINE void attn_block_body(const struct attn_block *a)
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
     case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;
     case SR_DTYPE_BF16: outputs_of(SR_DTYPE_BF16, a, p, shrink); break;
+    case SR_DTYPE_F8_E4M3: outputs_of(SR_DTYPE_F8_E4M3, a, p, shrink); break;
     case SR_DTYPE_Q8_0: outputs_of(SR_DTYPE_Q8_0, a, p, shrink); break;
     default: outputs_of(SR_DTYPE_Q4_0, a, p, shrink); break;
     }

@@ -2,11 +2,11 @@
  *
  * Causal attention of a block of queries on the matrix units, which multiply bf16 and add in f32. A float is kept as
  * the sum of two bf16 values: q k = hi hi + hi lo + lo hi, off by 2^-16 of each product at most, and p v = p (hi + lo)
- * with p rounded to bf16 (the sum l takes the rounded p, so that weights still add up to 1). A bf16 cache has no lo.
+ * with p rounded to bf16 (the sum l takes the rounded p, so that weights still add up to 1). A bf16 or fp8 cache has no lo.
  *
  * All of it is turned on its side: logits are [keys][16 queries], so that K tiles are K rows as they lie, the maximum
  * and the sum over keys need no shuffles, and the output is [head_dim][16 queries]. 16 query rows by 64 keys at a time.
- * Logits are in base 2: q is multiplied by log2 e first.
+ * Logits are in base 2: q is multiplied by log2 e first, and by the scale of scaled keys.
  */
 #include "cpu/kernels.h"
 #include "cpu/attn/attn_avx512.h"
@@ -74,7 +74,7 @@ static void pack_queries(const struct flash *f, int32_t block)
 {
     const int32_t group = f->a->shape->group;
     uint8_t *hi = f->q + (size_t)(block * 2 * f->nk) * TILE, *lo = hi + (size_t)f->nk * TILE;
-    const __m512 log2e = _mm512_set1_ps(0x1.715476p+0f);
+    const __m512 factor = _mm512_set1_ps(0x1.715476p+0f * sr_kv_scale(&f->a->unit->k, f->a->shape->k_type));
     for (int32_t t = 0; t < f->nk; t++, hi += TILE, lo += TILE) {
         uint8_t rows[2][TILE] __attribute__((aligned(64)));
         __m512i r[2][16];
@@ -82,8 +82,8 @@ static void pack_queries(const struct flash *f, int32_t block)
             const int32_t row = block * LANES + i;
             const int32_t n = row < f->n_rows ? row : f->n_rows - 1; /* a short block repeats the last row */
             const uint8_t *q = (const uint8_t *)(f->a->q + n / group * f->a->q_stride + n % group * f->d);
-            split_row(_mm512_mul_ps(widen(SR_DTYPE_F32, q, 32 * t, f->d), log2e),
-                      _mm512_mul_ps(widen(SR_DTYPE_F32, q, 32 * t + 16, f->d), log2e), rows[0] + 64 * i, rows[1] + 64 * i);
+            split_row(_mm512_mul_ps(widen(SR_DTYPE_F32, q, 32 * t, f->d), factor),
+                      _mm512_mul_ps(widen(SR_DTYPE_F32, q, 32 * t + 16, f->d), factor), rows[0] + 64 * i, rows[1] + 64 * i);
         }
         SR_UNROLL for (int i = 0; i < 16; i++) {
             r[0][i] = _mm512_load_si512(rows[0] + 64 * i);
@@ -136,6 +136,7 @@ static void load_keys(const struct flash *f, int64_t key, int32_t n)
     case SR_DTYPE_F32: pack_k(SR_DTYPE_F32, f, k, n); break;
     case SR_DTYPE_F16: pack_k(SR_DTYPE_F16, f, k, n); break;
     case SR_DTYPE_BF16: pack_k(SR_DTYPE_BF16, f, k, n); break;
+    case SR_DTYPE_F8_E4M3: pack_k(SR_DTYPE_F8_E4M3, f, k, n); break;
     case SR_DTYPE_Q8_0: pack_k(SR_DTYPE_Q8_0, f, k, n); break;
     default: pack_k(SR_DTYPE_Q4_0, f, k, n); break;
     }
@@ -143,6 +144,7 @@ static void load_keys(const struct flash *f, int64_t key, int32_t n)
     case SR_DTYPE_F32: pack_v(SR_DTYPE_F32, f, v, n); break;
     case SR_DTYPE_F16: pack_v(SR_DTYPE_F16, f, v, n); break;
     case SR_DTYPE_BF16: pack_v(SR_DTYPE_BF16, f, v, n); break;
+    case SR_DTYPE_F8_E4M3: pack_v(SR_DTYPE_F8_E4M3, f, v, n); break;
     case SR_DTYPE_Q8_0: pack_v(SR_DTYPE_Q8_0, f, v, n); break;
     default: pack_v(SR_DTYPE_Q4_0, f, v, n); break;
     }
@@ -297,7 +299,8 @@ static void write_block(const struct flash *f, int32_t block)
     const int32_t group = f->a->shape->group;
     const float *o = f->o + (size_t)(block * f->nv) * 256;
     const __m512 l = _mm512_load_ps(f->l + block * LANES);
-    const __m512 inverse = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(l, _mm512_setzero_ps(), _CMP_NEQ_UQ), _mm512_set1_ps(1.0f), l);
+    const __m512 scale = _mm512_set1_ps(sr_kv_scale(&f->a->unit->v, f->a->shape->v_type));
+    const __m512 inverse = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(l, _mm512_setzero_ps(), _CMP_NEQ_UQ), scale, l);
     for (int32_t t = 0; t < f->nv; t++) {
         const __mmask16 mask = f->d - 16 * t >= 16 ? 0xffff : 0xff;
         __m512 r[16];
@@ -317,8 +320,8 @@ static void place(struct flash *f, const struct attn_flash *a)
     f->nk = (f->d + 31) / 32;
     f->nv = (f->d + 15) / 16;
     f->n_blocks = (f->n_rows + LANES - 1) / LANES;
-    f->k_has_lo = a->shape->k_type != SR_DTYPE_BF16;
-    f->v_has_lo = a->shape->v_type != SR_DTYPE_BF16;
+    f->k_has_lo = a->shape->k_type != SR_DTYPE_BF16 && a->shape->k_type != SR_DTYPE_F8_E4M3;
+    f->v_has_lo = a->shape->v_type != SR_DTYPE_BF16 && a->shape->v_type != SR_DTYPE_F8_E4M3;
     const size_t state = (size_t)(f->n_blocks * LANES) * sizeof(float);
     f->q = at;
     f->k = at += (size_t)(f->n_blocks * 2 * f->nk) * TILE;

@@ -27,11 +27,14 @@ struct flash {
 SR_INLINE void turn_k(const sr_dtype type, const struct flash *f, const uint8_t *rows, int32_t n)
 {
     const size_t bytes = f->a->shape->k_row_bytes;
+    const __m512 scale = _mm512_set1_ps(f->a->unit->k.scale);
     for (int32_t key = 0; key < KEYS; key += 16)
         for (int32_t i = 0; i < f->d; i += 16) {
             __m512 r[16];
             SR_UNROLL for (int j = 0; j < 16; j++)
                 r[j] = key + j < n ? sr_widen_avx512(type, rows + (size_t)(key + j) * bytes, i, f->d) : _mm512_setzero_ps();
+            if (sr_kv_is_scaled(type))
+                SR_UNROLL for (int j = 0; j < 16; j++) r[j] = _mm512_mul_ps(r[j], scale);
             sr_transpose16_avx512(r);
             SR_UNROLL for (int j = 0; j < 16; j++) _mm512_store_ps(f->k + (i + j) * KEYS + key, r[j]);
         }
@@ -55,6 +58,7 @@ static void load_tile(const struct flash *f, int64_t key, int32_t n)
     case SR_DTYPE_F32: turn_k(SR_DTYPE_F32, f, k, n); break;
     case SR_DTYPE_F16: turn_k(SR_DTYPE_F16, f, k, n); break;
     case SR_DTYPE_BF16: turn_k(SR_DTYPE_BF16, f, k, n); break;
+    case SR_DTYPE_F8_E4M3: turn_k(SR_DTYPE_F8_E4M3, f, k, n); break;
     case SR_DTYPE_Q8_0: turn_k(SR_DTYPE_Q8_0, f, k, n); break;
     default: turn_k(SR_DTYPE_Q4_0, f, k, n); break;
     }
@@ -62,6 +66,7 @@ static void load_tile(const struct flash *f, int64_t key, int32_t n)
     case SR_DTYPE_F32: widen_v(SR_DTYPE_F32, f, v, n); break;
     case SR_DTYPE_F16: widen_v(SR_DTYPE_F16, f, v, n); break;
     case SR_DTYPE_BF16: widen_v(SR_DTYPE_BF16, f, v, n); break;
+    case SR_DTYPE_F8_E4M3: widen_v(SR_DTYPE_F8_E4M3, f, v, n); break;
     case SR_DTYPE_Q8_0: widen_v(SR_DTYPE_Q8_0, f, v, n); break;
     default: widen_v(SR_DTYPE_Q4_0, f, v, n); break;
     }
@@ -172,9 +177,10 @@ static void place(struct flash *f, const struct attn_flash *a)
 static void write_out(const struct flash *f)
 {
     const int32_t group = f->a->shape->group;
+    const float v_scale = sr_kv_scale(&f->a->unit->v, f->a->shape->v_type);
     for (int32_t r = 0; r < f->n_rows; r++) {
         float *out = f->a->out + r / group * f->a->out_stride + r % group * f->d;
-        const float l = f->l[r], inverse = l == 0 ? 0 : 1.0f / l;
+        const float l = f->l[r], inverse = l == 0 ? 0 : v_scale / l;
         for (int32_t i = 0; i < f->d; i += 16) {
             const __mmask16 mask = f->d - i >= 16 ? 0xffff : 0xff;
             _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(_mm512_load_ps(f->o + r * f->dp + i), _mm512_set1_ps(inverse)));

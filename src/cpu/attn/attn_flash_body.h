@@ -27,12 +27,13 @@ SR_INLINE void load_tile(const struct flash *f, int64_t key, int32_t n)
     const int64_t chunk = key / SR_CHUNK_ROWS, row = key % SR_CHUNK_ROWS;
     const uint8_t *k = (const uint8_t *)f->a->unit->k.chunk[chunk] + (size_t)row * s->k_row_bytes;
     const uint8_t *v = (const uint8_t *)f->a->unit->v.chunk[chunk] + (size_t)row * s->v_row_bytes;
+    const float k_scale = sr_kv_scale(&f->a->unit->k, s->k_type);
     float wide[SR_ATTN_MAX_DIM];
     memset(f->k, 0, (size_t)(f->d * KEYS) * sizeof(float));
     memset(f->v, 0, (size_t)(KEYS * f->dp) * sizeof(float));
     for (int32_t i = 0; i < n; i++) {
         vec_unpack_any(s->k_type, k + (size_t)i * s->k_row_bytes, f->d, wide);
-        for (int32_t j = 0; j < f->d; j++) f->k[j * KEYS + i] = wide[j];
+        for (int32_t j = 0; j < f->d; j++) f->k[j * KEYS + i] = wide[j] * k_scale;
         vec_unpack_any(s->v_type, v + (size_t)i * s->v_row_bytes, f->d, f->v + i * f->dp);
     }
 }
@@ -125,9 +126,10 @@ SR_INLINE void attn_flash_body(const struct attn_flash *a)
         load_tile(&f, key, n);
         for (int32_t row = (int32_t)(first / TILE_ROWS * TILE_ROWS); row < f.n_rows; row += TILE_ROWS) block_tile(&f, row, key, n);
     }
+    const float v_scale = sr_kv_scale(&a->unit->v, a->shape->v_type);
     for (int32_t r = 0; r < f.n_rows; r++) {
         float *out = a->out + r / a->shape->group * a->out_stride + r % a->shape->group * f.d;
-        const vec inverse = vec_all(f.l[r] == 0 ? 0 : 1.0f / f.l[r]);
+        const vec inverse = vec_all(f.l[r] == 0 ? 0 : v_scale / f.l[r]);
         for (int32_t i = 0; i < f.d; i += VEC) vec_store(out + i, vec_mul(vec_load(f.o + r * f.dp + i), inverse));
     }
 }

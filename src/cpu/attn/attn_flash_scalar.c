@@ -20,10 +20,12 @@ static void one_query(const struct attn_flash *a, int32_t t)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group;
     const uint8_t *k[SR_ATTN_BLOCK], *v[SR_ATTN_BLOCK];
-    float m[SR_ATTN_MAX_GROUP], l[SR_ATTN_MAX_GROUP], *o = a->out + t * a->out_stride;
+    float m[SR_ATTN_MAX_GROUP], l[SR_ATTN_MAX_GROUP], q[SR_ATTN_MAX_GROUP * SR_ATTN_MAX_DIM], *o = a->out + t * a->out_stride;
+    const float k_scale = sr_kv_scale(&a->unit->k, a->shape->k_type), v_scale = sr_kv_scale(&a->unit->v, a->shape->v_type);
     int64_t k_rows = 0, v_rows = 0;
-    struct attn_block b = {.shape = a->shape, .q = a->q + t * a->q_stride, .k = k, .v = v, .o = o, .m = m, .l = l,
+    struct attn_block b = {.shape = a->shape, .q = q, .k = k, .v = v, .o = o, .m = m, .l = l,
                            .k_rows = &k_rows, .v_rows = &v_rows};
+    for (int32_t i = 0; i < group * d; i++) q[i] = a->q[t * a->q_stride + i] * k_scale; /* the same product */
     memset(o, 0, (size_t)(group * d) * sizeof(float));
     for (int32_t g = 0; g < group; g++) {
         m[g] = sr_f32_of_bits(0xff800000u); /* -inf */
@@ -34,7 +36,7 @@ static void one_query(const struct attn_flash *a, int32_t t)
         sr_attn_block_scalar(&b);
     }
     for (int32_t g = 0; g < group; g++)
-        for (int32_t j = 0; j < d; j++) o[g * d + j] = l[g] == 0 ? 0 : o[g * d + j] / l[g];
+        for (int32_t j = 0; j < d; j++) o[g * d + j] = l[g] == 0 ? 0 : o[g * d + j] / l[g] * v_scale;
 }
 
 void sr_attn_flash_scalar(const struct attn_flash *a)

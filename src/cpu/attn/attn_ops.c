@@ -14,12 +14,24 @@ enum { APPEND_ROWS = 64, APPEND_SERIAL = 16 };
 
 struct append_job { const struct kv_append_args *a; const struct backend_cpu *c; int32_t n_blocks; };
 
+/* One row; of a scaled type, over the scale, which is a power of two. */
+static void store_row(const struct backend_cpu *c, sr_dtype type, const struct kv_rows *r, const float *src, void *dst, int32_t d)
+{
+    float scaled[SR_ATTN_MAX_DIM];
+    if (sr_kv_is_scaled(type)) {
+        const float inverse = 1.0f / r->scale;
+        for (int32_t i = 0; i < d; i++) scaled[i] = src[i] * inverse;
+        src = scaled;
+    }
+    c->k.kv_store(type, src, dst, d);
+}
+
 static void append_rows(const struct backend_cpu *c, const struct kv_append_args *a, int32_t t0, int32_t t1)
 {
     const struct attn_shape *s = a->shape;
     for (int32_t t = t0; t < t1; t++) {
-        c->k.kv_store(s->k_type, a->k_src + t * a->stride, sr_row_at(&a->k, a->pos0 + t, s->k_row_bytes), s->head_dim);
-        c->k.kv_store(s->v_type, a->v_src + t * a->stride, sr_row_at(&a->v, a->pos0 + t, s->v_row_bytes), s->head_dim);
+        store_row(c, s->k_type, &a->k, a->k_src + t * a->stride, sr_row_at(&a->k, a->pos0 + t, s->k_row_bytes), s->head_dim);
+        store_row(c, s->v_type, &a->v, a->v_src + t * a->stride, sr_row_at(&a->v, a->pos0 + t, s->v_row_bytes), s->head_dim);
     }
 }
 
@@ -73,7 +85,7 @@ void sr_cpu_attn_cosine(struct backend *b, const struct attn_cosine_args *a)
     (void)b;
     for (int32_t u = 0; u < a->n_units; u++) {
         double sum = 0;
-        sr_row_load(s->k_type, sr_row_at(&a->units[u].k, 0, s->k_row_bytes), k, d);
+        sr_row_load(s->k_type, sr_row_at(&a->units[u].k, 0, s->k_row_bytes), k, d); /* a scale does not turn it */
         a->touched[u].k_rows++;
         const double k_norm = sqrt(dot(k, k, d));
         for (int32_t g = 0; g < s->group; g++) {

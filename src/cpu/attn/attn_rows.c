@@ -98,6 +98,29 @@ static void merge_unit(const struct rows_job *j, int32_t u)
     }
 }
 
+/* ---- scaled types: kernels take rows as they are stored ---- */
+
+static const float *query_of(const struct rows_job *j, int32_t u)
+{
+    const struct attn_shape *s = j->a->shape;
+    return sr_kv_is_scaled(s->k_type) ? j->s->q + (size_t)u * (size_t)(s->group * s->head_dim) : j->a->units[u].q;
+}
+
+/* (scale K) q = K (scale q), to the bit since the scale is a power of two; likewise p (scale V). */
+static void scale_query(const struct rows_job *j, int32_t u)
+{
+    const struct attn_shape *s = j->a->shape;
+    const int32_t n = s->group * s->head_dim;
+    float *to = j->s->q + (size_t)u * (size_t)n;
+    for (int32_t i = 0; i < n; i++) to[i] = j->a->units[u].q[i] * j->a->units[u].k.scale;
+}
+
+static void scale_output(const struct rows_job *j, int32_t u, float *o)
+{
+    const struct attn_shape *s = j->a->shape;
+    for (int32_t i = 0; sr_kv_is_scaled(s->v_type) && i < s->group * s->head_dim; i++) o[i] *= j->a->units[u].v.scale;
+}
+
 /* A task of the pool. Two sets of addresses: while one block is computed, the next one's K rows are fetched. */
 static void run_piece(void *ctx, int32_t task, int32_t thread)
 {
@@ -107,7 +130,7 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
     struct block_rows rows[2];
     struct attn_touched *touched = &j->s->touched[task];
     const struct head_state first = piece_head(j, task, 0);
-    struct attn_block b = {.shape = a->shape, .q = a->units[p->unit].q, .o = first.o, .m = first.m, .l = first.l,
+    struct attn_block b = {.shape = a->shape, .q = query_of(j, p->unit), .o = first.o, .m = first.m, .l = first.l,
                            .k_rows = &touched->k_rows, .v_rows = &touched->v_rows,
                            .scratch = sr_attn_thread_scratch(j->s, thread), .begins = 1};
     *touched = (struct attn_touched){0, 0, 0};
@@ -129,6 +152,7 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
         j->c->k.attn_block(&b);
         b.begins = 0;
     }
+    scale_output(j, p->unit, first.o);
     if (atomic_fetch_sub_explicit(&j->s->work[p->unit].left, 1, memory_order_acq_rel) == 1) merge_unit(j, p->unit);
 }
 
@@ -158,6 +182,7 @@ void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a)
         w->n = n_pieces - w->first;
         atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
         if (w->n == 0) merge_unit(&job, u);
+        else if (sr_kv_is_scaled(a->shape->k_type)) scale_query(&job, u);
     }
     sr_pool_run(c->pool, n_pieces, run_piece, &job);
 }

@@ -36,6 +36,7 @@ static void layout(struct attn_scratch *s, struct arena *a)
     const size_t pieces = (size_t)s->max_pieces, group = (size_t)n->group;
     s->pieces = sr_arena_take(a, pieces, sizeof(*s->pieces));
     s->work = sr_arena_take(a, (size_t)n->n_units, sizeof(*s->work));
+    s->q = sr_arena_take(a, (size_t)n->n_units * group * (size_t)n->head_dim, sizeof(float));
     s->o = sr_arena_take(a, pieces * group * (size_t)n->head_dim, sizeof(float));
     s->m = sr_arena_take(a, pieces * group, sizeof(float));
     s->l = sr_arena_take(a, pieces * group, sizeof(float));

@@ -48,6 +48,7 @@ struct attn_scratch {
     int32_t max_pieces;              /* of all units together */
     struct attn_piece *pieces;       /* [max_pieces] */
     struct attn_unit_work *work;     /* [n_units] */
+    float *q;                        /* [n_units][group][head_dim] queries times the scale of scaled keys */
     float *o, *m, *l;                /* states of pieces: [max_pieces][group][head_dim], [max_pieces][group] twice */
     struct attn_touched *touched;    /* [max_pieces] */
 

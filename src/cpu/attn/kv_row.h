@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A cache row as floats, for the scalar kernels and for the ops that read a row or two.
+ * A cache row as floats, for the scalar kernels and for the ops that read a row or two. Without the scale of a scaled type.
  */
 #ifndef SR_CPU_ATTN_KV_ROW_H
 #define SR_CPU_ATTN_KV_ROW_H
@@ -26,6 +26,9 @@ static inline void sr_row_load(sr_dtype type, const uint8_t *src, float *dst, in
             memcpy(&h, src + 2 * i, 2);
             dst[i] = sr_f32_of_bf16(h);
         }
+        return;
+    case SR_DTYPE_F8_E4M3:
+        for (int32_t i = 0; i < n; i++) dst[i] = sr_f32_of_f8(src[i]);
         return;
     default: break;
     }

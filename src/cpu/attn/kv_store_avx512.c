@@ -38,6 +38,24 @@ static void store_bf16(const float *x, uint8_t *dst, int64_t n)
     }
 }
 
+/* As sr_f8_of_f32. */
+static void store_f8(const float *x, uint8_t *dst, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = head_of(n - i);
+        const __m512 v = _mm512_maskz_loadu_ps(mask, x + i), mag = _mm512_abs_ps(v);
+        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), small = _mm512_cmp_ps_mask(mag, _mm512_set1_ps(0x1p-6f), _CMP_LT_OQ);
+        const __m512i u = _mm512_castps_si512(_mm512_min_ps(mag, _mm512_set1_ps(448.0f)));
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 20), _mm512_set1_epi32(1));
+        __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7ffff - 0x3c000000)), 20);
+        const __m512i steps = _mm512_castps_si512(_mm512_add_ps(mag, _mm512_set1_ps(16384.0f)));
+        r = _mm512_mask_sub_epi32(r, small, steps, _mm512_set1_epi32(0x46800000));
+        r = _mm512_mask_or_epi32(r, _mm512_movepi32_mask(_mm512_castps_si512(v)), r, _mm512_set1_epi32(0x80));
+        r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7f));
+        _mm_mask_storeu_epi8(dst + i, mask, _mm512_cvtepi32_epi8(r));
+    }
+}
+
 static void store_q8_block(const float *x, uint8_t *dst)
 {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
@@ -81,6 +99,7 @@ void sr_kv_store_avx512(sr_dtype type, const float *src, void *dst, int64_t n)
     case SR_DTYPE_F32: memcpy(out, src, (size_t)n * 4); return;
     case SR_DTYPE_F16: store_f16(src, out, n); return;
     case SR_DTYPE_BF16: store_bf16(src, out, n); return;
+    case SR_DTYPE_F8_E4M3: store_f8(src, out, n); return;
     default: break;
     }
     assert(sr_kv_is_blocked(type) && n % SR_KV_BLOCK == 0);

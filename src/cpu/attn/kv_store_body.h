@@ -59,6 +59,9 @@ SR_INLINE void kv_store_body(sr_dtype type, const float *src, uint8_t *dst, int6
     case SR_DTYPE_BF16:
         for (int64_t i = 0; i < n; i += VEC) vec_store_bf16(dst + 2 * i, vec_load(src + i));
         return;
+    case SR_DTYPE_F8_E4M3:
+        for (int64_t i = 0; i < n; i += VEC) vec_store_f8(dst + i, vec_load(src + i));
+        return;
     default: break;
     }
     assert(sr_kv_is_blocked(type) && n % SR_KV_BLOCK == 0);

@@ -59,6 +59,9 @@ void sr_kv_store_scalar(sr_dtype type, const float *src, void *dst, int64_t n)
             memcpy(out + 2 * i, &h, 2);
         }
         return;
+    case SR_DTYPE_F8_E4M3:
+        for (int64_t i = 0; i < n; i++) out[i] = sr_f8_of_f32(src[i]);
+        return;
     default: break;
     }
     assert(sr_kv_is_blocked(type) && n % SR_KV_BLOCK == 0);

@@ -58,7 +58,15 @@ SR_INLINE vec vec_scale2(vec p, vec n, vec x, float least)
 SR_INLINE vec vec_round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 SR_INLINE vec vec_select_nan(vec r, vec x) { return _mm256_blendv_ps(r, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
 
-/* Elements [i, i + VEC) of a row, `type` a constant; blocked types without their scale. */
+/* e4m3 as f16 of 2^-8 times the value, which is a move of its bits, below the normal numbers too; but for NaN. */
+SR_INLINE vec vec_of_f8(__m128i bytes)
+{
+    const __m128i h = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7), _mm_set1_epi16((short)0xbf80));
+    const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(h, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x3f80));
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(h, _mm_and_si128(nan, _mm_set1_epi16(0x7e00)))), _mm256_set1_ps(256.0f));
+}
+
+/* Elements [i, i + VEC) of a row, `type` a constant; blocked and scaled types without their scale. */
 SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
 {
     switch (type) {
@@ -67,6 +75,7 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
     case SR_DTYPE_BF16:
         return _mm256_castsi256_ps(_mm256_slli_epi32(
             _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(row + 2 * i))), 16));
+    case SR_DTYPE_F8_E4M3: return vec_of_f8(_mm_loadl_epi64((const __m128i *)(const void *)(row + i)));
     case SR_DTYPE_Q8_0:
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
             _mm_loadl_epi64((const __m128i *)(const void *)(row + i / 32 * 34 + 2 + i % 32))));
@@ -100,6 +109,21 @@ SR_INLINE void vec_store_bf16(uint8_t *dst, vec x)
     const __m256i r = _mm256_blendv_epi8(round, nan, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     _mm_storeu_si128((__m128i *)(void *)dst, _mm256_castsi256_si128(packed));
+}
+
+/* As sr_f8_of_f32. */
+SR_INLINE void vec_store_f8(uint8_t *dst, vec x)
+{
+    const vec mag = vec_abs(x), top = _mm256_set1_ps(448.0f);
+    const __m256i u = _mm256_castps_si256(_mm256_min_ps(mag, top)), odd = _mm256_and_si256(_mm256_srli_epi32(u, 20), _mm256_set1_epi32(1));
+    const __m256i round = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7ffff - 0x3c000000)), 20);
+    const __m256i steps = _mm256_sub_epi32(_mm256_castps_si256(_mm256_add_ps(mag, _mm256_set1_ps(16384.0f))), _mm256_set1_epi32(0x46800000));
+    const __m256i small = _mm256_castps_si256(_mm256_cmp_ps(mag, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ));
+    const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x), 24), _mm256_set1_epi32(0x80));
+    const __m256i r = _mm256_or_si256(_mm256_blendv_epi8(round, steps, small), sign);
+    const __m256i w = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7f), _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    const __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storel_epi64((__m128i *)(void *)dst, _mm_packus_epi16(h, h));
 }
 
 /* Rounded to nearest, ties to even; |x| <= 127. */

@@ -27,7 +27,7 @@ SR_INLINE float vec_scale(sr_dtype type, const uint8_t *row, int32_t i)
     return vec_f16(h);
 }
 
-/* Elements [i, i + VEC) of a row as they are meant. */
+/* Elements [i, i + VEC) of a row as they are meant, but for the scale of a scaled type. */
 SR_INLINE vec vec_value(sr_dtype type, const uint8_t *row, int32_t i)
 {
     const vec x = vec_row(type, row, i);
@@ -54,6 +54,7 @@ SR_INLINE void vec_unpack_any(sr_dtype type, const uint8_t *row, int32_t d, floa
     case SR_DTYPE_F32: vec_unpack(SR_DTYPE_F32, row, d, out); return;
     case SR_DTYPE_F16: vec_unpack(SR_DTYPE_F16, row, d, out); return;
     case SR_DTYPE_BF16: vec_unpack(SR_DTYPE_BF16, row, d, out); return;
+    case SR_DTYPE_F8_E4M3: vec_unpack(SR_DTYPE_F8_E4M3, row, d, out); return;
     case SR_DTYPE_Q8_0: vec_unpack(SR_DTYPE_Q8_0, row, d, out); return;
     default: vec_unpack(SR_DTYPE_Q4_0, row, d, out); return;
     }

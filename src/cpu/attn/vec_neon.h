@@ -52,7 +52,16 @@ SR_INLINE vec vec_scale2(vec p, vec n, vec x, float least)
 SR_INLINE vec vec_round(vec x) { return vrndnq_f32(x); }
 SR_INLINE vec vec_select_nan(vec r, vec x) { return vbslq_f32(vceqq_f32(x, x), r, x); }
 
-/* Elements [i, i + VEC) of a row, `type` a constant; blocked types without their scale. */
+/* e4m3 as f16 of 2^-8 times the value, which is a move of its bits, below the normal numbers too; but for NaN. */
+SR_INLINE vec vec_of_f8(int8x8_t bytes)
+{
+    const uint16x4_t wide = vreinterpret_u16_s16(vget_low_s16(vmovl_s8(bytes))), most = vdup_n_u16(0x3f80);
+    const uint16x4_t h = vand_u16(vshl_n_u16(wide, 7), vdup_n_u16(0xbf80));
+    const uint16x4_t nan = vand_u16(vceq_u16(vand_u16(h, most), most), vdup_n_u16(0x7e00));
+    return vmulq_f32(vcvt_f32_f16(vreinterpret_f16_u16(vorr_u16(h, nan))), vdupq_n_f32(256.0f));
+}
+
+/* Elements [i, i + VEC) of a row, `type` a constant; blocked and scaled types without their scale. */
 SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
 {
     uint16_t h[4];
@@ -65,6 +74,9 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
     case SR_DTYPE_BF16:
         memcpy(h, row + 2 * i, 8);
         return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(h), 16));
+    case SR_DTYPE_F8_E4M3:
+        memcpy(&w, row + i, 4);
+        return vec_of_f8(vreinterpret_s8_s32(vdup_n_s32(w)));
     case SR_DTYPE_Q8_0:
         memcpy(&w, row + i / 32 * 34 + 2 + i % 32, 4);
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(w))))));
@@ -99,6 +111,20 @@ SR_INLINE void vec_store_bf16(uint8_t *dst, vec x)
     uint16_t h[4];
     vst1_u16(h, vmovn_u32(vbslq_u32(vceqq_f32(x, x), round, vorrq_u32(high, vdupq_n_u32(0x40)))));
     memcpy(dst, h, 8);
+}
+
+/* As sr_f8_of_f32. */
+SR_INLINE void vec_store_f8(uint8_t *dst, vec x)
+{
+    const vec mag = vabsq_f32(x);
+    const uint32x4_t u = vreinterpretq_u32_f32(vminq_f32(mag, vdupq_n_f32(448.0f))), odd = vandq_u32(vshrq_n_u32(u, 20), vdupq_n_u32(1));
+    const uint32x4_t round = vshrq_n_u32(vaddq_u32(vaddq_u32(u, odd), vdupq_n_u32(0x7ffff - 0x3c000000u)), 20);
+    const uint32x4_t steps = vsubq_u32(vreinterpretq_u32_f32(vaddq_f32(mag, vdupq_n_f32(16384.0f))), vdupq_n_u32(0x46800000));
+    const uint32x4_t sign = vandq_u32(vshrq_n_u32(vreinterpretq_u32_f32(x), 24), vdupq_n_u32(0x80));
+    const uint32x4_t r = vorrq_u32(vbslq_u32(vcltq_f32(mag, vdupq_n_f32(0x1p-6f)), steps, round), sign);
+    const uint16x4_t h = vmovn_u32(vbslq_u32(vceqq_f32(x, x), r, vdupq_n_u32(0x7f)));
+    const uint32_t w = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(h, h))), 0);
+    memcpy(dst, &w, 4);
 }
 
 /* Rounded to nearest, ties to even; |x| <= 127. */

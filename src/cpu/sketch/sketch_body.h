@@ -45,7 +45,7 @@ SR_INLINE void sketch_encode_body(const struct sketch_rows *a)
     for (int32_t row = a->row0; row < a->row1; row++) {
         vec_unpack_any(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, d, k);
         ++*a->k_rows;
-        for (int32_t i = 0; i < d; i += VEC) vec_store(k + i, vec_sub(vec_load(k + i), vec_load(a->basis->mu + i)));
+        for (int32_t i = 0; i < d; i += VEC) vec_store(k + i, vec_sub(vec_mul(vec_load(k + i), vec_all(a->k_scale)), vec_load(a->basis->mu + i)));
         project(a, k, y);
         for (int32_t w = 0; w < (int32_t)(a->sketch->row_bytes / 4); w++) {
             uint32_t word = 0;

@@ -23,6 +23,7 @@ static void encode_run(const struct encode_job *j, int32_t u, int32_t row0, int3
         .shape = a->shape, .sketch = a->sketch, .basis = &a->basis[u],
         .k_chunk = a->units[u].k.chunk[chunk], .y_chunk = a->units[u].y.chunk[chunk],
         .row0 = row0 - base, .row1 = row1 - base, .k_rows = &k_rows, .clipped = &clipped,
+        .k_scale = sr_kv_scale(&a->units[u].k, a->shape->k_type),
     };
     j->c->k.sketch_encode(&r);
     __atomic_fetch_add(&a->clipped[u], clipped, __ATOMIC_RELAXED);

@@ -18,7 +18,9 @@ SR_INLINE void load_rows(const sr_dtype type, struct tile *t)
         *t->a->k_rows += r < t->n;
         for (int32_t j = 0; j < t->d; j += 16) {
             const __mmask16 mask = t->d - j >= 16 ? 0xffff : 0xff;
-            const __m512 x = _mm512_sub_ps(sr_widen_avx512(type, row, j, t->d), _mm512_maskz_loadu_ps(mask, t->a->basis->mu + j));
+            __m512 x = sr_widen_avx512(type, row, j, t->d);
+            if (sr_kv_is_scaled(type)) x = _mm512_mul_ps(x, _mm512_set1_ps(t->a->k_scale));
+            x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, t->a->basis->mu + j));
             _mm512_mask_storeu_ps(&t->k[r][j], mask, x);
         }
     }
@@ -83,6 +85,7 @@ void sr_sketch_encode_avx512(const struct sketch_rows *a)
         case SR_DTYPE_F32: load_rows(SR_DTYPE_F32, &t); break;
         case SR_DTYPE_F16: load_rows(SR_DTYPE_F16, &t); break;
         case SR_DTYPE_BF16: load_rows(SR_DTYPE_BF16, &t); break;
+        case SR_DTYPE_F8_E4M3: load_rows(SR_DTYPE_F8_E4M3, &t); break;
         case SR_DTYPE_Q8_0: load_rows(SR_DTYPE_Q8_0, &t); break;
         default: load_rows(SR_DTYPE_Q4_0, &t); break;
         }

@@ -24,7 +24,7 @@ void sr_sketch_encode_scalar(const struct sketch_rows *a)
         uint32_t words[SR_ATTN_MAX_DIM] = {0};
         sr_row_load(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, k, d);
         ++*a->k_rows;
-        for (int32_t i = 0; i < d; i++) k[i] -= a->basis->mu[i];
+        for (int32_t i = 0; i < d; i++) k[i] = k[i] * a->k_scale - a->basis->mu[i];
         for (int32_t j = 0; j < a->sketch->rank; j++) {
             float y = 0;
             for (int32_t i = 0; i < d; i++) y += a->basis->analysis[j * d + i] * k[i];
