@@ -305,14 +305,25 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
     return sr_attn_cuda_attend(call, &rows, &t, err);
 }
 
+/* The row of a step, of a token whose heads were still to be rotated. */
+static void rotate_and_append(struct backend_cuda *c, const struct device_step_args *a, const struct rope_args *rope)
+{
+    const struct device_cache *cache = a->cache;
+    const struct attn_cuda_cache rows = layer_of(cache, a->layer);
+    sr_cuda_rope_append(c, rope, a->v, &rows, cache->shape.k_type, cache->found + (size_t)a->layer * (size_t)cache->n_kv_heads);
+}
+
 static void step(struct backend *b, const struct device_step_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    struct rope_args rope;
+    const bool turns = sr_cuda_take_rope(c, a->q, a->k, &rope);
     const struct attn_cuda call = common(c, a->cache);
     const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
     sr_error err;
     sr_status st = SR_OK;
-    if (a->k) append_rows(c, a->cache, a->layer, a->k, a->v, 1);
+    if (turns) rotate_and_append(c, a, &rope);
+    else if (a->k) append_rows(c, a->cache, a->layer, a->k, a->v, 1);
     if (is_planned(a) && a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
     if (is_planned(a) && a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);
@@ -331,5 +342,5 @@ const struct device_attn_ops sr_cuda_attn_ops = {
     .prefill = sr_cuda_flushed<prefill>,
     .encode = sr_cuda_flushed<encode>,
     .moments = sr_cuda_flushed<sr_cuda_moments>,
-    .step = sr_cuda_flushed<step>,
+    .step = step,
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The small kernels around attention: new rows into the cache, the paper's cosine, the record of an audit.
-#include "cuda/attn_small.cuh"
+#include "cuda/append_parts.cuh"
 
 namespace sr {
 
@@ -13,19 +13,6 @@ static __device__ __forceinline__ float source_of(const append_params &p, const 
 {
     if (p.a.src_type == SR_DTYPE_F32) return source<float>(x, i);
     return p.a.src_type == SR_DTYPE_F16 ? source<__half>(x, i) : source<__nv_bfloat16>(x, i);
-}
-
-// A block of 32 elements, one a lane, as the CPU rounds it: NaN and infinity show in the scale.
-static __device__ __forceinline__ void store_q8(uint8_t *page, int slot, int d, int block, float x)
-{
-    const int lane = threadIdx.x % WARP;
-    float max = isnan(x) ? 0.0f : fabsf(x);
-#pragma unroll
-    for (int i = 1; i < WARP; i *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, i));
-    const bool bad = __any_sync(~0u, isnan(x)) || isinf(max);
-    const float scale = bad ? CUDART_NAN_F : max / 127.0f, inverse = !bad && max > 0 ? 127.0f / max : 0.0f;
-    page[slot * d + block * 32 + lane] = (uint8_t)(int8_t)(bad ? 0 : __float2int_rn(x * inverse));
-    if (lane == 0) ((__half *)(page + SR_PAGE_ROWS * d))[slot * (d / 32) + block] = __float2half_rn(scale);
 }
 
 // One block a head, of K or of V. NaN counts as nothing here; it shows where rows are read.
@@ -69,30 +56,6 @@ static __device__ __forceinline__ void norms_of(const append_params &p, const vo
         for (int i = 1; i < WARP; i *= 2) sum[j] += __shfl_xor_sync(~0u, sum[j], i);
         out[j] = sqrtf(sum[j]);
     }
-}
-
-static __device__ __forceinline__ bool is_sink(const struct found_sinks &u, float k, float v)
-{
-    return v <= SR_SINKS_VALUE * u.mean_v && k <= SR_SINKS_KEY * u.mean_k;
-}
-
-// One thread; rows come in order, and one that comes again replaces all from it on.
-static __device__ void note_row(struct found_sinks &u, int row, float k, float v)
-{
-    while (u.n > 0 && (row < SR_SINKS_REFERENCE || u.rows[u.n - 1] >= row)) u.n--;
-    if (row >= SR_SINKS_REFERENCE) {
-        if (u.n < SR_SINKS_MOST && is_sink(u, k, v)) u.rows[u.n++] = row;
-        return;
-    }
-    u.k[row] = k;
-    u.v[row] = v;
-    if (row < SR_SINKS_REFERENCE - 1) return;
-    double sum_k = 0, sum_v = 0;
-    for (int i = SR_SINKS_FIRST; i < SR_SINKS_REFERENCE; i++) sum_k += u.k[i], sum_v += u.v[i];
-    u.mean_k = (float)(sum_k / (SR_SINKS_REFERENCE - SR_SINKS_FIRST));
-    u.mean_v = (float)(sum_v / (SR_SINKS_REFERENCE - SR_SINKS_FIRST));
-    for (int i = 0; i < SR_SINKS_REFERENCE && u.n < SR_SINKS_MOST; i++)
-        if (is_sink(u, u.k[i], u.v[i])) u.rows[u.n++] = i;
 }
 
 // The first warp notes rows [row, row + n): one by one where they may be sinks or make the means.
@@ -155,13 +118,8 @@ __global__ void append_kernel(const __grid_constant__ append_params p)
     const void *src = is_v ? p.a.v : p.a.k;
     const float *scales = is_v ? p.cache.v_scale : p.cache.k_scale;
     const float inverse = p.type == ELEM_F8 && scales ? 1.0f / scales[head] : 1.0f;
-    for (int i = lane; i < d; i += WARP) {
-        const float x = source_of(p, src, token * p.a.stride + head * d + i);
-        if (p.type == ELEM_Q8) store_q8(page, slot, d, i / 32, x);
-        else if (p.type == ELEM_BF16) ((__nv_bfloat16 *)page)[slot * d + i] = __float2bfloat16_rn(x);
-        else if (p.type == ELEM_F16) ((__half *)page)[slot * d + i] = __float2half_rn(x);
-        else page[slot * d + i] = __nv_cvt_float_to_fp8(x * inverse, __NV_SATFINITE, __NV_E4M3);
-    }
+    for (int i = lane; i < d; i += WARP)
+        store_element(p.type, page, slot, d, i, source_of(p, src, token * p.a.stride + head * d + i), inverse);
     if (!p.a.found || p.a.n != 1 || is_v) return;
     float key[SINK_AT_ONCE], value[SINK_AT_ONCE];
     norms_of(p, p.a.k, token, 1, head, key);

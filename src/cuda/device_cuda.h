@@ -79,12 +79,23 @@ void sr_cuda_hold_product(struct backend_cuda *c, const struct matmul_args *a); 
 void sr_cuda_norm(struct backend *b, const struct norm_args *a);
 void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
 void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a);
+void sr_cuda_rope(struct backend *b, const struct rope_args *a);
+/* Whether a rope of just this q and k is held back; then it is the caller's, and everything else is done. */
+bool sr_cuda_take_rope(struct backend_cuda *c, const float *q, const float *k, struct rope_args *out);
+
+/* rope_append.cu: that rope, k (its second array) and v into the cache of one sequence and layer, and what its found sinks say. */
+struct attn_cuda_cache;
+struct found_sinks;
+void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const float *v, const struct attn_cuda_cache *cache, sr_dtype type,
+                         struct found_sinks *found);
 
 /* smallops_cuda.cu */
 void sr_cuda_norm_now(struct backend_cuda *c, const struct norm_args *a);
 void sr_cuda_add_norm_now(struct backend_cuda *c, const struct add_args *a, const struct norm_args *n);
 void sr_cuda_silu_now(struct backend_cuda *c, const struct silu_mul_args *a);
-void sr_cuda_rope(struct backend *b, const struct rope_args *a);
+void sr_cuda_rope_now(struct backend_cuda *c, const struct rope_args *a);
+/* Cosines and sines of its positions, [n][n_dims / 2]; launched now if they are not there. */
+void sr_cuda_rope_angles(struct backend_cuda *c, const struct rope_args *a, const float **cos, const float **sin);
 void sr_cuda_add(struct backend *b, const struct add_args *a);
 sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *err);
 void sr_cuda_rope_fini(struct backend_cuda *c);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Ops that become one. Each launch of a decode step costs a few microseconds whatever it does, so with one token a norm
- * waits for the product that reads it, and a product for the sum or the silu that its results go to. What is held back is
+ * waits for the product that reads it, a product for the sum or the silu that its results go to, and a rope for the step
+ * of attention that appends its keys. What is held back is
  * done by sr_cuda_flush before any other op, so that nobody can tell but by the clock: everything that the ops would have
  * stored is stored, except a product's y that the next op overwrites.
  */
@@ -11,7 +12,9 @@
 
 struct held_cuda {
     bool has_norm, has_product; /* a norm that waits for a product; a product that waits, with its norm in `extra` */
+    bool has_rope;              /* a rope that waits for attention; nothing else waits then */
     struct norm_args norm;
+    struct rope_args rope;
     struct matmul_args product;
     struct matvec_extra extra;
 };
@@ -39,9 +42,15 @@ static void do_held(struct backend_cuda *c)
 {
     struct held_cuda *h = c->held;
     if (h->has_product) do_product(c);
-    if (!h->has_norm) return;
-    h->has_norm = false;
-    sr_cuda_norm_now(c, &h->norm);
+    if (h->has_norm) {
+        h->has_norm = false;
+        sr_cuda_norm_now(c, &h->norm);
+    }
+    if (h->has_rope) {
+        h->has_rope = false;
+        sr_cuda_rope_now(c, &h->rope);
+        c->after_matvec = SR_CUDA_OTHER;
+    }
 }
 
 void sr_cuda_flush(struct backend_cuda *c)
@@ -62,7 +71,7 @@ static bool writes(const struct matmul_args *a, const float *x)
 void sr_cuda_hold_product(struct backend_cuda *c, const struct matmul_args *a)
 {
     struct held_cuda *h = c->held;
-    if (h->has_product) do_product(c);
+    if (h->has_product || h->has_rope) do_held(c);
     const bool joins = h->has_norm && a->x == h->norm.y && a->w[0]->n_in == h->norm.d && !writes(a, h->norm.x) && !writes(a, h->norm.y);
     if (h->has_norm && !joins) do_held(c);
     h->extra = matvec_extra{joins, h->norm, NULL, false};
@@ -127,4 +136,31 @@ void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a)
     }
     h->extra.silu = true;
     do_product(c);
+}
+
+/* ---- rope ---- */
+
+void sr_cuda_rope(struct backend *b, const struct rope_args *a)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    if (a->spec->kind == ROPE_NONE) return;
+    sr_cuda_flush(c);
+    if (a->n == 1 && a->x2) {
+        c->held->rope = *a;
+        c->held->has_rope = true;
+        return;
+    }
+    sr_cuda_rope_now(c, a);
+}
+
+bool sr_cuda_take_rope(struct backend_cuda *c, const float *q, const float *k, struct rope_args *out)
+{
+    struct held_cuda *h = c->held;
+    const bool mine = h->has_rope && h->rope.x == q && h->rope.x2 == k;
+    if (mine) {
+        h->has_rope = false;
+        *out = h->rope;
+    }
+    sr_cuda_flush(c);
+    return mine;
 }

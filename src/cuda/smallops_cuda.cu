@@ -156,15 +156,21 @@ static void find_angles(struct backend_cuda *c, const struct rope_args *a)
     sr_cuda_launch(c, "angles", angle_kernel, dim3((unsigned)a->n), dim3(MAX_HALF), 0, p);
 }
 
-void sr_cuda_rope(struct backend *b, const struct rope_args *a)
+void sr_cuda_rope_angles(struct backend_cuda *c, const struct rope_args *a, const float **cos, const float **sin)
 {
-    struct backend_cuda *c = sr_cuda_of(b);
-    if (a->spec->kind == ROPE_NONE) return;
     assert(a->n <= c->rope->max_n && a->spec->n_dims <= 2 * MAX_HALF);
     find_angles(c, a);
+    *cos = c->rope->cos;
+    *sin = c->rope->sin;
+}
+
+void sr_cuda_rope_now(struct backend_cuda *c, const struct rope_args *a)
+{
+    const float *cos, *sin;
+    sr_cuda_rope_angles(c, a, &cos, &sin);
     const int half = a->spec->n_dims / 2;
     const struct rope_params p = {{a->x, a->x2}, {a->stride, a->stride2}, {a->heads, a->x2 ? a->heads2 : 0}, a->head_dim, half,
-                                  a->spec->kind == ROPE_NEOX, c->rope->cos, c->rope->sin};
+                                  a->spec->kind == ROPE_NEOX, cos, sin};
     const dim3 grid((unsigned)a->n, (unsigned)(((p.heads[0] + p.heads[1]) * half + 127) / 128));
     sr_cuda_launch(c, "rope", rope_kernel, grid, dim3(128), 0, p);
 }
