@@ -212,6 +212,8 @@ const struct flag sr_flag_table[] = {
      "mass: correct from audits until the true unread mass is within eps in 1 - D of cases (default 0: off)"},
     {"--route-breaker", "on|off", FLAG_CHOICE, TALK | MEASURE, AT(breaker), 0, 0, 0, NULL,
      "mass: read a (layer, KV group) whole for a while when its audits fail (default on)"},
+    {"--route-look", "on|off", FLAG_CHOICE, TALK | MEASURE, AT(look), 0, 0, 0, NULL,
+     "mass: read on where the keys chosen show that the estimate was too low (default on; not on a GPU)"},
     {"--route-window", "N", FLAG_INT, TALK | MEASURE, AT(window), 1, 65536, 0, NULL,
      "last tokens always read (default 256)"},
     {"--route-sinks", "N", FLAG_INT, TALK | MEASURE, AT(sinks), 0, 1024, 0, NULL,

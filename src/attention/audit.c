@@ -182,7 +182,7 @@ static void choose_uncorrected(const struct decoded *d)
         if (!w->bytes[u]) continue;
         any = 1;
         d->seqs[u / n_kv]->stats.far_rows += w->n_chosen[u];
-        w->eps[u] = s->route.eps;
+        w->limit[u] = sr_route_limit(&s->route, s->route.eps);
         w->list[u] = s->list + (size_t)(n_kv + u % n_kv) * (size_t)s->n_chunks * SR_CHUNK_ROWS;
     }
     if (!any) return;
@@ -196,12 +196,14 @@ static void choose_uncorrected(const struct decoded *d)
                                                          .n_units = d->n_units,
                                                          .n_sinks = d->seqs[0]->route.n_sinks,
                                                          .window = d->seqs[0]->route.window,
-                                                         .eps = w->eps,
+                                                         .eps = w->limit,
                                                          .near_state = near_state,
                                                          .list = w->list,
                                                          .n_list = w->n_list,
                                                          .unread = w->probe_state.m,
                                                          .touched = w->audit_touched,
+                                                         .found = d->seqs[0]->route.look ? w->found : NULL,
+                                                         .n_found = w->n_found,
                                                      });
     for (int32_t u = 0; u < d->n_units; u++) {
         if (w->bytes[u]) d->seqs[u / n_kv]->stats.far_rows_uncorrected += w->n_list[u];

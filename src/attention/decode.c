@@ -33,10 +33,13 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     w->found = sr_arena_take(a, n, sizeof *w->found);
     w->n_found = sr_arena_take(a, n, sizeof *w->n_found);
     w->drawn = sr_arena_take(a, n, sizeof *w->drawn);
+    w->more = sr_arena_take(a, n, sizeof *w->more);
+    w->n_more = sr_arena_take(a, n, sizeof *w->n_more);
     w->n_drawn = sr_arena_take(a, n, sizeof *w->n_drawn);
     float **per_head[] = {&w->unread, &w->near_m, &w->near_l, &w->far_share};
     for (int i = 0; i < 4; i++) *per_head[i] = sr_arena_take(a, heads, sizeof(float));
     w->eps = sr_arena_take(a, n, sizeof(float));
+    w->limit = sr_arena_take(a, n, sizeof(float));
     w->score = sr_arena_take(a, n, sizeof(float));
     struct attn_state *states[] = {&w->state, &w->audit_state, &w->probe_state};
     for (int i = 0; i < 3; i++) {
@@ -84,7 +87,7 @@ const struct policy *sr_decode_policy(const struct attn_seq *s, int32_t layer)
 
 static int same_options(const sr_route_options *x, const sr_route_options *y)
 {
-    if (x->n_sinks != y->n_sinks || x->window != y->window || x->budget != y->budget) return 0;
+    if (x->n_sinks != y->n_sinks || x->window != y->window || x->budget != y->budget || x->look != y->look) return 0;
     for (int i = 0; i < 4; i++) {
         if (x->tau[i] != y->tau[i]) return 0;
     }
@@ -139,7 +142,7 @@ static sr_status gather_units(struct decoded *d, const struct policy *p, const f
             w->units[u].q = q + (int64_t)u * per_unit;
             trust_unit(d, p, u);
             w->list[u] = s->list + (size_t)g * (size_t)s->n_chunks * SR_CHUNK_ROWS;
-            w->n_list[u] = 0;
+            w->n_list[u] = w->n_more[u] = 0;
             w->n_found[u] = sr_sinks_get(s->sinks, d->layer, g, s->route.n_sinks,
                                          s->len[d->layer] - s->route.window, &w->found[u]);
             w->drawn[u] = s->route.keep > 0 ? sr_lot_get(s, s->len[d->layer] - s->route.window, &w->n_drawn[u]) : NULL;
@@ -159,6 +162,22 @@ static void attend(const struct decoded *d, const struct attn_rows_args *base, i
     d->a->backend->ops->attn_rows(d->a->backend, &rows);
 }
 
+static struct attn_rows_args rows_of(const struct decoded *d)
+{
+    struct decode_scratch *w = &d->a->scratch;
+    const struct attn_seq *s = d->seqs[0];
+    return (struct attn_rows_args){
+        .shape = &s->shape,
+        .units = w->units,
+        .set = w->set,
+        .n_units = d->n_units,
+        .n_sinks = s->route.n_sinks,
+        .window = s->route.window,
+        .state = w->state,
+        .touched = w->touched,
+    };
+}
+
 /* What the plan says, in at most two calls: what needs no list, then the lists merged in. */
 static void execute(const struct decoded *d, const struct route_plan *p)
 {
@@ -168,19 +187,9 @@ static void execute(const struct decoded *d, const struct route_plan *p)
                                         [READ_LIST] = ATTN_LIST,
                                         [READ_ALL] = ATTN_ALL};
     struct decode_scratch *w = &d->a->scratch;
-    const struct attn_seq *s = d->seqs[0];
-    struct attn_rows_args rows = {
-        .shape = &s->shape,
-        .units = w->units,
-        .set = w->set,
-        .list = (const int32_t *const *)p->list,
-        .n_list = p->n_list,
-        .n_units = d->n_units,
-        .n_sinks = s->route.n_sinks,
-        .window = s->route.window,
-        .state = w->state,
-        .touched = w->touched,
-    };
+    struct attn_rows_args rows = rows_of(d);
+    rows.list = (const int32_t *const *)p->list;
+    rows.n_list = p->n_list;
     int has_list = 0;
     for (int32_t u = 0; u < d->n_units; u++) {
         w->set[u] = first_set[p->kind[u]];
@@ -193,6 +202,24 @@ static void execute(const struct decoded *d, const struct route_plan *p)
     attend(d, &rows, 1);
 }
 
+/* What a second look adds, merged in as well. */
+static void execute_more(const struct decoded *d, const struct route_plan *p)
+{
+    struct decode_scratch *w = &d->a->scratch;
+    struct attn_rows_args rows = rows_of(d);
+    int has_more = 0;
+    for (int32_t u = 0; u < d->n_units; u++) {
+        w->set[u] = p->n_more[u] > 0 ? ATTN_LIST : ATTN_NONE;
+        if (p->n_more[u] == 0) continue;
+        has_more = 1;
+        p->kind[u] = READ_NEAR_LIST;
+    }
+    if (!has_more) return;
+    rows.list = (const int32_t *const *)p->more;
+    rows.n_list = p->n_more;
+    attend(d, &rows, 1);
+}
+
 static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_error *err)
 {
     struct decode_scratch *w = &d->a->scratch;
@@ -201,9 +228,8 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
     SR_TRY(gather_units(d, p, q, err));
     struct route_plan plan = {
         .kind = w->kind, .near_done = 0, .list = w->list, .n_list = w->n_list,
-        .n_chosen = w->n_chosen, .unread = w->unread};
-    p->plan(
-        &(struct route_step){
+        .n_chosen = w->n_chosen, .unread = w->unread, .more = w->more, .n_more = w->n_more};
+    const struct route_step step = {
             .backend = d->a->backend,
             .shape = &s->shape,
             .sketch = &s->sketch,
@@ -226,9 +252,14 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
             .far_share = w->far_share,
             .bytes = w->bytes,
             .score = w->score,
-        },
-        &plan);
+            .limit = w->limit,
+    };
+    p->plan(&step, &plan);
     execute(d, &plan);
+    if (p->look && s->route.look) {
+        p->look(&step, &plan);
+        execute_more(d, &plan);
+    }
     d->a->backend->ops->attn_finish(d->a->backend, &(struct attn_finish_args){
                                                        .shape = &s->shape,
                                                        .state = w->state,

@@ -38,6 +38,7 @@ struct route_step {
     const int32_t *n_drawn;       /* [n_units] */
     float *near_m, *near_l;       /* [n_units][group] for audits: the near part alone, as left by the policy */
     float *far_share;             /* [n_units][group] estimated share of all far rows */
+    float *limit;                 /* [n_units] scratch */
     uint8_t *bytes;               /* [n_units] scratch */
     float *score;                 /* [n_units] scratch */
 };
@@ -53,6 +54,8 @@ struct route_plan {
     int32_t *n_list;
     int32_t *n_chosen; /* [n_units] rows of the list that an estimate chose */
     float *unread; /* [n_units][group] estimated unread share; NaN, as it comes, where there is no estimate */
+    int32_t **more; /* [n_units] rows that a second look adds, rising */
+    int32_t *n_more; /* [n_units] */
 };
 
 struct policy {
@@ -67,6 +70,8 @@ struct policy {
     enum device_rule rule; /* the same decision as data, for a device that plans; RULE_NONE: hosts only */
     int32_t dense_layers;  /* the rule leaves the first layers dense */
     void (*plan)(const struct route_step *step, struct route_plan *plan);
+    /* NULL, or asked after the plan was carried out, the step's state being of what was read: lists `more`. */
+    void (*look)(const struct route_step *step, struct route_plan *plan);
 };
 
 /* NULL for a value that is not a mode. */
@@ -78,6 +83,8 @@ extern const struct policy sr_policy_dense, sr_policy_mass, sr_policy_paper, sr_
 /* Ranges of every field, then the policy's own check; head_dim bounds the rank. SR_ERR_USAGE names field and
  * value. */
 sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *err);
+/* What the estimate of the unread share may be where the true one is to be within eps. */
+float sr_route_limit(const sr_route_options *o, float eps);
 /* The paper's threshold for kv_len rows. */
 double sr_route_tau(const sr_route_options *o, int32_t kv_len);
 

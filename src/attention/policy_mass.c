@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * mass: the near part is attended exactly; the sketch estimates the logit of every far row; the fewest far
- * rows are listed such that no head of the group leaves more than eps of its attention unread.
+ * rows are listed such that no head of the group leaves more than eps of its attention unread. Once they are
+ * read the estimate is compared with them, and more are listed where it was too low.
  */
 #include "attention/policy.h"
 
@@ -34,6 +35,31 @@ static void take_drawn(const struct route_step *step, const struct route_plan *p
     p->n_list[u] = n;
 }
 
+static struct sketch_choose_args choice_of(const struct route_step *step, const struct route_plan *p)
+{
+    const sr_route_options *o = step->options;
+    for (int32_t u = 0; u < step->n_units; u++) step->limit[u] = sr_route_limit(o, step->eps[u]);
+    return (struct sketch_choose_args){
+        .shape = step->shape,
+        .sketch = step->sketch,
+        .units = step->units,
+        .basis = step->basis,
+        .mask = step->bytes,
+        .n_units = step->n_units,
+        .n_sinks = o->n_sinks,
+        .window = o->window,
+        .eps = step->limit,
+        .near_state = {NULL, step->near_m, step->near_l},
+        .list = p->list,
+        .n_list = p->n_list,
+        .unread = p->unread,
+        .far_share = step->far_share,
+        .touched = step->touched,
+        .found = o->look ? step->found : NULL,
+        .n_found = step->n_found,
+    };
+}
+
 static void plan(const struct route_step *step, struct route_plan *p)
 {
     const sr_route_options *o = step->options;
@@ -52,23 +78,8 @@ static void plan(const struct route_step *step, struct route_plan *p)
     memcpy(step->near_m, step->state.m, n_heads * sizeof(float));
     memcpy(step->near_l, step->state.l, n_heads * sizeof(float));
     for (int32_t u = 0; u < step->n_units; u++) step->bytes[u] = !step->whole[u];
-    step->backend->ops->sketch_choose(step->backend, &(struct sketch_choose_args){
-                                                         .shape = step->shape,
-                                                         .sketch = step->sketch,
-                                                         .units = step->units,
-                                                         .basis = step->basis,
-                                                         .mask = step->bytes,
-                                                         .n_units = step->n_units,
-                                                         .n_sinks = o->n_sinks,
-                                                         .window = o->window,
-                                                         .eps = step->eps,
-                                                         .near_state = step->state,
-                                                         .list = p->list,
-                                                         .n_list = p->n_list,
-                                                         .unread = p->unread,
-                                                         .far_share = step->far_share,
-                                                         .touched = step->touched,
-                                                     });
+    const struct sketch_choose_args choice = choice_of(step, p);
+    step->backend->ops->sketch_choose(step->backend, &choice);
     p->near_done = 1;
     for (int32_t u = 0; u < step->n_units; u++) {
         if (step->drawn[u]) take_drawn(step, p, u);
@@ -78,4 +89,27 @@ static void plan(const struct route_step *step, struct route_plan *p)
     }
 }
 
-const struct policy sr_policy_mass = {.name = "mass", .needs_sketch = 1, .keeps_near = 1, .has_contract = 1, .rule = RULE_MASS, .plan = plan};
+/* Rows by lot say nothing about the estimate. */
+static void look(const struct route_step *step, struct route_plan *p)
+{
+    for (int32_t u = 0; u < step->n_units; u++) {
+        step->bytes[u] = !step->whole[u] && !step->drawn[u];
+        p->more[u] = p->list[u] + p->n_list[u];
+    }
+    const struct sketch_choose_args choice = choice_of(step, p);
+    step->backend->ops->sketch_more(step->backend, &(struct sketch_more_args){
+                                                       .choice = &choice,
+                                                       .mask = step->bytes,
+                                                       .read = step->state,
+                                                       .more = p->more,
+                                                       .n_more = p->n_more,
+                                                   });
+}
+
+const struct policy sr_policy_mass = {.name = "mass",
+                                      .needs_sketch = 1,
+                                      .keeps_near = 1,
+                                      .has_contract = 1,
+                                      .rule = RULE_MASS,
+                                      .plan = plan,
+                                      .look = look};

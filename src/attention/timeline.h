@@ -25,12 +25,12 @@ struct decode_scratch {
     struct sketch_basis *basis;
     struct attn_touched *touched, *audit_touched, *probe_touched;
     uint8_t *kind, *set, *bytes, *audited, *whole, *trial;
-    int32_t **list;
-    int32_t *n_list, *n_chosen;
+    int32_t **list, **more;
+    int32_t *n_list, *n_chosen, *n_more;
     struct observed **observed;
     const int32_t **found, **drawn;
     int32_t *n_found, *n_drawn;
-    float *unread, *eps, *score, *near_m, *near_l, *far_share;
+    float *unread, *eps, *limit, *score, *near_m, *near_l, *far_share;
     struct attn_state state, audit_state, probe_state;
     struct kv_append_args *append; /* [n_kv_heads] */
     struct attn_unit *seq_units;   /* [n_kv_heads] */

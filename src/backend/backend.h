@@ -69,6 +69,7 @@ struct backend_ops {
     void (*attn_cosine)(struct backend *b, const struct attn_cosine_args *a);
     void (*sketch_encode)(struct backend *b, const struct sketch_encode_args *a);
     void (*sketch_choose)(struct backend *b, const struct sketch_choose_args *a);
+    void (*sketch_more)(struct backend *b, const struct sketch_more_args *a);
     /* Scratch that attn_rows and sketch_choose use inside the backend grows here, outside the step, so that a step
      * allocates nothing: called when the context is set up and when it grows. */
     sr_status (*attn_reserve)(struct backend *b, const struct attn_shape *shape, int32_t n_units, int32_t max_len, sr_error *err);

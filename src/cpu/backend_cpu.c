@@ -112,6 +112,7 @@ static const struct backend_ops cpu_ops = {
     .attn_cosine = sr_cpu_attn_cosine,
     .sketch_encode = sr_cpu_sketch_encode,
     .sketch_choose = sr_cpu_sketch_choose,
+    .sketch_more = sr_cpu_sketch_more,
     .attn_reserve = sr_cpu_attn_reserve,
     .matmul_reserve = sr_cpu_matmul_reserve,
     .moe_reserve = sr_cpu_moe_reserve,

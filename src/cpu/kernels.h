@@ -236,8 +236,8 @@ struct sketch_share {
 static inline int32_t sr_sketch_width(int32_t group) { return (group + 3) / 4 * 4; }
 typedef void sr_sketch_share_fn(const struct sketch_share *a);
 
-/* Rows with bin < end, in order; returns their number. list has room for them and no more. */
-struct sketch_pick { int32_t n, end; const uint16_t *bin; const int32_t *rows; int32_t *list; };
+/* Rows with first <= bin < end, in order; returns their number. list has room for them and no more. */
+struct sketch_pick { int32_t n, first, end; const uint16_t *bin; const int32_t *rows; int32_t *list; };
 typedef int32_t sr_sketch_pick_fn(const struct sketch_pick *a);
 
 /* ---- the table ------------------------------------------------------------------------------------------------ */

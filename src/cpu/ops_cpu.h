@@ -61,5 +61,6 @@ void sr_cpu_attn_fini(struct backend_cpu *c);
 /* sketch/ */
 void sr_cpu_sketch_encode(struct backend *b, const struct sketch_encode_args *a);
 void sr_cpu_sketch_choose(struct backend *b, const struct sketch_choose_args *a);
+void sr_cpu_sketch_more(struct backend *b, const struct sketch_more_args *a);
 
 #endif

@@ -244,6 +244,7 @@ static const struct backend_ops cuda_ops = {
     .attn_cosine = NULL,
     .sketch_encode = NULL,
     .sketch_choose = NULL,
+    .sketch_more = NULL,
     .attn_reserve = NULL,
     .matmul_reserve = sr_cuda_flushed<sr_cuda_matmul_reserve>,
     .moe_reserve = sr_cuda_flushed<sr_cuda_moe_reserve>,

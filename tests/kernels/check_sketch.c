@@ -408,20 +408,20 @@ int32_t sr_spoilt_sketch_pick(const struct sketch_pick *a)
     return n;
 }
 
-static void check_pick(struct check *c, int32_t n, int32_t end)
+static void check_pick(struct check *c, int32_t n, int32_t first, int32_t end)
 {
     uint16_t *bin = sr_check_in(c, (size_t)n * 2);
     int32_t *rows = sr_check_in(c, (size_t)n * 4), want = 0;
     for (int32_t i = 0; i < n; i++) {
         bin[i] = (uint16_t)sr_check_pick(c, SR_SKETCH_BINS + 1);
         rows[i] = 5 * i + (int32_t)sr_check_pick(c, 5);
-        want += bin[i] < end;
+        want += bin[i] >= first && bin[i] < end;
     }
-    const struct sketch_pick a = {n, end, bin, rows, sr_check_out(c, (size_t)want * 4)};
+    const struct sketch_pick a = {n, first, end, bin, rows, sr_check_out(c, (size_t)want * 4)};
     const int32_t got = ((sr_sketch_pick_fn *)c->fn)(&a);
     if (got != want) sr_check_fail(c, "%d rows, want %d", got, want);
     for (int32_t i = 0, k = 0; i < n && got == want; i++)
-        if (bin[i] < end && a.list[k++] != rows[i]) sr_check_fail(c, "entry %d is row %d, want %d", k - 1, a.list[k - 1], rows[i]);
+        if (bin[i] >= first && bin[i] < end && a.list[k++] != rows[i]) sr_check_fail(c, "entry %d is row %d, want %d", k - 1, a.list[k - 1], rows[i]);
     sr_check_free_buffers(c);
 }
 
@@ -439,10 +439,14 @@ void sr_check_sketch_pick(struct check *c)
         uint16_t *bin = sr_check_in(c, SR_CHUNK_ROWS * 2);
         for (int32_t i = 0; i < SR_CHUNK_ROWS; i++) bin[i] = (uint16_t)sr_check_pick(c, SR_SKETCH_BINS);
         struct pick_call p = {(sr_sketch_pick_fn *)c->fn,
-                              {SR_CHUNK_ROWS, 100, bin, sr_check_in(c, SR_CHUNK_ROWS * 4), sr_check_out(c, SR_CHUNK_ROWS * 4)}};
+                              {SR_CHUNK_ROWS, 0, 100, bin, sr_check_in(c, SR_CHUNK_ROWS * 4), sr_check_out(c, SR_CHUNK_ROWS * 4)}};
         sr_check_time(c, "1024 rows, 1 of 5", 0, 0, call_pick, &p);
         return;
     }
-    for (int32_t n = 0; n < 80; n++) check_pick(c, n, (int32_t)sr_check_pick(c, SR_SKETCH_BINS + 1));
-    check_pick(c, SR_CHUNK_ROWS, 300);
+    for (int32_t n = 0; n < 80; n++) {
+        const int32_t end = (int32_t)sr_check_pick(c, SR_SKETCH_BINS + 1);
+        check_pick(c, n, n % 3 ? (int32_t)sr_check_pick(c, (uint32_t)end + 1) : 0, end);
+    }
+    check_pick(c, SR_CHUNK_ROWS, 0, 300);
+    check_pick(c, SR_CHUNK_ROWS, 100, SR_SKETCH_BINS);
 }

@@ -48,6 +48,10 @@ static int64_t plan_rows(const struct attn_bench *b, int32_t layer, int32_t grou
     }
     for (int32_t i = 0; w->kind[group] == READ_NEAR_LIST && i < w->n_list[group]; i++)
         read[w->list[group][i]] = 1;
+    for (int32_t i = 0; i < w->n_more[group]; i++) {
+        assert_false(read[w->more[group][i]]);
+        read[w->more[group][i]] = 1;
+    }
     for (int32_t i = 0; i < len; i++) n += read[i];
     return n;
 }

@@ -32,6 +32,7 @@ static sr_route_options options(sr_route_mode mode)
 {
     sr_route_options o = sr_route_options_default();
     o.mode = mode;
+    o.look = 0; /* a device has none */
     return o;
 }
 

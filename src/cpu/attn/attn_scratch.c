@@ -18,9 +18,14 @@ static void layout_choose(struct attn_scratch *s, struct arena *a)
     const size_t spans = (size_t)s->max_spans;
     s->spans = sr_arena_take(a, spans, sizeof(*s->spans));
     s->choose = sr_arena_take(a, units, sizeof(*s->choose));
+    s->more = sr_arena_take(a, units, sizeof(*s->more));
     float *w = sr_arena_take(a, units * group * ((size_t)n->head_dim + 8), sizeof(float));
-    if (s->choose)
-        for (size_t u = 0; u < units; u++) s->choose[u].w = w + u * group * ((size_t)n->head_dim + 8);
+    const size_t n_sums = (SR_SKETCH_BINS + 16) * (size_t)sr_sketch_width(n->group);
+    float *sums = sr_arena_take(a, units * n_sums, sizeof(float)); /* rows of 64 bytes: every unit's are aligned */
+    for (size_t u = 0; s->choose && u < units; u++) {
+        s->choose[u].w = w + u * group * ((size_t)n->head_dim + 8);
+        s->choose[u].sums = sums + u * n_sums;
+    }
     s->span_max = sr_arena_take(a, spans * SR_ATTN_MAX_GROUP, sizeof(float));
     s->span_sum = sr_arena_take(a, spans * SR_ATTN_MAX_GROUP, sizeof(float));
     s->span_touched = sr_arena_take(a, spans, sizeof(*s->span_touched));
@@ -42,7 +47,7 @@ static void layout(struct attn_scratch *s, struct arena *a)
     s->l = sr_arena_take(a, pieces * group, sizeof(float));
     s->touched = sr_arena_take(a, pieces, sizeof(*s->touched));
     layout_choose(s, a);
-    /* prefill's tiles, or the logits of a chunk, or the bins, or what a block of rows wants */
+    /* prefill's tiles, or the logits of a chunk, or what a block of rows wants */
     const size_t flash = sr_attn_flash_bytes(n->head_dim), choose = (group + 3) * SR_CHUNK_ROWS * sizeof(float);
     const size_t most = flash > choose ? flash : choose;
     s->thread_bytes = ((most > SR_ATTN_BLOCK_SCRATCH ? most : SR_ATTN_BLOCK_SCRATCH) + 127) / 64 * 64;

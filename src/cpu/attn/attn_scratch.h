@@ -38,6 +38,10 @@ struct choose_unit {
     float cut, base[SR_ATTN_MAX_GROUP];
     atomic_uint seen[SR_ATTN_MAX_GROUP]; /* log of the mass of the near part and of the spans done so far: a float's bits */
     float *w;                        /* [group][sr_sketch_padded(rank)] */
+    float *sums;                     /* [SR_SKETCH_BINS + 16][sr_sketch_width(group)] shares by bin */
+    int32_t end;                     /* the first bin that was not listed; SR_SKETCH_BINS if there is no further one */
+    float log_total[SR_ATTN_MAX_GROUP];
+    double far_share[SR_ATTN_MAX_GROUP], unread[SR_ATTN_MAX_GROUP]; /* estimated */
 };
 
 struct attn_limits { int32_t n_units, max_len, group, head_dim, n_threads; };
@@ -55,6 +59,7 @@ struct attn_scratch {
     int32_t max_spans;               /* of all units together */
     struct choose_span *spans;       /* [max_spans] */
     struct choose_unit *choose;      /* [n_units] */
+    int32_t *more;                   /* [n_units] */
     float *span_max, *span_sum;      /* [max_spans][SR_ATTN_MAX_GROUP] */
     float *kept;                     /* [max_spans][group][SR_CHUNK_ROWS] */
     int32_t *kept_rows;              /* [max_spans][SR_CHUNK_ROWS] */

@@ -183,6 +183,7 @@ static void report(const struct choose_job *j, int32_t u, const struct totals *t
     }
 }
 
+/* Everything far: there is nothing for a second look. */
 static void choose_all(const struct choose_job *j, int32_t u, const struct totals *t)
 {
     const int32_t n_far = j->s->choose[u].n_far;
@@ -191,11 +192,38 @@ static void choose_all(const struct choose_job *j, int32_t u, const struct total
     report(j, u, t, NULL);
 }
 
+static int has_found(const struct choose_job *j, int32_t u)
+{
+    return j->a->found && j->a->n_found[u] > 0;
+}
+
 static int within(const double *share, int32_t group, float eps)
 {
     for (int32_t g = 0; g < group; g++)
         if (!(share[g] <= eps)) return 0;
     return 1;
+}
+
+/* Rows that are read in any case go to the first bin, which is listed always. */
+static void raise_found(const struct choose_job *j, int32_t u, const struct totals *t, float *sums)
+{
+    const struct choose_unit *w = &j->s->choose[u];
+    const int32_t group = j->a->shape->group, width = sr_sketch_width(group), *found = j->a->found[u];
+    for (int32_t i = w->first, f = 0; i < w->first + w->n; i++) {
+        const int32_t *rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, n_kept = j->s->spans[i].n_kept;
+        const int32_t end = (j->s->spans[i].chunk + 1) * SR_CHUNK_ROWS;
+        uint16_t *bins = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS;
+        for (int32_t at = 0; f < j->a->n_found[u] && found[f] < end; f++) {
+            while (at < n_kept && rows[at] < found[f]) at++;
+            if (at == n_kept || rows[at] != found[f] || bins[at] >= SR_SKETCH_BINS) continue;
+            for (int32_t g = 0; g < group; g++) {
+                const float share = expf(kept_of(j, i)[g * SR_CHUNK_ROWS + at] - t->log[g]);
+                sums[bins[at] * width + g] -= share;
+                sums[g] += share;
+            }
+            bins[at] = 0;
+        }
+    }
 }
 
 /* Bins of the kept rows, and the shares summed per bin. */
@@ -208,6 +236,7 @@ static void fill_bins(const struct choose_job *j, int32_t u, const struct totals
         j->c->k.sketch_share(&(struct sketch_share){
             .group = group, .n = j->s->spans[i].n_kept, .kept = kept_of(j, i), .log_total = t->log, .cut = w->cut,
             .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS, .sums = sums});
+    if (has_found(j, u)) raise_found(j, u, t, sums);
 }
 
 /* Log share from which on a row is read in any case. */
@@ -244,14 +273,16 @@ static int32_t list_rows(const struct choose_job *j, int32_t u, int32_t end)
     int32_t n = 0;
     for (int32_t i = w->first; i < w->first + w->n; i++)
         n += j->c->k.sketch_pick(&(struct sketch_pick){
-            .n = j->s->spans[i].n_kept, .end = end, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
+            .n = j->s->spans[i].n_kept, .first = 0, .end = end, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
             .rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, .list = j->a->list[u] + n});
     return n;
 }
 
-static void choose_unit_rows(const struct choose_job *j, int32_t u, float *sums)
+static void choose_unit_rows(const struct choose_job *j, int32_t u)
 {
     const float eps = j->a->eps[u];
+    const int32_t group = j->a->shape->group;
+    struct choose_unit *w = &j->s->choose[u];
     struct totals t;
     double unread[SR_ATTN_MAX_GROUP];
     if (!sum_totals(j, u, &t)) {
@@ -264,10 +295,14 @@ static void choose_unit_rows(const struct choose_job *j, int32_t u, float *sums)
     }
     memcpy(unread, t.far_share, sizeof(unread));
     j->a->n_list[u] = 0;
-    if (eps < 1 && (has_sure(&t, j->a->shape->group, eps) || !within(unread, j->a->shape->group, eps))) {
-        fill_bins(j, u, &t, sums);
-        j->a->n_list[u] = list_rows(j, u, bins_needed(j, u, sums, unread));
+    if (eps < 1 && (has_found(j, u) || has_sure(&t, group, eps) || !within(unread, group, eps))) {
+        fill_bins(j, u, &t, w->sums);
+        w->end = bins_needed(j, u, w->sums, unread);
+        j->a->n_list[u] = list_rows(j, u, w->end);
     }
+    memcpy(w->log_total, t.log, (size_t)group * sizeof(*t.log));
+    memcpy(w->far_share, t.far_share, sizeof(unread));
+    memcpy(w->unread, unread, sizeof(unread));
     report(j, u, &t, unread);
 }
 
@@ -276,11 +311,10 @@ static void choose_task(void *ctx, int32_t task, int32_t thread)
     const struct choose_job *j = ctx;
     const int32_t u = j->s->spans[task].unit;
     struct choose_unit *w = &j->s->choose[u];
-    float *scratch = sr_attn_thread_scratch(j->s, thread); /* logits, then bins */
     want_query(j, u);
-    score_span(j, task, scratch);
+    score_span(j, task, sr_attn_thread_scratch(j->s, thread));
     if (atomic_fetch_sub_explicit(&w->left, 1, memory_order_acq_rel) != 1) return;
-    choose_unit_rows(j, u, scratch);
+    choose_unit_rows(j, u);
     for (int32_t i = w->first; i < w->first + w->n; i++) j->a->touched[u].y_rows += j->s->span_touched[i].y_rows;
 }
 
@@ -310,6 +344,7 @@ static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
     }
     w->n = *n_spans - w->first;
     w->cut = cut_of(a->eps[u], n_far > 0 ? n_far : 1);
+    w->end = SR_SKETCH_BINS;
     for (int32_t g = 0; g < group; g++) {
         const float l = a->near_state.l[u * group + g];
         atomic_store_explicit(&w->seen[g], bits_of(l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l)), memory_order_relaxed);

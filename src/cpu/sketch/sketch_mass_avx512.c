@@ -95,8 +95,8 @@ int32_t sr_sketch_pick_avx512(const struct sketch_pick *a)
     for (int32_t i = 0; i < a->n; i += 16) {
         const int32_t left = a->n - i;
         const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1u);
-        const __m256i bin = _mm256_maskz_loadu_epi16(mask, a->bin + i);
-        const __mmask16 pick = _mm256_mask_cmplt_epu16_mask(mask, bin, _mm256_set1_epi16((short)a->end));
+        const __m256i above = _mm256_sub_epi16(_mm256_maskz_loadu_epi16(mask, a->bin + i), _mm256_set1_epi16((short)a->first));
+        const __mmask16 pick = _mm256_mask_cmplt_epu16_mask(mask, above, _mm256_set1_epi16((short)(a->end - a->first)));
         const int32_t n_picked = __builtin_popcount(pick);
         const __m512i rows = _mm512_maskz_compress_epi32(pick, _mm512_maskz_loadu_epi32(pick, a->rows + i));
         _mm512_mask_storeu_epi32(a->list + n, (__mmask16)((1u << n_picked) - 1u), rows);

@@ -77,6 +77,6 @@ int32_t sr_sketch_pick_scalar(const struct sketch_pick *a)
 {
     int32_t n = 0;
     for (int32_t i = 0; i < a->n; i++)
-        if (a->bin[i] < a->end) a->list[n++] = a->rows[i];
+        if (a->bin[i] >= a->first && a->bin[i] < a->end) a->list[n++] = a->rows[i];
     return n;
 }

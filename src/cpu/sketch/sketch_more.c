@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sketch_more: the second look of struct sketch_more_args. It walks on through the bins that sketch_choose left in the
+ * scratch, and only for the units that need it.
+ */
+#include "cpu/attn/attn_scratch.h"
+
+#include <math.h>
+#include <string.h>
+
+struct more_job { const struct sketch_more_args *a; const struct backend_cpu *c; struct attn_scratch *s; const int32_t *units; };
+
+/* Of a unit's heads: what the estimate of an unread row is multiplied by to be its share, and the largest estimated
+ * unread share that is within eps then. */
+struct seen { double scale[SR_ATTN_MAX_GROUP], limit[SR_ATTN_MAX_GROUP]; };
+
+static void see(const struct more_job *j, int32_t u, struct seen *seen)
+{
+    const struct sketch_choose_args *a = j->a->choice;
+    const struct choose_unit *w = &j->s->choose[u];
+    for (int32_t g = 0; g < a->shape->group; g++) {
+        const size_t at = (size_t)(u * a->shape->group + g);
+        const double total = (double)w->log_total[g], unread = w->unread[g] > 0 ? w->unread[g] : 0;
+        const double near = (double)a->near_state.l[at] * exp((double)a->near_state.m[at] - total);
+        const double all = (double)j->a->read.l[at] * exp((double)j->a->read.m[at] - total);
+        const double exact = all < near ? 0 : all - near, estimated = w->far_share[g] - unread;
+        const double r = estimated + unread > 0 && exact > estimated ? (exact + unread) / (estimated + unread) : 1;
+        seen->scale[g] = r / (near + exact + r * unread);
+        seen->limit[g] = (double)a->eps[u] / seen->scale[g];
+    }
+}
+
+/* Comparisons with what is not a number say no: then the first choice stands. */
+static int is_above(const struct choose_unit *w, const struct seen *seen, int32_t group)
+{
+    for (int32_t g = 0; g < group; g++)
+        if (w->unread[g] > seen->limit[g]) return 1;
+    return 0;
+}
+
+static void report(const struct more_job *j, int32_t u, const struct seen *seen)
+{
+    const struct choose_unit *w = &j->s->choose[u];
+    const int32_t group = j->a->choice->shape->group;
+    for (int32_t g = 0; g < group; g++)
+        j->a->choice->unread[u * group + g] = w->unread[g] > 0 ? (float)(w->unread[g] * seen->scale[g]) : 0.0f;
+}
+
+static void more_task(void *ctx, int32_t task, int32_t thread)
+{
+    const struct more_job *j = ctx;
+    const int32_t u = j->units[task], group = j->a->choice->shape->group, width = sr_sketch_width(group);
+    struct choose_unit *w = &j->s->choose[u];
+    const int32_t first = w->end;
+    struct seen seen;
+    (void)thread;
+    see(j, u, &seen);
+    for (; w->end < SR_SKETCH_BINS && is_above(w, &seen, group); w->end++)
+        for (int32_t g = 0; g < group; g++) w->unread[g] -= w->sums[w->end * width + g];
+    for (int32_t i = w->first; i < w->first + w->n; i++)
+        j->a->n_more[u] += j->c->k.sketch_pick(&(struct sketch_pick){
+            .n = j->s->spans[i].n_kept, .first = first, .end = w->end, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
+            .rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, .list = j->a->more[u] + j->a->n_more[u]});
+    report(j, u, &seen);
+}
+
+void sr_cpu_sketch_more(struct backend *b, const struct sketch_more_args *a)
+{
+    struct backend_cpu *c = sr_cpu_of(b);
+    int32_t *units = c->attn->more, n = 0;
+    const struct more_job job = {a, c, c->attn, units};
+    for (int32_t u = 0; u < a->choice->n_units; u++) {
+        struct seen seen;
+        a->n_more[u] = 0;
+        if (!a->mask[u] || c->attn->choose[u].end == SR_SKETCH_BINS) continue;
+        see(&job, u, &seen);
+        report(&job, u, &seen);
+        if (is_above(&c->attn->choose[u], &seen, a->choice->shape->group)) units[n++] = u;
+    }
+    if (n > 0) sr_pool_run(c->pool, n, more_task, (void *)(uintptr_t)&job);
+}
