@@ -39,13 +39,14 @@ static sr_model *open_model(int n_threads)
 }
 
 /* Session i: its own length and mode; the first three are long enough to be routed. */
-static sr_session *new_session(sr_model *m, int i)
+static sr_session *new_session(sr_model *m, int i, int look)
 {
     static const sr_route_mode modes[] = {SR_ROUTE_MASS, SR_ROUTE_WINDOW, SR_ROUTE_DENSE};
     sr_session_options o = sr_session_options_default();
     sr_session *s = NULL;
     o.n_ctx = 4096;
     o.route.mode = modes[i % 3];
+    o.route.look = look;
     OK(sr_session_new(&s, m, &o, &err));
     OK(sr_session_prefill(s, ids + i, i < 3 ? LONG : 5 + 3 * i, NULL, NULL, NULL, &err));
     return s;
@@ -59,8 +60,9 @@ static void check_size(sr_model *m, int n, float tolerance)
     sr_model_get_info(m, &info);
     OK(sr_batch_new(&b, m, n, &err));
     for (int i = 0; i < n; i++) {
-        alone[i] = new_session(m, i);
-        together[i] = new_session(m, i);
+        /* where results are near and not equal, rounding may decide whether there is a second look, which is no small change */
+        alone[i] = new_session(m, i, tolerance == 0);
+        together[i] = new_session(m, i, tolerance == 0);
     }
     for (int t = 0; t < STEPS; t++) {
         int32_t next[MANY];
@@ -117,7 +119,7 @@ static void come_and_go(void **state)
     sr_session *s[3], *t[3];
     sr_batch *b = NULL;
     OK(sr_batch_new(&b, m, 3, &err));
-    for (int i = 0; i < 3; i++) s[i] = new_session(m, i + 3), t[i] = new_session(m, i + 3);
+    for (int i = 0; i < 3; i++) s[i] = new_session(m, i + 3, 1), t[i] = new_session(m, i + 3, 1);
     OK(sr_batch_decode(b, (sr_session *[]){s[0], s[1]}, (int32_t[]){7, 8}, 2, &err));
     OK(sr_batch_decode(b, (sr_session *[]){s[2], s[1], s[0]}, (int32_t[]){9, 10, 11}, 3, &err));
     sr_session_free(s[1]);
