@@ -148,7 +148,7 @@ static void refusals(void **state)
 {
     (void)state;
     sr_model *m = open_model(1), *other = open_model(1);
-    sr_session *s[2] = {new_session(m, 3), new_session(m, 4)}, *foreign = new_session(other, 3);
+    sr_session *s[2] = {new_session(m, 3, 1), new_session(m, 4, 1)}, *foreign = new_session(other, 3, 1);
     float before[TINY_VOCAB];
     sr_batch *b = NULL;
     assert_int_equal(sr_batch_new(&b, m, 0, &err), SR_ERR_USAGE);
