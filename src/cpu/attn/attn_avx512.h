@@ -94,6 +94,30 @@ SR_INLINE void sr_prefetch_row_avx512(const uint8_t *row, size_t bytes)
     _mm_prefetch((const char *)row + bytes - 1, _MM_HINT_T0);
 }
 
+/* Rows that lie together are one stream, asked for a page before they are read; the first lines of a page go to the second
+ * cache a page before that, since the processor's own prefetcher follows inside a page only. Where requests come in bursts
+ * the products wait behind them: each is made by itself between two of these. */
+enum { SR_AHEAD = 4096, SR_AHEAD_WIDE = 8192, SR_PAGE_BYTES = 4096, SR_PAGE_FIRST = 512 };
+
+/* at: what is about to be read. */
+SR_INLINE void sr_fetch_ahead_avx512(const uint8_t *at, const int ahead)
+{
+    _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+    if ((uintptr_t)at % SR_PAGE_BYTES < SR_PAGE_FIRST) _mm_prefetch((const char *)at + ahead + SR_PAGE_BYTES, _MM_HINT_T1);
+}
+
+SR_INLINE int sr_is_together_avx512(const uint8_t *const *row, int32_t n, size_t bytes)
+{
+    return n > 0 && row[n - 1] == row[0] + (size_t)(n - 1) * bytes;
+}
+
+/* Whether a whole block's rows are two streams. */
+SR_INLINE int sr_is_stream_avx512(const struct attn_block *a)
+{
+    return a->n == SR_ATTN_BLOCK && sr_is_together_avx512(a->k, a->n, a->shape->k_row_bytes) &&
+           sr_is_together_avx512(a->v, a->n, a->shape->v_row_bytes);
+}
+
 /* Scales of 16 rows of blocks b and, if there is one, b + 1: both are in the first 36 bytes. One permutation puts them into
  * every place, a mask keeps those of the row's own. */
 SR_INLINE __m512i sr_scale_pairs_avx512(const sr_dtype type, const uint8_t *const *row, int32_t b, int32_t d)
@@ -174,6 +198,17 @@ SR_INLINE __m128 sr_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d)
     const __m512 t = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
     const __m256 u = _mm256_add_ps(_mm512_castps512_ps256(t), _mm512_extractf32x8_ps(t, 1));
     return _mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
+}
+
+/* The largest lane of each; none is NaN. */
+SR_INLINE __m128 sr_max4_avx512(__m512 a, __m512 b, __m512 c, __m512 d)
+{
+    const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d ab2 = _mm512_castps_pd(ab), cd2 = _mm512_castps_pd(cd);
+    const __m512 t = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
+    const __m256 u = _mm256_max_ps(_mm512_castps512_ps256(t), _mm512_extractf32x8_ps(t, 1));
+    return _mm_max_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
 }
 
 /* r[i] lane j becomes r[j] lane i. */

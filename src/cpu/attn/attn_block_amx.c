@@ -329,17 +329,6 @@ SR_INLINE void logits_by_size(const sr_dtype type, const struct attn_block *a, s
 
 /* ---- outputs ---- */
 
-/* The largest lane of each of four. */
-SR_INLINE __m128 max4(__m512 a, __m512 b, __m512 c, __m512 d)
-{
-    const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512d ab2 = _mm512_castps_pd(ab), cd2 = _mm512_castps_pd(cd);
-    const __m512 t = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
-    const __m256 u = _mm256_max_ps(_mm512_castps512_ps256(t), _mm512_extractf32x8_ps(t, 1));
-    return _mm_max_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
-}
-
 /* Logits of four heads; those beyond n are set to -inf. Their largest; NaN never wins. */
 SR_INLINE __m128 tops_of(float (*p)[ALL], int32_t n)
 {
@@ -351,7 +340,7 @@ SR_INLINE __m128 tops_of(float (*p)[ALL], int32_t n)
         top[g] = _mm512_max_ps(_mm512_loadu_ps(&p[g][0]), least);
         SR_UNROLL for (int i = 1; i < 4; i++) top[g] = _mm512_max_ps(_mm512_loadu_ps(&p[g][16 * i]), top[g]);
     }
-    return max4(top[0], top[1], top[2], top[3]);
+    return sr_max4_avx512(top[0], top[1], top[2], top[3]);
 }
 
 /* Logits of four heads become weights with the largest 1; returns their sums. */
