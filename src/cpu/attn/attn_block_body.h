@@ -11,7 +11,8 @@
 
 #include <math.h>
 
-enum { BLOCK_HEADS = 4, BLOCK_ROWS = 2, LINE = 64 };
+/* PASS_ROWS: V rows are read in passes over so many, two vectors of each at a time. AHEAD, PAGE_FIRST: as in attn_avx512.h. */
+enum { BLOCK_HEADS = 4, BLOCK_ROWS = 2, PASS_ROWS = 16, LINE = 64, AHEAD = 4096, AHEAD_PASS = 8192, PAGE_BYTES = 4096, PAGE_FIRST = 512 };
 
 typedef float block_weights[SR_ATTN_MAX_GROUP][SR_ATTN_BLOCK];
 
@@ -20,32 +21,69 @@ SR_INLINE void prefetch_row(const uint8_t *row, size_t bytes)
     for (size_t i = 0; i < bytes; i += LINE) vec_prefetch(row + i);
 }
 
-SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const uint8_t *const *row, float *out)
+/* ---- what to fetch ---- */
+
+/* Whether a whole block's rows are two streams. */
+SR_INLINE int is_stream(const struct attn_block *a)
+{
+    const struct attn_shape *s = a->shape;
+    const int32_t last = SR_ATTN_BLOCK - 1;
+    return a->n == SR_ATTN_BLOCK && a->k[last] == a->k[0] + (size_t)last * s->k_row_bytes && a->v[last] == a->v[0] + (size_t)last * s->v_row_bytes;
+}
+
+SR_INLINE int32_t bytes_of(const sr_dtype type, int32_t n)
+{
+    if (sr_kv_is_blocked(type)) return n * sr_kv_block_bytes(type) / SR_KV_BLOCK;
+    return type == SR_DTYPE_F32 ? 4 * n : type == SR_DTYPE_F8_E4M3 ? n : 2 * n;
+}
+
+/* `bytes` of a stream are about to be read at `at`: asks for as many further on; about one line for each 64 bytes. */
+SR_INLINE void fetch_stream(const uint8_t *at, const int32_t bytes, const int ahead)
+{
+    const int32_t lines = bytes < LINE ? 1 : bytes / LINE;
+    SR_UNROLL for (int32_t k = 0; k < lines; k++) vec_prefetch(at + k * (bytes / lines) + ahead);
+    if ((uintptr_t)at % PAGE_BYTES < PAGE_FIRST)
+        SR_UNROLL for (int32_t k = 0; k < lines; k++) vec_prefetch_far(at + k * (bytes / lines) + ahead + PAGE_BYTES);
+}
+
+/* ---- logits ---- */
+
+struct qk_rows { const uint8_t *row[BLOCK_ROWS], *stream; };
+
+SR_INLINE void qk_step(const sr_dtype type, const int heads, vec acc[][BLOCK_ROWS], const float *q, int32_t d, const struct qk_rows *t, int32_t i,
+                       const int32_t j)
+{
+    vec k[BLOCK_ROWS];
+    SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) k[r] = vec_value_at(type, t->row[r], i, j);
+    SR_UNROLL for (int g = 0; g < heads; g++) {
+        const vec x = vec_load(q + g * d + i + j);
+        SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_fma(x, k[r], acc[g][r]);
+    }
+}
+
+SR_INLINE void qk_tile(const sr_dtype type, const int heads, const float *q, int32_t d, const struct qk_rows *t, float *out)
 {
     vec acc[BLOCK_HEADS][BLOCK_ROWS];
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_all(0);
-    const int32_t step = sr_kv_is_blocked(type) ? SR_KV_BLOCK : VEC;
-    for (int32_t i = 0; i < d; i += step)
-        SR_UNROLL for (int32_t j = 0; j < step; j += VEC) {
-            vec k[BLOCK_ROWS];
-            SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) k[r] = vec_value_at(type, row[r], i, j);
-            SR_UNROLL for (int g = 0; g < heads; g++) {
-                const vec x = vec_load(q + g * d + i + j);
-                SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) acc[g][r] = vec_fma(x, k[r], acc[g][r]);
-            }
-        }
+    const int32_t step = sr_kv_is_blocked(type) ? SR_KV_BLOCK : 16, bytes = bytes_of(type, BLOCK_ROWS * step);
+    int32_t i = 0;
+    for (; i + step <= d; i += step) {
+        if (t->stream) fetch_stream(t->stream + i / step * bytes, bytes, AHEAD);
+        SR_UNROLL for (int32_t j = 0; j < step; j += VEC) qk_step(type, heads, acc, q, d, t, i, j);
+    }
+    for (; !sr_kv_is_blocked(type) && i < d; i += VEC) qk_step(type, heads, acc, q, d, t, i, 0);
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int r = 0; r < BLOCK_ROWS; r++) out[g * SR_ATTN_BLOCK + r] = vec_sum(acc[g][r]);
 }
 
-SR_INLINE void qk_heads(const sr_dtype type, int32_t heads, const float *q, int32_t d, const uint8_t *const *row, float *out)
+SR_INLINE void qk_heads(const sr_dtype type, int32_t heads, const float *q, int32_t d, const struct qk_rows *t, float *out)
 {
     switch (heads) {
-    case 1: qk_tile(type, 1, q, d, row, out); return;
-    case 2: qk_tile(type, 2, q, d, row, out); return;
-    case 3: qk_tile(type, 3, q, d, row, out); return;
-    default: qk_tile(type, 4, q, d, row, out); return;
+    case 1: qk_tile(type, 1, q, d, t, out); return;
+    case 2: qk_tile(type, 2, q, d, t, out); return;
+    case 3: qk_tile(type, 3, q, d, t, out); return;
+    default: qk_tile(type, 4, q, d, t, out); return;
     }
 }
 
@@ -60,18 +98,22 @@ SR_INLINE int32_t tile_heads(int32_t group, int32_t g)
 SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_weights p)
 {
     const struct attn_shape *s = a->shape;
+    const int stream = is_stream(a);
     for (int32_t i = 0; i < a->n; i += BLOCK_ROWS) {
         const int32_t n = a->n - i < BLOCK_ROWS ? a->n - i : BLOCK_ROWS;
-        const uint8_t *row[BLOCK_ROWS];
-        for (int32_t r = 0; r < BLOCK_ROWS; r++) row[r] = a->k[i + (r < n ? r : n - 1)]; /* a short tile repeats its last row */
-        for (int32_t r = 0; r < n; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
+        struct qk_rows t;
+        for (int32_t r = 0; r < BLOCK_ROWS; r++) t.row[r] = a->k[i + (r < n ? r : n - 1)]; /* a short tile repeats its last row */
+        for (int32_t r = 0; r < n && !stream; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
-            qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, row, &p[g][i]);
+            t.stream = stream && g == 0 ? a->k[i] : NULL;
+            qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, &t, &p[g][i]);
         }
         *a->k_rows += n;
     }
 }
+
+/* ---- weights ---- */
 
 /* n logits become weights, those up to the next whole vector 0; m and l move on. Returns the factor of the old output. */
 SR_INLINE float weights_of(float *p, int32_t n, float *m, float *l)
@@ -91,33 +133,52 @@ SR_INLINE float weights_of(float *p, int32_t n, float *m, float *l)
     return shrink;
 }
 
-struct pv_tile { const struct attn_block *a; const float *p; float *o; const float *shrink; int32_t at, n_rows; };
+/* ---- outputs ---- */
+
+/* Of rows [row0, row1). next: whether the next block's K rows are to be fetched meanwhile. */
+struct pv_tile {
+    const struct attn_block *a;
+    const float *p;
+    float *o;
+    const float *shrink;
+    int32_t at, row0, row1, next;
+    const uint8_t *stream;
+};
+
+SR_INLINE void pv_row(const sr_dtype type, const int heads, const int n_vec, const struct pv_tile *t, int32_t i, vec acc[][2])
+{
+    const int32_t step = sr_kv_is_blocked(type) ? SR_KV_BLOCK : 1; /* the two vectors are parts of one block */
+    vec v[2];
+    SR_UNROLL for (int j = 0; j < n_vec; j++) v[j] = vec_value_at(type, t->a->v[i], t->at / step * step, t->at % step + VEC * j);
+    SR_UNROLL for (int g = 0; g < heads; g++) {
+        const vec w = vec_all(t->p[g * SR_ATTN_BLOCK + i]);
+        SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = vec_fma(w, v[j], acc[g][j]);
+    }
+}
 
 /* Elements [at, at + VEC * n_vec) of the outputs of `heads` heads. */
-SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, struct pv_tile *t)
+SR_INLINE void pv_tile(const sr_dtype type, const int heads, const int n_vec, const struct pv_tile *t)
 {
-    const int32_t d = t->a->shape->head_dim;
-    const int32_t step = sr_kv_is_blocked(type) ? SR_KV_BLOCK : 1; /* the two vectors are parts of one block */
-    vec acc[BLOCK_HEADS][2], v[2];
-    int32_t i = 0;
+    const int32_t d = t->a->shape->head_dim, bytes = bytes_of(type, 2 * VEC * n_vec);
+    const uint8_t *stream = t->stream;
+    vec acc[BLOCK_HEADS][2];
+    int32_t i = t->row0;
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int j = 0; j < n_vec; j++)
             acc[g][j] = vec_mul(vec_load(t->o + g * d + t->at + VEC * j), vec_all(t->shrink[g]));
-    for (; i < t->a->n; i++) {
-        const uint8_t *row = t->a->v[i];
-        if (t->at == 0 && i < t->a->n_next) prefetch_row(t->a->next_k[i], t->a->shape->k_row_bytes);
-        SR_UNROLL for (int j = 0; j < n_vec; j++) v[j] = vec_value_at(type, row, t->at / step * step, t->at % step + VEC * j);
-        SR_UNROLL for (int g = 0; g < heads; g++) {
-            const vec w = vec_all(t->p[g * SR_ATTN_BLOCK + i]);
-            SR_UNROLL for (int j = 0; j < n_vec; j++) acc[g][j] = vec_fma(w, v[j], acc[g][j]);
-        }
+    for (int32_t r = i; t->next && r < t->row1 && r < t->a->n_next; r++) prefetch_row(t->a->next_k[r], t->a->shape->k_row_bytes);
+    for (; i + 2 <= t->row1; i += 2) {
+        if (stream) fetch_stream(stream, bytes, AHEAD_PASS);
+        stream += stream ? bytes : 0;
+        pv_row(type, heads, n_vec, t, i, acc);
+        pv_row(type, heads, n_vec, t, i + 1, acc);
     }
+    if (i < t->row1) pv_row(type, heads, n_vec, t, i, acc);
     SR_UNROLL for (int g = 0; g < heads; g++)
         SR_UNROLL for (int j = 0; j < n_vec; j++) vec_store(t->o + g * d + t->at + VEC * j, acc[g][j]);
-    t->n_rows = i;
 }
 
-SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, struct pv_tile *t)
+SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, const struct pv_tile *t)
 {
     switch (heads) {
     case 1: pv_tile(type, 1, n_vec, t); return;
@@ -129,15 +190,27 @@ SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, str
 
 SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block_weights p, const float *shrink)
 {
-    const int32_t d = a->shape->head_dim, group = a->shape->group;
-    for (int32_t g = 0, heads; g < group; g += heads) {
-        heads = tile_heads(group, g);
-        struct pv_tile t = {a, p[g], a->o + g * d, shrink + g, 0, 0};
-        for (; t.at + 2 * VEC <= d; t.at += 2 * VEC) pv_heads(type, heads, 2, &t);
-        if (t.at < d) pv_heads(type, heads, 1, &t);
-        if (g == 0) *a->v_rows += t.n_rows;
+    static const float ones[BLOCK_HEADS] = {1, 1, 1, 1};
+    const struct attn_shape *s = a->shape;
+    const int stream = is_stream(a), follows = stream && a->n_next > 0 && a->next_k[0] == a->k[a->n - 1] + s->k_row_bytes;
+    for (int32_t g = 0, heads; g < s->group; g += heads) {
+        heads = tile_heads(s->group, g);
+        struct pv_tile t = {.a = a, .p = p[g], .o = a->o + g * s->head_dim, .shrink = shrink + g};
+        for (; t.row0 < a->n; t.row0 = t.row1, t.shrink = ones) {
+            t.row1 = a->n - t.row0 < PASS_ROWS ? a->n : t.row0 + PASS_ROWS;
+            for (t.at = 0; t.at < s->head_dim; t.at += 2 * VEC) {
+                const size_t passed = s->v_row_bytes * (size_t)t.at / (size_t)s->head_dim * (size_t)(t.row1 - t.row0);
+                t.stream = stream && g == 0 ? a->v[t.row0] + passed : NULL;
+                t.next = g == 0 && t.at == 0 && !follows;
+                if (s->head_dim - t.at >= 2 * VEC) pv_heads(type, heads, 2, &t);
+                else pv_heads(type, heads, 1, &t);
+            }
+        }
+        if (g == 0) *a->v_rows += a->n;
     }
 }
+
+/* ---- the block ---- */
 
 SR_INLINE void attn_block_body(const struct attn_block *a)
 {

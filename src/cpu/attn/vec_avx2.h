@@ -89,6 +89,7 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
 SR_INLINE float vec_f16(uint16_t h) { return _cvtsh_ss(h); }
 
 SR_INLINE void vec_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+SR_INLINE void vec_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); } /* to the second cache */
 
 /* ---- stores of the cache types ---- */
 

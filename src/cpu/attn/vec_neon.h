@@ -90,6 +90,7 @@ SR_INLINE vec vec_row(sr_dtype type, const uint8_t *row, int32_t i)
 SR_INLINE float vec_f16(uint16_t h) { return sr_f32_of_f16(h); }
 
 SR_INLINE void vec_prefetch(const void *p) { __builtin_prefetch(p); }
+SR_INLINE void vec_prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); } /* to the second cache */
 
 /* ---- stores of the cache types ---- */
 
