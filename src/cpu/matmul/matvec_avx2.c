@@ -1,50 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rows times activations, AVX2. A quantized row is read in *pieces* of 32 codes; a piece has one scale (and offset) or
- * two, one for each half of 16. Codes times activation codes go through VPMADDUBSW, whose 16-bit pairs cannot overflow:
- * unsigned codes are at most 63, and signed ones are taken as |w| times x with w's sign, at most 128 * 127 * 2.
+ * Rows of floats and of blocks of 32 times activations, AVX2. Four blocks at a time read q_split: first halves of two blocks
+ * fill a register, second halves another, so that one product of 16-bit pairs, one conversion and one vector of scales serve
+ * 64 codes. Signed codes, whose pairs leave no room in 16 bits for a second, and what is left over go block by block.
  */
-#include "cpu/kernels.h"
-#include "cpu/matmul/ahead_inline.h"
+#include "cpu/matmul/avx2_inline.h"
 
-#include <immintrin.h>
-#include <string.h>
+/* One block. */
+struct piece { __m256i codes; float scale, offset; };
+/* Four blocks: first and second halves of blocks 0 and 1, then of 2 and 3; scales and offsets of the four. */
+struct four { __m256i low[2], high[2]; __m128 scale, offset; };
 
-#define INLINE static inline __attribute__((always_inline))
+typedef struct piece piece_fn(const uint8_t *block);
+typedef struct four four_fn(const uint8_t *block);
 
-struct piece {
-    __m256i codes;
-    float scale[2], offset[2]; /* of the halves; only [0] where the form has one scale */
-};
-
-/* Piece j of the block at b. */
-typedef struct piece piece_fn(const uint8_t *b, int j);
-
-struct form {
-    int elems, bytes;   /* of a block */
-    int halves, signs, offsets;
-    piece_fn *piece;
-};
-
-INLINE __m256i at256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE __m128i at128(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-INLINE __m256i masked(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
-INLINE __m256i shift_right(__m256i v, int n) { return _mm256_srl_epi16(v, _mm_cvtsi32_si128(n)); }
-INLINE __m256i shift_left(__m256i v, int n) { return _mm256_sll_epi16(v, _mm_cvtsi32_si128(n)); }
-
-INLINE float half_at(const uint8_t *p)
-{
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return _cvtsh_ss(h);
-}
-
-INLINE float lane_sum(__m256 v)
-{
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
+/* How a type is read: bytes of a block, whether codes have signs (then there is no `four`, and no offsets). */
+struct form { int bytes, signs; piece_fn *piece; four_fn *four; };
 
 /* ---- blocks of 32 ---------------------------------------------------------------------------------------------- */
 
@@ -55,142 +26,178 @@ INLINE __m256i nibbles(const uint8_t *p)
     return masked(_mm256_set_m128i(_mm_srli_epi16(v, 4), v), 15);
 }
 
-/* 16 where the piece's bit is set. */
-INLINE __m256i fifth_bits(const uint8_t *p)
+/* 16 where the bit is set that belongs to the byte: `from` names the byte of `bits` for each. */
+INLINE __m256i fifth_bits(__m256i bits, __m256i from)
+{
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u), spread = _mm256_shuffle_epi8(bits, from);
+    return masked(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), 16);
+}
+
+/* Bytes `first`, first + 1 and first + 4, first + 5 (from `second` on in the upper lane), eight times each. */
+INLINE __m256i eightfold(int first, int second)
+{
+    const long long step = 0x0101010101010101;
+    return _mm256_setr_epi64x(first * step, (first + 1) * step, second * step, (second + 1) * step);
+}
+
+INLINE __m256i with_fifth(__m256i codes, const uint8_t *p)
 {
     int32_t bits;
     memcpy(&bits, p, 4);
-    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
-                                                                                       2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    return masked(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), 16);
+    return _mm256_or_si256(codes, fifth_bits(_mm256_set1_epi32(bits), eightfold(0, 2)));
 }
 
 INLINE struct piece one_scale(__m256i codes, const uint8_t *b, float offset)
 {
     const float d = half_at(b);
-    return (struct piece){codes, {d, 0}, {d * offset, 0}};
+    return (struct piece){codes, d, d * offset};
 }
 
-INLINE struct piece scale_and_min(__m256i codes, const uint8_t *b)
-{
-    return (struct piece){codes, {half_at(b), 0}, {half_at(b + 2), 0}};
-}
-
-INLINE struct piece piece_q4_0(const uint8_t *b, int j) { return (void)j, one_scale(nibbles(b + 2), b, -8.0f); }
-INLINE struct piece piece_q4_1(const uint8_t *b, int j) { return (void)j, scale_and_min(nibbles(b + 4), b); }
-INLINE struct piece piece_q5_0(const uint8_t *b, int j)
-{
-    return (void)j, one_scale(_mm256_or_si256(nibbles(b + 6), fifth_bits(b + 2)), b, -16.0f);
-}
-INLINE struct piece piece_q5_1(const uint8_t *b, int j)
-{
-    return (void)j, scale_and_min(_mm256_or_si256(nibbles(b + 8), fifth_bits(b + 4)), b);
-}
-INLINE struct piece piece_q8_0(const uint8_t *b, int j) { return (void)j, one_scale(at256(b + 2), b, 0.0f); }
-INLINE struct piece piece_iq4_nl(const uint8_t *b, int j)
+INLINE struct piece piece_q4_0(const uint8_t *b) { return one_scale(nibbles(b + 2), b, -8.0f); }
+INLINE struct piece piece_q4_1(const uint8_t *b) { return (struct piece){nibbles(b + 4), half_at(b), half_at(b + 2)}; }
+INLINE struct piece piece_q5_0(const uint8_t *b) { return one_scale(with_fifth(nibbles(b + 6), b + 2), b, -16.0f); }
+INLINE struct piece piece_q5_1(const uint8_t *b) { return (struct piece){with_fifth(nibbles(b + 8), b + 4), half_at(b), half_at(b + 2)}; }
+INLINE struct piece piece_q8_0(const uint8_t *b) { return one_scale(at256(b + 2), b, 0.0f); }
+INLINE struct piece piece_iq4_nl(const uint8_t *b)
 {
     const __m128i table = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
-    return (void)j, one_scale(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), nibbles(b + 2)), b, 0.0f);
+    return one_scale(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), nibbles(b + 2)), b, 0.0f);
 }
 
-/* ---- super-blocks of 256 ------------------------------------------------------------------------------------------ */
+/* ---- four blocks ------------------------------------------------------------------------------------------------- */
 
-INLINE __m256i nibble_piece(const uint8_t *qs, int j) { return masked(shift_right(at256(qs + 32 * (j / 2)), 4 * (j % 2)), 15); }
-INLINE __m256i two_bit_piece(const uint8_t *qs, int j) { return masked(shift_right(at256(qs + 32 * (j / 4)), 2 * (j % 4)), 3); }
-INLINE __m256i high_bit(const uint8_t *p, int j, int value) { return shift_left(masked(shift_right(at256(p), j), 1), value); }
-
-INLINE struct piece k_scale_min(__m256i codes, const uint8_t *b, int j)
+/* 32 bits of each block. */
+INLINE __m128i words_at(const uint8_t *p, int stride)
 {
-    const uint8_t *sc = b + 4;
-    const int scale = j < 4 ? sc[j] & 63 : (sc[j + 4] & 15) | (sc[j - 4] >> 6) << 4;
-    const int min = j < 4 ? sc[j + 4] & 63 : sc[j + 4] >> 4 | (sc[j] >> 6) << 4;
-    return (struct piece){codes, {half_at(b) * (float)scale, 0}, {-half_at(b + 2) * (float)min, 0}};
+    int32_t w[4];
+    for (int i = 0; i < 4; i++) memcpy(&w[i], p + i * stride, 4);
+    return _mm_setr_epi32(w[0], w[1], w[2], w[3]);
 }
 
-INLINE struct piece piece_q4_k(const uint8_t *b, int j) { return k_scale_min(nibble_piece(b + 16, j), b, j); }
-INLINE struct piece piece_q5_k(const uint8_t *b, int j)
+/* The f16 at byte `at` of each word. */
+INLINE __m128 halves_of(__m128i words, char at)
 {
-    return k_scale_min(_mm256_or_si256(nibble_piece(b + 48, j), high_bit(b + 16, j, 4)), b, j);
+    const char b = (char)(at + 1);
+    return _mm_cvtph_ps(_mm_shuffle_epi8(words, _mm_setr_epi8(at, b, (char)(at + 4), (char)(b + 4), (char)(at + 8), (char)(b + 8), (char)(at + 12),
+                                                              (char)(b + 12), -1, -1, -1, -1, -1, -1, -1, -1)));
 }
 
-INLINE struct piece two_scales(__m256i codes, float d, int s0, int s1, float offset)
+/* The last 16 bytes of each block hold its nibbles. */
+INLINE struct four four_nibbles(const uint8_t *p, int bytes)
 {
-    const float d0 = d * (float)s0, d1 = d * (float)s1;
-    return (struct piece){codes, {d0, d1}, {d0 * offset, d1 * offset}};
+    struct four f;
+    const uint8_t *q = p + bytes - 16;
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++, q += 2 * bytes) {
+        const __m256i v = _mm256_set_m128i(at128(q + bytes), at128(q));
+        f.low[i] = masked(v, 15);
+        f.high[i] = masked(_mm256_srli_epi16(v, 4), 15);
+    }
+    return f;
 }
 
-INLINE struct piece piece_q2_k(const uint8_t *b, int j)
+INLINE void add_fifth(struct four *f, const uint8_t *p, int bytes)
 {
-    const float dmin = -half_at(b + 82);
-    struct piece p = two_scales(two_bit_piece(b + 16, j), half_at(b + 80), b[2 * j] & 15, b[2 * j + 1] & 15, 0.0f);
-    p.offset[0] = dmin * (float)(b[2 * j] >> 4);
-    p.offset[1] = dmin * (float)(b[2 * j + 1] >> 4);
-    return p;
+    const __m256i bits = _mm256_broadcastsi128_si256(words_at(p, bytes));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        f->low[i] = _mm256_or_si256(f->low[i], fifth_bits(bits, eightfold(8 * i, 8 * i + 4)));
+        f->high[i] = _mm256_or_si256(f->high[i], fifth_bits(bits, eightfold(8 * i + 2, 8 * i + 6)));
+    }
 }
 
-INLINE int q3_k_scale(const uint8_t *sc, int g)
+INLINE struct four four_scales(struct four f, const uint8_t *p, int bytes, float offset)
 {
-    return ((g < 8 ? sc[g] & 15 : sc[g - 8] >> 4) | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32;
+    f.scale = halves_of(words_at(p, bytes), 0);
+    f.offset = _mm_mul_ps(f.scale, _mm_set1_ps(offset));
+    return f;
 }
 
-INLINE struct piece piece_q3_k(const uint8_t *b, int j)
+INLINE struct four four_scales_and_mins(struct four f, const uint8_t *p, int bytes)
 {
-    const __m256i codes = _mm256_or_si256(two_bit_piece(b + 32, j), high_bit(b, j, 2));
-    return two_scales(codes, half_at(b + 108), q3_k_scale(b + 96, 2 * j), q3_k_scale(b + 96, 2 * j + 1), -4.0f);
+    const __m128i heads = words_at(p, bytes);
+    f.scale = halves_of(heads, 0);
+    f.offset = halves_of(heads, 2);
+    return f;
 }
 
-INLINE struct piece piece_q6_k(const uint8_t *b, int j)
+INLINE struct four four_q4_0(const uint8_t *p) { return four_scales(four_nibbles(p, 18), p, 18, -8.0f); }
+INLINE struct four four_q4_1(const uint8_t *p) { return four_scales_and_mins(four_nibbles(p, 20), p, 20); }
+INLINE struct four four_q5_0(const uint8_t *p)
 {
-    const int n = j / 4, k = j % 4;
-    const __m256i low = masked(shift_right(at256(b + 64 * n + 32 * (k & 1)), k >= 2 ? 4 : 0), 15);
-    const __m256i high = shift_left(masked(shift_right(at256(b + 128 + 32 * n), 2 * k), 3), 4);
-    return two_scales(_mm256_or_si256(low, high), half_at(b + 208), (int8_t)b[192 + 2 * j], (int8_t)b[193 + 2 * j], -32.0f);
+    struct four f = four_nibbles(p, 22);
+    add_fifth(&f, p + 2, 22);
+    return four_scales(f, p, 22, -16.0f);
+}
+INLINE struct four four_q5_1(const uint8_t *p)
+{
+    struct four f = four_nibbles(p, 24);
+    add_fifth(&f, p + 4, 24);
+    return four_scales_and_mins(f, p, 24);
 }
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
-INLINE __m256i fours(__m256i w, __m256i x, int signs)
+INLINE __m256i pairs(__m256i w, __m256i x, int signs)
 {
-    const __m256i pairs = signs ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return signs ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
 }
 
-INLINE __m256 dot32(__m256i w, const int8_t *q, const int8_t *low, int signs)
+/* Adds the block at element `at` of the first token's codes. */
+INLINE void add_piece(__m256 *acc, __m128 *shift, struct piece p, const struct acts *x, int64_t at, struct form f)
 {
-    const __m256i high = _mm256_slli_epi32(fours(w, at256(q), signs), 7);
-    return _mm256_cvtepi32_ps(_mm256_add_epi32(high, fours(w, at256(low), signs)));
+    const __m256 dot = weigh(pairs(p.codes, at256(x->q + at), f.signs), pairs(p.codes, at256(x->q_low + at), f.signs));
+    *acc = _mm256_fmadd_ps(dot, _mm256_set1_ps(p.scale * x->d[at / 32]), *acc);
+    if (!f.signs) *shift = _mm_fmadd_ps(_mm_set_ss(p.offset), _mm_set_ss(x->s32[at / 32]), *shift);
 }
 
-/* Adds the piece at element `at` of token t's codes. */
-INLINE void add_piece(__m256 *acc, float *shift, struct piece p, const struct acts *x, int64_t at, struct form f)
+INLINE __m256i two_pairs(__m256i low, __m256i high, const int8_t *x)
 {
-    const float d = x->d[at / 32];
-    const __m256 first = _mm256_set1_ps(p.scale[0] * d);
-    const __m256 scale = f.halves ? _mm256_blend_ps(first, _mm256_set1_ps(p.scale[1] * d), 0xf0) : first;
-    *acc = _mm256_fmadd_ps(dot32(p.codes, x->q + at, x->q_low + at, f.signs), scale, *acc);
-    if (f.offsets && f.halves) *shift += p.offset[0] * x->s16[at / 16] + p.offset[1] * x->s16[at / 16 + 1];
-    else if (f.offsets) *shift += p.offset[0] * x->s32[at / 32];
+    return _mm256_add_epi16(_mm256_maddubs_epi16(low, at256(x)), _mm256_maddubs_epi16(high, at256(x + 64)));
+}
+
+INLINE void add_four(__m256 *acc, __m128 *shift, const struct four *w, const struct acts *x, int64_t at)
+{
+    const __m256 scale = _mm256_castps128_ps256(_mm_mul_ps(w->scale, _mm_loadu_ps(x->d + at / 32)));
+    *shift = _mm_fmadd_ps(w->offset, _mm_loadu_ps(x->s32 + at / 32), *shift);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        const __m256i lanes = _mm256_setr_epi32(2 * i, 2 * i, 2 * i, 2 * i, 2 * i + 1, 2 * i + 1, 2 * i + 1, 2 * i + 1);
+        const __m256i q = two_pairs(w->low[i], w->high[i], x->q_split + at + 32 * i);
+        const __m256 dot = weigh(q, two_pairs(w->low[i], w->high[i], x->q_split_low + at + 32 * i));
+        *acc = _mm256_fmadd_ps(dot, _mm256_permutevar8x32_ps(scale, lanes), *acc);
+    }
 }
 
 INLINE void row(const struct matvec_args *a, int64_t r, int32_t t0, int T, struct form f)
 {
     const uint8_t *b = a->w + (size_t)r * a->row_bytes;
+    const int64_t pad = a->acts->pad;
     __m256 acc[4];
-    float shift[4] = {0};
+    __m128 shift[4];
+    int64_t e = 0;
 #pragma GCC unroll 4
-    for (int t = 0; t < T; t++) acc[t] = _mm256_setzero_ps();
-    for (int64_t e = 0; e < a->n_in; e += f.elems, b += f.bytes) {
+    for (int t = 0; t < T; t++) {
+        acc[t] = _mm256_setzero_ps();
+        shift[t] = _mm_setzero_ps();
+    }
+    for (; f.four && e + 128 <= a->n_in; e += 128, b += 4 * f.bytes) {
+        fetch_ahead(b, 4 * f.bytes);
+        const struct four w = f.four(b);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) add_four(&acc[t], &shift[t], &w, a->acts, (t0 + t) * pad + e);
+    }
+    for (; e < a->n_in; e += 32, b += f.bytes) {
         fetch_ahead(b, f.bytes);
-#pragma GCC unroll 8
-        for (int j = 0; j < f.elems / 32; j++) {
-            const struct piece p = f.piece(b, j);
+        const struct piece p = f.piece(b);
 #pragma GCC unroll 4
-            for (int t = 0; t < T; t++) add_piece(&acc[t], &shift[t], p, a->acts, (t0 + t) * a->acts->pad + e + 32 * j, f);
-        }
+        for (int t = 0; t < T; t++) add_piece(&acc[t], &shift[t], p, a->acts, (t0 + t) * pad + e, f);
     }
 #pragma GCC unroll 4
-    for (int t = 0; t < T; t++) a->y[(t0 + t) * a->y_stride + r] = lane_sum(acc[t]) + shift[t] + (a->bias ? a->bias[r] : 0.0f);
+    for (int t = 0; t < T; t++) {
+        const __m256 sum = f.signs ? acc[t] : _mm256_add_ps(acc[t], _mm256_zextps128_ps256(shift[t]));
+        a->y[(t0 + t) * a->y_stride + r] = lane_sum(sum) + (a->bias ? a->bias[r] : 0.0f);
+    }
 }
 
 INLINE void rows(const struct matvec_args *a, struct form f)
@@ -202,17 +209,12 @@ INLINE void rows(const struct matvec_args *a, struct form f)
         for (int64_t r = 0; r < a->n_rows; r++) row(a, r, t, 1, f);
 }
 
-void sr_matvec_q4_0_avx2(const struct matvec_args *a) { rows(a, (struct form){32, 18, 0, 0, 1, piece_q4_0}); }
-void sr_matvec_q4_1_avx2(const struct matvec_args *a) { rows(a, (struct form){32, 20, 0, 0, 1, piece_q4_1}); }
-void sr_matvec_q5_0_avx2(const struct matvec_args *a) { rows(a, (struct form){32, 22, 0, 0, 1, piece_q5_0}); }
-void sr_matvec_q5_1_avx2(const struct matvec_args *a) { rows(a, (struct form){32, 24, 0, 0, 1, piece_q5_1}); }
-void sr_matvec_q8_0_avx2(const struct matvec_args *a) { rows(a, (struct form){32, 34, 0, 1, 0, piece_q8_0}); }
-void sr_matvec_iq4_nl_avx2(const struct matvec_args *a) { rows(a, (struct form){32, 18, 0, 1, 0, piece_iq4_nl}); }
-void sr_matvec_q2_k_avx2(const struct matvec_args *a) { rows(a, (struct form){256, 84, 1, 0, 1, piece_q2_k}); }
-void sr_matvec_q3_k_avx2(const struct matvec_args *a) { rows(a, (struct form){256, 110, 1, 0, 1, piece_q3_k}); }
-void sr_matvec_q4_k_avx2(const struct matvec_args *a) { rows(a, (struct form){256, 144, 0, 0, 1, piece_q4_k}); }
-void sr_matvec_q5_k_avx2(const struct matvec_args *a) { rows(a, (struct form){256, 176, 0, 0, 1, piece_q5_k}); }
-void sr_matvec_q6_k_avx2(const struct matvec_args *a) { rows(a, (struct form){256, 210, 1, 0, 1, piece_q6_k}); }
+void sr_matvec_q4_0_avx2(const struct matvec_args *a) { rows(a, (struct form){18, 0, piece_q4_0, four_q4_0}); }
+void sr_matvec_q4_1_avx2(const struct matvec_args *a) { rows(a, (struct form){20, 0, piece_q4_1, four_q4_1}); }
+void sr_matvec_q5_0_avx2(const struct matvec_args *a) { rows(a, (struct form){22, 0, piece_q5_0, four_q5_0}); }
+void sr_matvec_q5_1_avx2(const struct matvec_args *a) { rows(a, (struct form){24, 0, piece_q5_1, four_q5_1}); }
+void sr_matvec_q8_0_avx2(const struct matvec_args *a) { rows(a, (struct form){34, 1, piece_q8_0, NULL}); }
+void sr_matvec_iq4_nl_avx2(const struct matvec_args *a) { rows(a, (struct form){18, 1, piece_iq4_nl, NULL}); }
 
 /* ---- float rows --------------------------------------------------------------------------------------------------- */
 
