@@ -107,12 +107,15 @@ INLINE struct slots slots_8(const uint8_t *b)
     return (struct slots){_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(six)), factor), _mm512_setzero_ps()};
 }
 
+/* Bytes of a scale (low four bits) and a minimum; a permutation looks up four bits as a float. */
 INLINE struct slots slots_q2_k(const uint8_t *b)
 {
-    const __m128i v = load16(b), low = _mm_set1_epi8(15);
-    const __m512 scale = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(v, low)));
-    const __m512 min = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(v, 4), low)));
-    return (struct slots){_mm512_mul_ps(scale, _mm512_set1_ps(half_at(b + 80))), _mm512_mul_ps(min, _mm512_set1_ps(-half_at(b + 82)))};
+    const __m512 number = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i v = _mm512_cvtepu8_epi32(load16(b));
+    const __m128 d = _mm_cvtph_ps(_mm_cvtsi32_si128((int)load_u32(b + 80)));
+    const __m512 scale = _mm512_mul_ps(_mm512_permutexvar_ps(v, number), _mm512_broadcastss_ps(d));
+    const __m512 min = _mm512_permutexvar_ps(_mm512_srli_epi32(v, 4), _mm512_sub_ps(_mm512_setzero_ps(), number));
+    return (struct slots){scale, _mm512_mul_ps(min, _mm512_broadcastss_ps(_mm_movehdup_ps(d)))};
 }
 
 INLINE struct slots signed_scales(__m128i sc, float d, float offset)
