@@ -12,7 +12,14 @@
 
 #include "cuda/planes_cuda.h"
 
-enum { ACT_WARPS = 8, ACT_THREADS = 32 * ACT_WARPS, ACT_BATCH = 8 /* pieces of 4 elements that a thread has under way */ };
+enum {
+    ACT_WARPS = 8,
+    ACT_THREADS = 32 * ACT_WARPS,
+    ACT_BATCH = 4,                           /* pieces of 4 elements that a lane takes at once */
+    ACT_CHUNK = 32 * ACT_BATCH,              /* pieces of a warp at once */
+    ACT_PITCH = 20,                          /* floats from one lane's 16 elements to the next one's: no bank is met twice */
+    ACT_STAGING = ACT_WARPS * 32 * ACT_PITCH * (int)sizeof(float),
+};
 
 static constexpr __host__ __device__ int32_t sr_act_bytes(bool quantized, int32_t quads, int32_t padded)
 {
@@ -33,63 +40,73 @@ static __device__ __forceinline__ float sum_of_lanes(float x)
     return x;
 }
 
-/* Pieces i and i + ACT_THREADS of 4 elements, of groups that eight lanes share; whole warps call, n is the number of
- * pieces. The codes of cpu/matmul's quantize_q8: NaN and infinity show in d. Two at once, since each is one long chain. */
-static __device__ __forceinline__ void put_codes(uint8_t *acts, int32_t quads, int32_t i, int32_t n, const float4 (&v)[2])
+/* The larger of two; NaN where one is. */
+static __device__ __forceinline__ float most_of(float a, float b)
 {
-    uint32_t most[2], high[2] = {0, 0}, low[2] = {0, 0};
-    int sum[2] = {0, 0}, other[2];
-    float inverse[2];
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-        most[k] = max(max(__float_as_uint(v[k].x) & 0x7fffffffu, __float_as_uint(v[k].y) & 0x7fffffffu),
-                      max(__float_as_uint(v[k].z) & 0x7fffffffu, __float_as_uint(v[k].w) & 0x7fffffffu));
-#pragma unroll
-    for (int l = 1; l < 8; l *= 2)
-#pragma unroll
-        for (int k = 0; k < 2; k++) most[k] = max(most[k], __shfl_xor_sync(0xffffffffu, most[k], l));
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        const float top = __uint_as_float(most[k]), x[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
-        inverse[k] = top > 1e-30f && most[k] < 0x7f800000u ? __fdividef(16256.0f, top) : 0.0f;
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int code = __float2int_rn(x[e] * inverse[k]), h = (code + 64) >> 7; /* infinity and NaN times 0 give code 0 */
-            high[k] |= (uint32_t)(h & 255) << 8 * e;
-            low[k] |= (uint32_t)((code - 128 * h) & 255) << 8 * e;
-            sum[k] += code;
-        }
-    }
-#pragma unroll
-    for (int l = 1; l < 4; l *= 2)
-#pragma unroll
-        for (int k = 0; k < 2; k++) sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], l);
-#pragma unroll
-    for (int k = 0; k < 2; k++) other[k] = __shfl_xor_sync(0xffffffffu, sum[k], 4);
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        const int32_t at = i + k * ACT_THREADS, g = at / 8, word = at % 8;
-        if (at >= n) continue;
-        uint8_t *to = acts + g / QUAD * 256 + word / 4 * 128 + g % QUAD * 16 + word % 4 * 4;
-        *reinterpret_cast<uint32_t *>(to) = high[k];
-        *reinterpret_cast<uint32_t *>(to + 64) = low[k];
-        if (word) continue;
-        const float d = __uint_as_float(most[k]) * (1.0f / 16256.0f), first = d * (float)sum[k], second = d * (float)other[k];
-        reinterpret_cast<float4 *>(acts + quads * 256)[g] = make_float4(d, first, second, first + second);
-    }
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
 }
 
-/* What a thread holds of the activations: pieces tid, tid + ACT_THREADS, ... from `base` on, of n. */
-struct act_batch {
+/* Byte `at` of each of four words. */
+template <int AT> static __device__ __forceinline__ uint32_t bytes_of(const uint32_t *w)
+{
+    return __byte_perm(__byte_perm(w[0], w[1], AT | (AT + 4) << 4), __byte_perm(w[2], w[3], AT | (AT + 4) << 4), 0x5410);
+}
+
+/* Half a group a lane, 16 elements; lanes 2 i and 2 i + 1 have halves of one group, whole warps call, of `halves` in all
+ * this is half h. The codes of cpu/matmul's quantize_q8: NaN and infinity show in d. */
+static __device__ __forceinline__ void put_half(uint8_t *acts, int32_t quads, int32_t h, int32_t halves, const float *x)
+{
+    uint32_t w[16], high[4], low[4];
+    uint4 codes[2];
+    float top = fabsf(x[0]);
+    int sum = 0;
+#pragma unroll
+    for (int i = 1; i < 16; i++) top = most_of(top, fabsf(x[i]));
+    top = most_of(top, __shfl_xor_sync(0xffffffffu, top, 1));
+    const float inverse = top > 1e-30f && top < __uint_as_float(0x7f800000u) ? __fdividef(16256.0f, top) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        /* rounded to an integer, which is in the low bits; then twice (code + 64): high is byte 1, low + 64 is byte 0 / 2 */
+        const uint32_t bits = __float_as_uint(__fadd_rn(__fmul_rn(x[i], inverse), 12582912.0f));
+        sum += (int)(bits - 0x4b400000u);
+        w[i] = 2 * bits + 128;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        high[i] = bytes_of<1>(w + 4 * i);
+        const uint32_t moved = (bytes_of<0>(w + 4 * i) >> 1 & 0x7f7f7f7fu) ^ 0x40404040u;
+        low[i] = moved | (moved & 0x40404040u) << 1;
+    }
+    const int other = __shfl_xor_sync(0xffffffffu, sum, 1);
+    const int32_t g = h / 2;
+    if (h >= halves) return;
+    codes[0] = make_uint4(high[0], high[1], high[2], high[3]);
+    codes[1] = make_uint4(low[0], low[1], low[2], low[3]);
+    uint4 *to = reinterpret_cast<uint4 *>(acts + g / QUAD * 256 + h % 2 * 128 + g % QUAD * 16);
+    to[0] = codes[0];
+    to[4] = codes[1];
+    if (h % 2) return;
+    const float d = top * (1.0f / 16256.0f), first = d * (float)sum, second = d * (float)other;
+    reinterpret_cast<float4 *>(acts + quads * 256)[g] = make_float4(d, first, second, first + second);
+}
+
+/* Pieces of a lane: lane, lane + 32, ... of a chunk. */
+struct act_pieces {
     float4 v[ACT_BATCH];
 
-    __device__ __forceinline__ void load(const float *x, int32_t base, int32_t n)
+    /* `at` is the lane's first piece, `left` how many lie from it on; `none` stands where there is none. */
+    __device__ __forceinline__ void load(const float4 *at, int32_t left, float none)
     {
 #pragma unroll
-        for (int k = 0; k < ACT_BATCH; k++) {
-            const int32_t i = base + k * ACT_THREADS + (int32_t)threadIdx.x;
-            v[k] = i < n ? __ldcg(reinterpret_cast<const float4 *>(x) + i) : make_float4(0, 0, 0, 0);
-        }
+        for (int k = 0; k < ACT_BATCH; k++) v[k] = 32 * k < left ? __ldcg(at + 32 * k) : make_float4(none, none, none, none);
+    }
+    __device__ __forceinline__ void store(float4 *at, int32_t left) const
+    {
+#pragma unroll
+        for (int k = 0; k < ACT_BATCH; k++)
+            if (32 * k < left) at[32 * k] = v[k];
     }
     __device__ __forceinline__ float squares() const
     {
@@ -98,28 +115,40 @@ struct act_batch {
         for (int k = 0; k < ACT_BATCH; k++) s += v[k].x * v[k].x + v[k].y * v[k].y + v[k].z * v[k].z + v[k].w * v[k].w;
         return s;
     }
-    __device__ __forceinline__ void scale(float f, const act_batch &w)
+    __device__ __forceinline__ void scale(float f, const act_pieces &w)
     {
 #pragma unroll
         for (int k = 0; k < ACT_BATCH; k++)
             v[k] = make_float4(v[k].x * f * w.v[k].x, v[k].y * f * w.v[k].y, v[k].z * f * w.v[k].z, v[k].w * f * w.v[k].w);
     }
-    template <bool QUANTIZED> __device__ __forceinline__ void put(uint8_t *acts, int32_t quads, int32_t base, int32_t n, float *copy) const
-    {
-#pragma unroll
-        for (int k = 0; k < ACT_BATCH; k += 2) {
-            const int32_t i = base + k * ACT_THREADS + (int32_t)threadIdx.x;
-            if (base + k * ACT_THREADS >= n) return;
-            if constexpr (QUANTIZED) put_codes(acts, quads, i, n, {v[k], v[k + 1]});
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                if (i + j * ACT_THREADS >= n) continue;
-                if constexpr (!QUANTIZED) reinterpret_cast<float4 *>(acts)[i + j * ACT_THREADS] = v[k + j];
-                if (copy) reinterpret_cast<float4 *>(copy)[i + j * ACT_THREADS] = v[k + j];
-            }
-        }
-    }
 };
+
+/* A lane's first piece. */
+static __device__ __forceinline__ int32_t act_first() { return (int32_t)threadIdx.x / 32 * ACT_CHUNK + (int32_t)threadIdx.x % 32; }
+
+/* The norm weights of a warp's first chunk; without a norm ones, so that no loop needs a branch that doubles its code. */
+static __device__ __forceinline__ void first_weights(const struct act_source &s, act_pieces &w)
+{
+    w.load(reinterpret_cast<const float4 *>(s.norm_w) + act_first(), s.norm_w ? s.n_in / 4 - act_first() : 0, 1.0f);
+}
+
+/* 1 / the root of the mean square of x, of which a warp's first two chunks are here; `part` is ACT_WARPS floats to share. */
+static __device__ __forceinline__ float norm_factor(const struct act_source &s, const act_pieces &x, const act_pieces &next, float *part)
+{
+    float squares = x.squares() + next.squares();
+#pragma unroll 1
+    for (int32_t i = (int32_t)threadIdx.x + 2 * ACT_WARPS * ACT_CHUNK; i < s.n_in / 4; i += ACT_THREADS) {
+        const float4 v = __ldcg(reinterpret_cast<const float4 *>(s.x) + i);
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    squares = sum_of_lanes(squares);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = squares;
+    __syncthreads();
+    squares = 0;
+#pragma unroll
+    for (int i = 0; i < ACT_WARPS; i++) squares += part[i];
+    return 1.0f / sqrtf(squares / (float)s.n_in + s.eps);
+}
 
 /* What is padded, for one token; before anything is waited for. */
 template <bool QUANTIZED> static __device__ __forceinline__ void clear_padding(uint8_t *acts, int32_t quads, int32_t n_in, int32_t padded)
@@ -132,37 +161,47 @@ template <bool QUANTIZED> static __device__ __forceinline__ void clear_padding(u
     }
 }
 
-/* The activations of one token, by all threads; `w` holds the first norm weights, `part` is ACT_WARPS floats to share. */
-template <bool QUANTIZED>
-static __device__ __forceinline__ void make_acts(const struct act_source &s, act_batch &w, uint8_t *acts, int32_t quads, float *part)
+/* Codes of a chunk whose first half group is `h`, by way of `stage`, from which each lane takes 16 neighbouring elements. */
+static __device__ __forceinline__ void put_chunk(uint8_t *acts, int32_t quads, int32_t h, int32_t halves, const act_pieces &x, float *stage)
 {
-    const int32_t n = s.n_in / 4, each = ACT_BATCH * ACT_THREADS;
-    float *copy = s.norm_w && blockIdx.x == 0 ? s.norm_y : NULL;
-    float f = 1;
-    act_batch x;
-    x.load(s.x, 0, n);
-    if (s.norm_w) {
-        float squares = x.squares();
-        for (int32_t base = each; base < n; base += each) {
-            x.load(s.x, base, n);
-            squares += x.squares();
-        }
-        squares = sum_of_lanes(squares);
-        if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = squares;
-        __syncthreads();
-        squares = 0;
+    const int lane = (int)threadIdx.x % 32;
+    float4 mine[4];
 #pragma unroll
-        for (int i = 0; i < ACT_WARPS; i++) squares += part[i];
-        f = 1.0f / sqrtf(squares / (float)s.n_in + s.eps);
-        if (n > each) x.load(s.x, 0, n);
-    }
-    for (int32_t base = 0;;) {
-        if (s.norm_w) x.scale(f, w);
-        x.put<QUANTIZED>(acts, quads, base, n, copy);
-        base += each;
-        if (base >= n) return;
-        x.load(s.x, base, n);
-        if (s.norm_w) w.load(s.norm_w, base, n);
+    for (int k = 0; k < ACT_BATCH; k++) *reinterpret_cast<float4 *>(stage + (8 * k + lane / 4) * ACT_PITCH + lane % 4 * 4) = x.v[k];
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < 4; k++) mine[k] = *reinterpret_cast<const float4 *>(stage + lane * ACT_PITCH + 4 * k);
+    __syncwarp();
+    const float e[16] = {mine[0].x, mine[0].y, mine[0].z, mine[0].w, mine[1].x, mine[1].y, mine[1].z, mine[1].w,
+                         mine[2].x, mine[2].y, mine[2].z, mine[2].w, mine[3].x, mine[3].y, mine[3].z, mine[3].w};
+    put_half(acts, quads, h + lane, halves, e);
+}
+
+/* The activations of one token, by all threads; `w` holds the first norm weights, `staging` is ACT_STAGING bytes. What runs
+ * once in a kernel is fetched as it runs, so the loop is not unrolled. */
+template <bool QUANTIZED>
+static __device__ __forceinline__ void make_acts(const struct act_source &s, act_pieces &w, uint8_t *acts, int32_t quads, float *part, float *staging)
+{
+    const int32_t step = ACT_WARPS * ACT_CHUNK, n = s.n_in / 4, warp = (int32_t)threadIdx.x / 32;
+    const float4 *from = reinterpret_cast<const float4 *>(s.x) + act_first(), *from_w = reinterpret_cast<const float4 *>(s.norm_w) + act_first();
+    float4 *copy = s.norm_w && s.norm_y && blockIdx.x == 0 ? reinterpret_cast<float4 *>(s.norm_y) + act_first() : NULL;
+    int32_t left = n - act_first(), base = warp * ACT_CHUNK;
+    act_pieces x, next;
+    x.load(from, left, 0);
+    next.load(from + step, left - step, 0);
+    const float f = s.norm_w ? norm_factor(s, x, next, part) : 1.0f;
+#pragma unroll 1
+    for (; base < n; base += step, left -= step, from += step, from_w += step) {
+        x.scale(f, w);
+        if constexpr (QUANTIZED) put_chunk(acts, quads, base / 4, n / 4, x, staging + warp * 32 * ACT_PITCH);
+        else x.store(reinterpret_cast<float4 *>(acts) + base + (int32_t)threadIdx.x % 32, left);
+        if (copy) {
+            x.store(copy, left);
+            copy += step;
+        }
+        x = next;
+        next.load(from + 2 * step, left - 2 * step, 0);
+        w.load(from_w + step, s.norm_w ? left - step : 0, 1.0f);
     }
 }
 

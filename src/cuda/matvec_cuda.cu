@@ -66,15 +66,15 @@ static struct matvec_choice choose(const struct matmul_args *a, int from, int32_
 }
 
 /* What of a block's memory does not depend on the ring. */
-static size_t fixed_bytes(const struct matvec_params *p, int32_t n)
+static size_t fixed_bytes(const struct matvec_choice *k, const struct matvec_params *p, int32_t n)
 {
-    return (n > 1 ? sr_space_bytes<MATVEC_TOKENS>() : sr_space_bytes<1>()) + (size_t)(n > 1 ? MATVEC_TOKENS : 1) * (size_t)p->act_bytes;
+    return (n > 1 ? sr_space_bytes<MATVEC_TOKENS>(k->quantized) : sr_space_bytes<1>(k->quantized)) + (size_t)(n > 1 ? MATVEC_TOKENS : 1) * (size_t)p->act_bytes;
 }
 
 /* Bytes of a block; p->depth is set. 0: they do not suffice. */
 static size_t place_ring(struct backend_cuda *c, const struct matvec_choice *k, struct matvec_params *p, int32_t n)
 {
-    const size_t fixed = fixed_bytes(p, n), stage = (size_t)ACT_WARPS * (size_t)k->step_bytes, most = c->shared_bytes;
+    const size_t fixed = fixed_bytes(k, p, n), stage = (size_t)ACT_WARPS * (size_t)k->step_bytes, most = c->shared_bytes;
     size_t room = c->after_matvec == SR_CUDA_LARGE ? SMALL_BYTES : LARGE_BYTES;
     if (room > most) room = most;
     if (fixed + 2 * stage > room) room = most; /* alone, then */

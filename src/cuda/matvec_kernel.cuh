@@ -35,10 +35,14 @@ template <int N> struct matvec_space {
     float slot[ACT_WARPS][2][2][TILE_ROWS][N]; // [warp][where it begins][part]
 };
 
-template <int N> static constexpr __host__ __device__ size_t sr_space_bytes() { return (sizeof(matvec_space<N>) + 127) / 128 * 128; }
+// Of what lies before the activations: that, and room to arrange them anew where they become codes.
+template <int N> static constexpr __host__ __device__ size_t sr_space_bytes(bool quantized)
+{
+    return (sizeof(matvec_space<N>) + 127) / 128 * 128 + (quantized ? (size_t)ACT_STAGING : 0);
+}
 
 // The work of a warp: places [begin, end) of the block's, each a step of a unit.
-struct matvec_span { int32_t begin, end, unit_steps, total; };
+struct matvec_span { int32_t begin, end, unit_steps, total, unit, step; }; // unit, step: of begin
 
 static __device__ __forceinline__ int32_t bound_of(int32_t total, int warp) { return (int32_t)((uint32_t)total * (uint32_t)warp / ACT_WARPS); }
 
@@ -50,6 +54,7 @@ static __device__ __forceinline__ int product_of(const matvec_params &p, int32_t
     int i = 0;
     *tile = unit;
     if (p.parts == 2) return 0;
+#pragma unroll 1
     for (; i + 1 < p.n_products && unit >= p.p[i].end_unit; i++) *tile = unit - p.p[i].end_unit;
     return i;
 }
@@ -57,7 +62,8 @@ static __device__ __forceinline__ int product_of(const matvec_params &p, int32_t
 // Goes through a span ahead of the products, step by step.
 template <class F> struct matvec_walk {
     typename F::source source;
-    int32_t unit, part, left;  // of the block; of the unit; steps of this tile
+    int32_t unit, part, left;  // of the block; of the unit; steps of this tile, 0: not yet looked up
+    int32_t first;             // step of the tile to come
     int32_t steps;             // still to be copied
 
     __device__ __forceinline__ void seek(const matvec_params &p, int32_t at, int lane)
@@ -69,23 +75,24 @@ template <class F> struct matvec_walk {
     }
     __device__ __forceinline__ void start(const matvec_params &p, const matvec_span &s, int lane)
     {
-        const int32_t step = s.begin % s.unit_steps;
-        unit = s.begin / s.unit_steps;
-        part = step >= p.steps;
+        unit = s.unit;
+        part = s.step >= p.steps;
         steps = s.end - s.begin;
-        if (steps) seek(p, part ? step - p.steps : step, lane);
+        left = 0;
+        first = s.step - part * p.steps;
     }
     __device__ __forceinline__ void copy(const matvec_params &p, uint64_t *bar, uint8_t *to, int lane)
     {
         if (steps == 0) return;
         if (left == 0) {
-            part = part + 1 < p.parts;
-            unit += !part;
-            seek(p, 0, lane);
+            seek(p, first, lane);
+            first = 0;
         }
         source.copy(bar, to, lane);
         steps--;
-        left--;
+        if (--left) return;
+        part = part + 1 < p.parts;
+        unit += !part;
     }
 };
 
@@ -141,9 +148,9 @@ static __device__ __forceinline__ void put_unit(const matvec_params &p, matvec_s
 // holds its beginning. Negative: none.
 static __device__ __forceinline__ int32_t unit_to_join(const matvec_span &s, int warp)
 {
-    if (warp == 0 || s.begin >= s.total || s.begin % s.unit_steps == 0) return -1;
-    const int32_t unit = s.begin / s.unit_steps, before = bound_of(s.total, warp - 1);
-    return before <= unit * s.unit_steps && before < s.begin ? unit : -1;
+    if (warp == 0 || s.begin >= s.total || s.step == 0) return -1;
+    const int32_t before = bound_of(s.total, warp - 1);
+    return before <= s.unit * s.unit_steps && before < s.begin ? s.unit : -1;
 }
 
 template <int N>
@@ -155,6 +162,7 @@ static __device__ __forceinline__ void join_unit(const matvec_params &p, const m
 #pragma unroll
     for (int n = 0; n < N; n++) {
         float first = s.slot[warp - 1][1][0][lane][n], second = s.slot[warp - 1][1][1][lane][n];
+#pragma unroll 1
         for (int w = warp; w < ACT_WARPS && bound_of(span.total, w) < end; w++) {
             if (bound_of(span.total, w) == bound_of(span.total, w + 1)) continue;
             first += s.slot[w][0][0][lane][n];
@@ -188,8 +196,9 @@ static __device__ __forceinline__ void multiply_span(const matvec_params &p, con
     unit_sums<N> sums = {};
     uint64_t *bars = space.bars[threadIdx.x / 32];
     uint32_t stage = 0, phase = 0;
-    int32_t unit = s.begin / s.unit_steps, step = s.begin % s.unit_steps, tile;
+    int32_t unit = s.unit, step = s.step, tile;
     bool begins = step == 0;
+#pragma unroll 1
     for (int32_t at = s.begin; at < s.end;) {
         const int32_t part = step >= p.steps, first = part ? step - p.steps : step;
         const int32_t n = p.steps - first < s.end - at ? p.steps - first : s.end - at;
@@ -224,34 +233,39 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
 {
     extern __shared__ __align__(128) uint8_t shared[];
     matvec_space<N> &space = *reinterpret_cast<matvec_space<N> *>(shared);
-    uint8_t *acts = shared + sr_space_bytes<N>();
+    float *staging = reinterpret_cast<float *>(shared + sr_space_bytes<N>(false));
+    uint8_t *acts = shared + sr_space_bytes<N>(F::QUANTIZED);
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     uint8_t *ring = acts + N * p.act_bytes + (size_t)warp * p.depth * F::STAGE;
     sr_grid_next();
     const int32_t units = (p.n_units - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x, unit_steps = p.parts * p.steps;
     const int32_t total = units * unit_steps;
-    const matvec_span span = {bound_of(total, warp), bound_of(total, warp + 1), unit_steps, total};
+    const int32_t begin = bound_of(total, warp);
+    const matvec_span span = {begin, bound_of(total, warp + 1), unit_steps, total, begin / unit_steps, begin % unit_steps};
     matvec_walk<F> fill;
     fill.start(p, span, lane);
     if (p.clears)
         for (int i = lane * 16; i < p.depth * F::STAGE; i += 512) *reinterpret_cast<uint4 *>(ring + i) = make_uint4(0, 0, 0, 0);
     ring_begin(space.bars[warp], lane);
+#pragma unroll 1
     for (int i = 0; i < p.depth; i++) {
         fill.copy(p, space.bars[warp] + i, ring + i * F::STAGE, lane);
         ring_filled();
     }
-    act_batch norm_w;
-    if (p.acts.norm_w) norm_w.load(p.acts.norm_w, 0, p.acts.n_in / 4);
+    act_pieces norm_w;
+    first_weights(p.acts, norm_w);
     if (threadIdx.x < 16) reinterpret_cast<uint4 *>(space.zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
     for (int n = 0; n < p.n_tokens; n++)
         clear_padding<F::QUANTIZED>(acts + n * p.act_bytes, p.quads, p.acts.n_in, p.steps * F::PER_STEP);
     sr_grid_wait();
     const int32_t join = unit_to_join(span, warp);
     const float old = join >= 0 && lane < TILE_ROWS ? old_of(p, unit_at(join), lane) : 0.0f;
+#pragma unroll 1
     for (int n = 0; n < p.n_tokens; n++) {
         act_source from = p.acts;
         from.x += n * p.x_stride;
-        make_acts<F::QUANTIZED>(from, norm_w, acts + n * p.act_bytes, p.quads, space.norm_part);
+        make_acts<F::QUANTIZED>(from, norm_w, acts + n * p.act_bytes, p.quads, space.norm_part, staging);
     }
     __syncthreads();
     const typename F::reader reader(acts, space.zeros, p.quads, p.act_bytes, lane);
