@@ -13,7 +13,7 @@ extern "C" {
 #include <stdio.h>
 #include <string.h>
 
-static const size_t LANDING_BYTES = (size_t)1 << 20;
+static const size_t LANDING_BYTES = (size_t)1 << 20, DIRECT_BYTES = (size_t)1 << 14;
 
 /* ---- faults ---- */
 
@@ -94,10 +94,17 @@ static void upload(struct backend *b, void *dst, const void *src, size_t bytes)
     sr_cuda_note(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
 }
 
-/* By way of page-locked memory, which the device writes at the rate of the bus. */
+/* Whether the device itself may write there. */
+static bool is_page_locked(const void *p)
+{
+    cudaPointerAttributes a;
+    return cudaPointerGetAttributes(&a, p) == cudaSuccess && a.type == cudaMemoryTypeHost;
+}
+
+/* By way of page-locked memory, unless it is such itself, which the device writes at the rate of the bus. */
 static void download_part(struct backend_cuda *c, void *dst, const void *src, size_t bytes)
 {
-    void *to = c->landing ? c->landing : dst;
+    void *to = c->landing && !(bytes >= DIRECT_BYTES && is_page_locked(dst)) ? c->landing : dst;
     sr_cuda_note(c, cudaMemcpyAsync(to, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download");
     sr_cuda_note(c, cudaStreamSynchronize(c->stream), "step");
     if (to != dst && c->fault.status == SR_OK) memcpy(dst, to, bytes);

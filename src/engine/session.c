@@ -59,6 +59,25 @@ static sr_status check_memory(const struct sr_model *m, const sr_session_options
                    sr_placement_fit(m, o, device + weights));
 }
 
+sr_status sr_session_logits_new(const struct sr_model *m, float **out, sr_error *err)
+{
+    const size_t bytes = (size_t)m->config.n_vocab * sizeof(float);
+    void *host, *there;
+    if (!m->backend || !m->backend->ops->shared_new) {
+        *out = sr_alloc(bytes);
+        return *out ? SR_OK : sr_fail_memory(err, bytes, "session");
+    }
+    SR_TRY(m->backend->ops->shared_new(m->backend, &host, &there, bytes, "session", err));
+    *out = host;
+    return SR_OK;
+}
+
+void sr_session_logits_free(const struct sr_model *m, float *logits)
+{
+    if (m->backend && m->backend->ops->shared_free) m->backend->ops->shared_free(m->backend, logits);
+    else sr_free(logits);
+}
+
 sr_status sr_session_new(sr_session **out, sr_model *m, const sr_session_options *o, sr_error *err)
 {
     if (!out || !m) return sr_fail(err, SR_ERR_USAGE, "sr_session_new: an argument is NULL");
@@ -69,16 +88,16 @@ sr_status sr_session_new(sr_session **out, sr_model *m, const sr_session_options
     if (!s) return sr_fail_memory(err, sizeof(*s), "session");
     s->model = m;
     s->options = options;
-    const size_t n_vocab = (size_t)m->config.n_vocab, n_ctx = (size_t)options.n_ctx;
+    const size_t n_ctx = (size_t)options.n_ctx;
     const struct attn_seq_config c = sr_session_seq_config(s);
     sr_status st = SR_ERR_RESOURCE;
     s->tokens = sr_alloc(n_ctx * sizeof(*s->tokens));
-    s->logits = sr_alloc(n_vocab * sizeof(float));
-    s->spare = sr_alloc(n_vocab * sizeof(float));
-    if (!s->tokens || !s->logits || !s->spare) {
-        sr_fail_memory(err, n_ctx * sizeof(*s->tokens) + 2 * n_vocab * sizeof(float), "session");
+    if (!s->tokens) {
+        sr_fail_memory(err, n_ctx * sizeof(*s->tokens), "session");
         goto fail;
     }
+    SR_TRY_GOTO(sr_session_logits_new(m, &s->logits, err));
+    SR_TRY_GOTO(sr_session_logits_new(m, &s->spare, err));
     SR_TRY_GOTO(sr_forward_new(&s->forward, &m->config, &m->weights, m->backend, options.n_batch, err));
     SR_TRY_GOTO(sr_attn_seq_new(&s->seq, m->attention, &c, err));
     *out = s;
@@ -93,8 +112,8 @@ void sr_session_free(sr_session *s)
     if (!s) return;
     sr_attn_seq_free(s->seq);
     sr_forward_free(s->forward);
-    sr_free(s->spare);
-    sr_free(s->logits);
+    sr_session_logits_free(s->model, s->spare);
+    sr_session_logits_free(s->model, s->logits);
     sr_free(s->tokens);
     sr_free(s);
 }

@@ -34,6 +34,10 @@ void sr_session_keep_logits(struct sr_session *s);
 void sr_session_roll_back(struct sr_session *s, int32_t len);
 double sr_session_clock_ms(void);
 
+/* Room for the logits of a token: memory that a device writes by itself, where the model's backend is one. NULL is fine. */
+sr_status sr_session_logits_new(const struct sr_model *m, float **out, sr_error *err);
+void sr_session_logits_free(const struct sr_model *m, float *logits);
+
 /* One decode step of n sessions of one model: all of them step, or none does. seqs[i] is the sequence of s[i]; f has room
  * for n tokens; logits [n][n_vocab] is scratch, and the session's own `spare` where n is 1. */
 sr_status sr_sessions_step(struct forward *f, sr_session *const *s, struct attn_seq *const *seqs, const int32_t *ids,

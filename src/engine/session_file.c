@@ -310,11 +310,10 @@ static sr_status make_room(struct sr_session *s, const struct header *h, struct 
 {
     struct attn_seq_config c = sr_session_seq_config(s);
     c.route = *sr_attn_seq_route(s->seq);
-    const size_t n_tokens = (size_t)s->options.n_ctx * sizeof(*l->tokens), n_logits = (size_t)h->n_vocab * sizeof(float);
+    const size_t n_tokens = (size_t)s->options.n_ctx * sizeof(*l->tokens);
     l->tokens = sr_alloc(n_tokens);
     if (!l->tokens) return sr_fail_memory(err, n_tokens, "session");
-    l->logits = sr_alloc(n_logits);
-    if (!l->logits) return sr_fail_memory(err, n_logits, "session");
+    SR_TRY(sr_session_logits_new(s->model, &l->logits, err));
     SR_TRY(sr_attn_seq_new(&l->seq, s->model->attention, &c, err));
     if (h->len) SR_TRY(sr_attn_seq_reserve(l->seq, h->len, err));
     const struct attn_seq_state a = {.len = h->len, .band = h->band, .own_moments = h->own_moments, .rank = h->rank,
@@ -382,7 +381,7 @@ sr_status sr_session_restore(sr_session *s, const char *path, sr_error *err)
     if (st == SR_OK) st = load(s, &f, &l, err);
     sr_attn_seq_free(l.seq);
     sr_free(l.tokens);
-    sr_free(l.logits);
+    sr_session_logits_free(s->model, l.logits);
     sr_free(f.buffer);
     if (f.fd >= 0) close(f.fd);
     return st;

@@ -21,7 +21,7 @@ enum op { OP_EMBED, OP_NORM, OP_QKV, OP_ROPE, OP_APPEND, OP_ATTENTION, OP_OUT, O
 static const char *const op_names[N_OPS] = {"embed", "norm", "qkv", "rope", "append", "attention", "attn_out", "gate_up",
                                             "silu_mul", "down", "add", "logits", "router", "experts"};
 
-enum { LOGIT_ROWS = 16 }; /* brought to the host at a time */
+enum { LOGIT_ROWS = 16 /* brought to the host at a time */, STEP_PARTS = 2 /* of a recorded step */ };
 
 struct forward {
     const struct model_config *c;
@@ -42,7 +42,7 @@ struct forward {
     void *block;         /* owns all of these; the backend's memory */
     int32_t *ids;        /* [max_n] and logits [LOGIT_ROWS][n_vocab]: only where memory is not the host's */
     float *logits;
-    struct recording *step; /* decode step `step_key`, or NULL */
+    struct recording *step[STEP_PARTS]; /* decode step `step_key`, or NULL */
     uint64_t step_key, step_generation;
     int64_t clock_ns;    /* when the last op ended */
     int64_t ns[N_OPS], calls[N_OPS];
@@ -126,12 +126,20 @@ fail:
     return st;
 }
 
+static void drop_step(struct forward *f)
+{
+    for (int i = 0; i < STEP_PARTS; i++) {
+        if (f->step[i]) f->b->ops->record_free(f->b, f->step[i]);
+        f->step[i] = NULL;
+    }
+}
+
 void sr_forward_free(struct forward *f)
 {
     if (!f) return;
     sr_forward_free(f->lower);
     sr_free(f->lower_seqs);
-    if (f->step) f->b->ops->record_free(f->b, f->step);
+    drop_step(f);
     f->b->ops->mem_free(f->b, f->block);
     sr_free(f);
 }
@@ -369,11 +377,12 @@ static void attend_on_device(struct forward *f, struct attn_seq *const *seqs, in
     }
 }
 
+/* Layers [from, to); the first one's input is made too. */
 static sr_status decode_layers(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
-                               int32_t n_seqs, sr_error *err)
+                               int32_t n_seqs, int32_t from, int32_t to, sr_error *err)
 {
-    begin(f, ids, n_seqs);
-    for (int32_t i = f->first; i < f->end; i++) {
+    if (from == f->first) begin(f, ids, n_seqs);
+    for (int32_t i = from; i < to; i++) {
         const struct layer_weights *y = &f->w->layers[i];
         qkv(f, y, n_seqs);
         if (f->b->has_own_memory) attend_on_device(f, seqs, n_seqs, i);
@@ -384,24 +393,34 @@ static sr_status decode_layers(struct forward *f, struct attention *a, struct at
     return SR_OK;
 }
 
+static sr_status record_part(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t from, int32_t to,
+                             struct recording **out, sr_error *err)
+{
+    const struct backend_ops *ops = f->b->ops;
+    SR_TRY(ops->record_begin(f->b, err));
+    const sr_status st = decode_layers(f, a, seqs, f->ids, 1, from, to, err);
+    if (to == f->end) project_logits(f, 0, 1, f->logits);
+    SR_TRY(ops->record_end(f->b, out, err));
+    return st;
+}
+
 /* The launches of a step are recorded once, with the logits, and replayed until the sequence asks for other ones: its key
- * changes when its policy or its tables do. */
+ * changes when its policy or its tables do. Handing a recording over takes the host longer the longer it is, so a step is
+ * two: while the device does the first layers, the host hands over the others. */
 static sr_status replay_step(struct forward *f, struct attention *a, struct attn_seq *const *seqs, sr_error *err)
 {
     const struct backend_ops *ops = f->b->ops;
     const uint64_t key = sr_attn_step_key(seqs[0]);
-    if (!f->step || f->step_key != key || f->step_generation != f->b->generation) {
-        ops->record_free(f->b, f->step);
-        f->step = NULL;
-        SR_TRY(ops->record_begin(f->b, err));
-        const sr_status st = decode_layers(f, a, seqs, f->ids, 1, err);
-        project_logits(f, 0, 1, f->logits);
-        SR_TRY(ops->record_end(f->b, &f->step, err));
-        SR_TRY(st);
+    if (!f->step[0] || f->step_key != key || f->step_generation != f->b->generation) {
+        const int32_t some = f->first + (f->end - f->first + 7) / 8;
+        drop_step(f);
+        SR_TRY(record_part(f, a, seqs, f->first, some, &f->step[0], err));
+        if (some < f->end) SR_TRY(record_part(f, a, seqs, some, f->end, &f->step[1], err));
         f->step_key = key;
         f->step_generation = f->b->generation;
     }
-    ops->replay(f->b, f->step);
+    for (int i = 0; i < STEP_PARTS; i++)
+        if (f->step[i]) ops->replay(f->b, f->step[i]);
     return SR_OK;
 }
 
@@ -412,7 +431,7 @@ static sr_status decode_on_device(struct forward *f, struct attention *a, struct
     for (int32_t s = 0; s < n_seqs; s++) SR_TRY(sr_attn_step_begin(seqs[s], err));
     if (!f->lower) place_ids(f, ids, n_seqs);
     if (n_seqs > 1 || !ops->record_begin) {
-        SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, err));
+        SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, f->first, f->end, err));
         SR_TRY(bring_logits(f, n_seqs, logits, err));
     } else {
         SR_TRY(replay_step(f, a, seqs, err));
@@ -427,7 +446,7 @@ static sr_status decode_lower(struct forward *f, struct attention *a, struct att
 {
     for (int32_t s = 0; s < n_seqs; s++) f->lower_seqs[s] = sr_attn_seq_lower(seqs[s]);
     f->lower->clock_ns = now_ns();
-    SR_TRY(decode_layers(f->lower, sr_attn_lower(a), f->lower_seqs, ids, n_seqs, err));
+    SR_TRY(decode_layers(f->lower, sr_attn_lower(a), f->lower_seqs, ids, n_seqs, f->lower->first, f->lower->end, err));
     bring_lower(f, n_seqs);
     return SR_OK;
 }
@@ -439,6 +458,6 @@ sr_status sr_forward_decode(struct forward *f, struct attention *a, struct attn_
     f->clock_ns = now_ns();
     if (f->lower) SR_TRY(decode_lower(f, a, seqs, ids, n_seqs, err));
     if (f->b->has_own_memory) return decode_on_device(f, a, seqs, ids, n_seqs, logits, err);
-    SR_TRY(decode_layers(f, a, seqs, ids, n_seqs, err));
+    SR_TRY(decode_layers(f, a, seqs, ids, n_seqs, f->first, f->end, err));
     return bring_logits(f, n_seqs, logits, err);
 }
