@@ -5,27 +5,15 @@
  * running maximum m and sum l per query, and o := o exp(m - m') + P V. Keys and values come to shared memory by
  * asynchronous copies, a tile ahead. Products in the cache's type (f16 for q8_0 and f8_e4m3), sums in f32.
  */
-#include "cuda/prefill_cuda.h"
+#include "cuda/prefill_parts.cuh"
 
 #include <assert.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_fp8.h>
+
+using namespace prefill;
 
 enum { WARPS = 8, QUERIES = 16 * WARPS, KEYS = SR_PAGE_ROWS, THREADS = 32 * WARPS, PAD = 8 };
 
 /* ---- the matrix unit ---- */
-
-static __device__ __forceinline__ uint32_t pack(float a, float b, const __half *)
-{
-    const __half2 h = __floats2half2_rn(a, b);
-    return *reinterpret_cast<const uint32_t *>(&h);
-}
-static __device__ __forceinline__ uint32_t pack(float a, float b, const __nv_bfloat16 *)
-{
-    const __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
-    return *reinterpret_cast<const uint32_t *>(&h);
-}
 
 #define MMA(type)                                                                                                                     \
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"  \
@@ -49,44 +37,6 @@ static __device__ __forceinline__ void load4_turned(uint32_t (&r)[4], const void
 
 /* ---- tiles ---- */
 
-/* 16 bytes, or zeros. */
-static __device__ __forceinline__ void copy16(void *dst, const void *src, bool there)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(dst)), "l"(src), "r"(there ? 16 : 0) : "memory");
-}
-static __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT>
-static __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
-
-/* Eight q8_0 values of row r as f16: codes first in a page, then scales. */
-static __device__ __forceinline__ uint4 widen8(const uint8_t *page, int r, int at, int d)
-{
-    const uint2 codes = *reinterpret_cast<const uint2 *>(page + r * d + at);
-    const float s = __half2float(reinterpret_cast<const __half *>(page + KEYS * d)[(r * d + at) / 32]);
-    uint4 out;
-    uint32_t *w = &out.x;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint32_t pair = (i < 2 ? codes.x : codes.y) >> 16 * (i & 1);
-        w[i] = pack(s * (float)(int8_t)pair, s * (float)(int8_t)(pair >> 8), static_cast<const __half *>(nullptr));
-    }
-    return out;
-}
-
-/* Eight f8_e4m3 codes as f16; their head's scale meets the queries and the sums. */
-static __device__ __forceinline__ uint4 widen8_f8(const uint8_t *page, int r, int at, int d)
-{
-    const uint2 codes = *reinterpret_cast<const uint2 *>(page + r * d + at);
-    uint4 out;
-    uint32_t *w = &out.x;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const __half2_raw h = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)((i < 2 ? codes.x : codes.y) >> 16 * (i & 1)), __NV_E4M3);
-        w[i] = (uint32_t)h.x | (uint32_t)h.y << 16;
-    }
-    return out;
-}
-
 /* Rows [0, n) of a page to [KEYS][STRIDE]; the others become 0, since 0 times what memory happens to hold may be NaN. */
 template <typename T, int STRIDE>
 static __device__ __forceinline__ void load_tile(T *dst, const void *page, int kv_type, int d, int n)
@@ -98,7 +48,7 @@ static __device__ __forceinline__ void load_tile(T *dst, const void *page, int k
         const uint8_t *codes = static_cast<const uint8_t *>(page);
         if (kv_type == SR_DTYPE_Q8_0) *reinterpret_cast<uint4 *>(to) = r < n ? widen8(codes, r, at, d) : make_uint4(0, 0, 0, 0);
         else if (kv_type == SR_DTYPE_F8_E4M3) *reinterpret_cast<uint4 *>(to) = r < n ? widen8_f8(codes, r, at, d) : make_uint4(0, 0, 0, 0);
-        else copy16(to, static_cast<const T *>(page) + r * d + at, r < n);
+        else copy16((uint32_t)__cvta_generic_to_shared(to), static_cast<const T *>(page) + r * d + at, r < n);
     }
 }
 
@@ -128,37 +78,6 @@ static __device__ void clear_margin(struct tiles<T, D> *s, int d)
 
 /* ---- one warp's queries ---- */
 
-template <int D>
-struct queries {
-    uint32_t q[D / 16][4];
-    float o[D / 8][4];
-    float m[2], l[2]; /* of rows lane / 4 and lane / 4 + 8; l of this lane's columns only */
-    int64_t pos;      /* of row 0 */
-};
-
-template <typename T, int D>
-static __device__ void load_queries(struct queries<D> *w, const struct prefill_params &p, int head, int64_t row, int lane)
-{
-    const int64_t stride = (int64_t)p.n_kv_heads * p.group * p.head_dim;
-    const float scale = p.k_scale ? p.scale * p.k_scale[head / p.group] : p.scale;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int64_t r = row + lane / 4 + (j & 1) * 8;
-            const int at = i * 16 + lane % 4 * 2 + (j >> 1) * 8;
-            float2 x = make_float2(0.0f, 0.0f);
-            if (r < p.n && at < p.head_dim) x = *reinterpret_cast<const float2 *>(p.q + r * stride + head * p.head_dim + at);
-            w->q[i][j] = pack(x.x * scale, x.y * scale, static_cast<const T *>(nullptr));
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < D / 8; i++) w->o[i][0] = w->o[i][1] = w->o[i][2] = w->o[i][3] = 0.0f;
-    w->m[0] = w->m[1] = -INFINITY;
-    w->l[0] = w->l[1] = 0.0f;
-    w->pos = p.pos0 + row;
-}
-
 template <typename T, int D>
 static __device__ __forceinline__ void logits_of(const struct queries<D> &w, const T (*k)[D + PAD], int lane, float (&s)[KEYS / 8][4])
 {
@@ -171,43 +90,6 @@ static __device__ __forceinline__ void logits_of(const struct queries<D> &w, con
             load4(b, &k[(j + lane / 16) * 8 + lane % 8][i * 16 + lane / 8 % 2 * 8]);
             mma(s[j], w.q[i], b[0], b[1], static_cast<const T *>(nullptr));
             mma(s[j + 1], w.q[i], b[2], b[3], static_cast<const T *>(nullptr));
-        }
-    }
-}
-
-static __device__ __forceinline__ float quad_max(float x)
-{
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
-/* Logits to weights exp(s - m); what was summed before is brought to the new m. */
-template <int D>
-static __device__ __forceinline__ void soften(struct queries<D> *w, float (&s)[KEYS / 8][4])
-{
-    const float log2e = 1.44269504f;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float m = w->m[half];
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) m = fmaxf(m, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
-        m = quad_max(m);
-        const float base = m == -INFINITY ? 0.0f : m * log2e, shrink = exp2f(w->m[half] * log2e - base);
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-            for (int i = 2 * half; i < 2 * half + 2; i++) {
-                s[j][i] = exp2f(s[j][i] * log2e - base);
-                sum += s[j][i];
-            }
-        }
-        w->l[half] = w->l[half] * shrink + sum;
-        w->m[half] = m;
-#pragma unroll
-        for (int i = 0; i < D / 8; i++) {
-            w->o[i][2 * half] *= shrink;
-            w->o[i][2 * half + 1] *= shrink;
         }
     }
 }
@@ -233,40 +115,14 @@ static __device__ __forceinline__ void add_values(struct queries<D> *w, const T 
 template <typename T, int D>
 static __device__ __forceinline__ void attend_tile(struct queries<D> *w, const struct tiles<T, D> *t, int tile, int lane)
 {
-    float s[KEYS / 8][4];
+    float s[KEYS / 8][4], shrink[2];
     const int64_t first = (int64_t)tile * KEYS;
     if (first > w->pos + 15) return; /* all of it is in the future */
     logits_of<T, D>(*w, t->k[tile & 1], lane, s);
-    if (first + KEYS - 1 > w->pos) {
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (first + j * 8 + lane % 4 * 2 + (i & 1) > w->pos + lane / 4 + (i >> 1) * 8) s[j][i] = -INFINITY;
-        }
-    }
-    soften<D>(w, s);
+    if (first + KEYS - 1 > w->pos) hide_future(*w, first, lane, s);
+    soften(w, s, shrink);
+    shrink_outputs(w, shrink);
     add_values<T, D>(w, t->v[tile & 1], lane, s);
-}
-
-template <int D>
-static __device__ void store_outputs(const struct queries<D> &w, const struct prefill_params &p, int head, int64_t row, int lane)
-{
-    const int64_t stride = (int64_t)p.n_kv_heads * p.group * p.head_dim;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float l = w.l[half] + __shfl_xor_sync(0xffffffffu, w.l[half], 1);
-        l += __shfl_xor_sync(0xffffffffu, l, 2);
-        const int64_t r = row + lane / 4 + half * 8;
-        if (r >= p.n) continue;
-        if (p.v_scale) l /= p.v_scale[head / p.group];
-#pragma unroll
-        for (int i = 0; i < D / 8; i++) {
-            const int at = i * 8 + lane % 4 * 2;
-            if (at < p.head_dim)
-                *reinterpret_cast<float2 *>(p.out + r * stride + head * p.head_dim + at) = make_float2(w.o[i][2 * half] / l, w.o[i][2 * half + 1] / l);
-        }
-    }
 }
 
 template <typename T, int D>
@@ -315,8 +171,14 @@ static void launch_of(struct backend_cuda *c, const struct prefill_params *p)
     else launch<T, 256>(c, p);
 }
 
-void sr_cuda_prefill(struct backend_cuda *c, const struct prefill_params *p)
+void sr_cuda_prefill_mma(struct backend_cuda *c, const struct prefill_params *p)
 {
     if (p->kv_type == SR_DTYPE_BF16) launch_of<__nv_bfloat16>(c, p);
     else launch_of<__half>(c, p);
+}
+
+void sr_cuda_prefill(struct backend_cuda *c, const struct prefill_params *p)
+{
+    if (sr_cuda_prefill_has_wgmma(p)) sr_cuda_prefill_wgmma(c, p);
+    else sr_cuda_prefill_mma(c, p);
 }

@@ -20,6 +20,11 @@ struct prefill_params {
 };
 void sr_cuda_prefill(struct backend_cuda *c, const struct prefill_params *p);
 
+/* By which kernel: mma takes all types and sizes; wgmma is there in machine code for compute capability 9.0a alone. */
+void sr_cuda_prefill_mma(struct backend_cuda *c, const struct prefill_params *p);
+void sr_cuda_prefill_wgmma(struct backend_cuda *c, const struct prefill_params *p);
+bool sr_cuda_prefill_has_wgmma(const struct prefill_params *p);
+
 struct device_moments_args;
 void sr_cuda_moments(struct backend *b, const struct device_moments_args *a);
 
