@@ -125,7 +125,7 @@ static void put_routing(json_t *j, const struct bench_test *t)
     put(j, "audit_bytes_per_token", s ? share((double)s->audit_bytes, (double)s->steps) : NULL);
     put(j, "route_eps", s && is_mass ? number(round((double)t->route.eps * 1e6) / 1e6) : NULL);
     put(j, "route_rank",
-        s && is_mass ? json_integer(t->route.rank ? t->route.rank : t->model->head_dim / 4) : NULL);
+        s && is_mass ? json_integer(t->route.rank ? t->route.rank : t->model->sketch_rank) : NULL);
     put(j, "route_audit", s ? number(round((double)t->route.audit * 1e6) / 1e6) : NULL);
     if (!t->compared) return;
     put(j, "kl", number(t->compared->kl));

@@ -57,7 +57,7 @@ static json_t *settings_row(const struct run *r, const sr_route_options *ro)
     json_t *j = json_object();
     int is_mass = ro->mode == SR_ROUTE_MASS, is_dense = ro->mode == SR_ROUTE_DENSE;
     int is_near = is_mass || ro->mode == SR_ROUTE_WINDOW || ro->mode == SR_ROUTE_PAGES || ro->mode >= SR_ROUTE_TOPK;
-    int32_t rank = ro->rank ? ro->rank : r->info.head_dim / 4;
+    int32_t rank = ro->rank ? ro->rank : r->info.sketch_rank;
     json_object_set_new(j, "mode", json_string(sr_route_mode_name(ro->mode)));
     json_object_set_new(j, "rank", is_mass ? json_integer(rank) : json_null());
     json_object_set_new(j, "eps", is_dense ? json_null() : number(round((double)ro->eps * 1e6) / 1e6));

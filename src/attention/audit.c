@@ -92,7 +92,7 @@ static void count_unit(const struct decoded *d, int32_t u, const struct truth *t
     s->stats.audits++;
     s->stats.audit_bytes += (uint64_t)w->audit_touched[u].k_rows * s->shape.k_row_bytes +
                             (uint64_t)w->audit_touched[u].v_rows * s->shape.v_row_bytes +
-                            (uint64_t)w->audit_touched[u].y_rows * s->sketch.row_bytes;
+                            (uint64_t)w->audit_touched[u].y_bytes;
     for (int32_t h = 0; h < d->a->group; h++)
         count_case(s, t->unread[h], t->output_error[h], w->unread[u * d->a->group + h]);
 }

@@ -13,16 +13,11 @@
 
 #include "base/pool.h"
 
-size_t sr_sketch_host_row_bytes(const struct sketch_shape *s)
-{
-    return ((size_t)s->rank * (size_t)s->bits + 31) / 32 * 4;
-}
-
 struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o)
 {
-    struct sketch_shape s = {.rank = o->rank ? o->rank : a->c.head_dim / 4, .bits = o->bits, .row_bytes = 0};
-    s.row_bytes = sr_sketch_host_row_bytes(&s);
-    if (a->backend->has_own_memory) s.row_bytes = sr_device_sketch_row_bytes(a, o);
+    const int is_host = !a->backend->has_own_memory;
+    struct sketch_shape s = {.rank = o->rank ? o->rank : is_host ? sr_sketch_host_rank(a->c.head_dim) : a->c.head_dim / 4, .bits = o->bits};
+    s.row_bytes = is_host ? sr_sketch_host_row_bytes(s.rank, s.bits) : sr_device_sketch_row_bytes(a, o);
     return s;
 }
 

@@ -59,8 +59,12 @@ sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state 
     }
     if (st->band >= 0) {
         uint64_t id = s->a->moments ? sr_moments_id(s->a->moments) : 0;
-        SR_TRY(differs("rank", st->rank, s->sketch.rank, err));
-        SR_TRY(differs("bits", st->bits, s->sketch.bits, err));
+        if (in_files(s)) {
+            SR_TRY(differs("rank", st->rank, s->sketch.rank, err));
+            SR_TRY(differs("bits", st->bits, s->sketch.bits, err));
+        }
+        if (st->rank < 1 || st->rank > s->a->c.head_dim || (st->bits != 4 && st->bits != 8))
+            return sr_fail(err, SR_ERR_FORMAT, "session: sketch of rank %d, %d bits", st->rank, st->bits);
         SR_TRY(differs("n_sinks", st->n_sinks, s->sketch_first, err));
         if (st->own_moments != 2 && (id == 0 || st->moments_id != id)) {
             return sr_fail(err, SR_ERR_UNSUPPORTED, "session: its sketch stands on another moments file");
@@ -72,6 +76,7 @@ sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state 
     if (s->own && st->own_moments) sr_moments_reset(s->own);
     s->band = in_files(s) ? st->band : -1;
     s->skips_sketch = !in_files(s) && st->band >= 0;
+    if (s->skips_sketch) s->skipped_row_bytes = sr_sketch_host_row_bytes(st->rank, st->bits);
     s->use_own = st->own_moments == 2;
     return SR_OK;
 }
@@ -133,7 +138,7 @@ static sr_status visit_rows(struct attn_seq *s, int32_t len, attn_piece_fn *fn, 
 static sr_status skip_sketch(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
     const size_t extent = (size_t)s->a->c.n_layers * sizeof *s->sketch_to;
-    const size_t run = SR_CHUNK_ROWS * sr_sketch_host_row_bytes(&s->sketch), most = extent > run ? extent : run;
+    const size_t run = SR_CHUNK_ROWS * s->skipped_row_bytes, most = extent > run ? extent : run;
     const int64_t n_runs = (int64_t)s->a->c.n_layers * s->a->c.n_kv_heads * ((len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS);
     void *ignored = sr_alloc(most);
     if (!ignored) return sr_fail_memory(err, most, "session");

@@ -11,7 +11,7 @@ static void count_unit(struct attn_seq *s, int32_t layer, int32_t group, enum ro
 {
     sr_route_stats *c = &s->stats;
     size_t at = (size_t)layer * (size_t)s->a->c.n_kv_heads + (size_t)group;
-    uint64_t sketch = (uint64_t)t->y_rows * s->sketch.row_bytes;
+    uint64_t sketch = (uint64_t)t->y_bytes;
     c->units++;
     c->units_all += kind == READ_ALL;
     c->units_near += kind == READ_NEAR;

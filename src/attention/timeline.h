@@ -91,6 +91,7 @@ struct attn_seq {
 
     int is_lower;     /* somebody's lower sequence */
     int skips_sketch; /* on a device, the file that is being restored has a sketch: the host's, so it is made anew */
+    size_t skipped_row_bytes;
 
     struct attn_seq *lower; /* of the layers before these, or NULL; owned */
     int64_t *heat;          /* [2][units of all layers]: what sr_attn_seq_heat tells where there are lower layers */
@@ -121,7 +122,6 @@ size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch
 const int32_t *sr_lot_get(struct attn_seq *s, int32_t end, int32_t *n);
 
 /* sketch.c */
-size_t sr_sketch_host_row_bytes(const struct sketch_shape *s);
 struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o);
 int sr_sketch_has_moments(const struct attn_seq *s);
 /* Makes the bases that the layer's present length asks for and encodes its rows up to the window. */

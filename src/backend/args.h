@@ -146,7 +146,7 @@ struct attn_state {
 };
 
 /* What kernels touched, added up by the kernels themselves, one entry per unit. */
-struct attn_touched { int64_t k_rows, v_rows, y_rows; };
+struct attn_touched { int64_t k_rows, v_rows, y_rows, y_bytes /* of the sketch, which need not be whole rows */; };
 
 /* Rows of n tokens into a unit's cache: k, v [n][kv_stride] floats at rows pos0..pos0+n-1. */
 struct kv_append_args {
@@ -207,10 +207,23 @@ struct sketch_basis {
     const float *lambda;     /* [head_dim], falling, >= 0 */
 };
 
-/* Stored row: rank codes of `bits` (4 or 8) each, code c in [0, 2^bits) means level (c - 2^(bits-1) + 1/2) * step.
- * 4 bits: code j in byte j/2, even j in the low nibble. Rows are padded to a multiple of 4 bytes. In a chunk the
- * rows are interleaved as the backend likes: only encode and score touch them. */
+/* Stored row: rank codes of `bits` (4 or 8) each, code c in [0, 2^bits) means level (c - 2^(bits-1) + 1/2) * step. Where
+ * they lie in a chunk is the backend's own: only encode and choose touch them. */
 struct sketch_shape { int32_t rank, bits; size_t row_bytes; };
+
+/* In the host's memory the first SR_SKETCH_FIRST coordinates are a plane of their own and the others whole words of 4
+ * bytes: a row of both. */
+#define SR_SKETCH_FIRST 4
+static inline size_t sr_sketch_host_row_bytes(int32_t rank, int32_t bits)
+{
+    const int32_t rest = rank > SR_SKETCH_FIRST ? rank - SR_SKETCH_FIRST : 0;
+    return (size_t)(SR_SKETCH_FIRST * bits / 8 + (rest * bits + 31) / 32 * 4);
+}
+/* The rank where none is asked for: on the host, which reads the second plane of about half the rows, one of 4 more. */
+static inline int32_t sr_sketch_host_rank(int32_t head_dim)
+{
+    return head_dim / 4 + SR_SKETCH_FIRST < head_dim ? head_dim / 4 + SR_SKETCH_FIRST : head_dim;
+}
 
 /* Encodes rows [row0, row1) of a unit from its K cache. Adds the number of clipped values to *clipped and the
  * K rows read to touched->k_rows if `touched` is given. */
@@ -229,8 +242,12 @@ struct sketch_encode_args {
  * far rows, in falling order of group score (max over heads of the row's share exp(logit - log total); total over
  * the near state, exact, and the far rows, estimated), such that for every head the unread share is <= eps and no row
  * of a share of eps / SR_SKETCH_SURE is left out (where there are fewer far rows: eps / their number). Whole histogram
- * bins. Units with mask 0 are left alone. */
+ * bins. Units with mask 0 are left alone.
+ * A backend may estimate the logits of a short run of rows by their first coordinates alone, the others counted by their
+ * variance, if no row of the run has so a share of SR_SKETCH_OPEN eps / n_far rows, nor one of eps / SR_SKETCH_SURE, of a
+ * head's near part. */
 #define SR_SKETCH_SURE 64
+#define SR_SKETCH_OPEN 10
 struct sketch_choose_args {
     const struct attn_shape *shape;
     const struct sketch_shape *sketch;
@@ -245,7 +262,7 @@ struct sketch_choose_args {
     float *unread;                   /* [n_units][group] out: estimated unread share */
     float *far_share;                /* [n_units][group] out or NULL: estimated share of all far rows */
     float *const *logits;            /* NULL, or for tests [n_units] -> [group][kv_len] estimated logits of far rows */
-    struct attn_touched *touched;    /* [n_units], y_rows added */
+    struct attn_touched *touched;    /* [n_units], y_rows and y_bytes added */
     const int32_t *const *found;     /* NULL, or [n_units] far rows, rising, that the caller reads in any case: their shares
                                         do not count as unread; those that are not listed are below every bin */
     const int32_t *n_found;          /* [n_units] */

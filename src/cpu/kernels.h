@@ -14,6 +14,8 @@
 
 #include "backend/args.h"
 
+#include <string.h>
+
 /* Ordered: a larger value implies the smaller ones of the same family of machines. */
 enum cpu_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512, ISA_VNNI, ISA_BF16, ISA_AMX, ISA_NEON, ISA_COUNT };
 
@@ -169,12 +171,44 @@ static inline size_t sr_attn_flash_bytes(int32_t head_dim)
 }
 
 /* ---- sketch (src/cpu/sketch) ------------------------------------------------------------------------------------
- * Layout of a chunk: blocks of 16 rows; a block holds its rows' 4-byte words turned: word 0 of all 16 rows, then word
- * 1 of all, ... Word w of row i is at (i / 16 * 16) * row_bytes + w * 64 + i % 16 * 4. Whole blocks are readable. */
-#define SR_SKETCH_BLOCK 16
-static inline size_t sr_sketch_word_at(int32_t row, int32_t word, size_t row_bytes)
+ * A chunk has two planes. The first has SR_SKETCH_FIRST coordinates of every row: a word of one byte each for a row and, with
+ * 4 bits, the row 16 further on, in the low and the high halves of the bytes; 32 rows (8 bits: 16) to 64 bytes. The second
+ * has the other coordinates in runs of SR_SKETCH_RUN rows: words of 4 bytes, word 0 of all rows of the run, then word 1 of
+ * all, ... Chunks have room for SR_CHUNK_ROWS rows; whole 64 bytes of the first and whole runs of the second are readable. */
+#define SR_SKETCH_RUN 8
+
+/* Words of a row in the second plane. */
+static inline int32_t sr_sketch_words(const struct sketch_shape *s)
 {
-    return (size_t)(row & ~15) * row_bytes + (size_t)word * 64 + (size_t)(row & 15) * 4;
+    return s->rank > SR_SKETCH_FIRST ? ((s->rank - SR_SKETCH_FIRST) * s->bits + 31) / 32 : 0;
+}
+
+/* Bytes of a row in the first plane. */
+static inline size_t sr_sketch_first_bytes(const struct sketch_shape *s) { return (size_t)(s->bits / 2); }
+
+/* Where a row's word of the first plane lies, and by how many bits its codes are shifted in their bytes. */
+static inline size_t sr_sketch_first_at(int32_t bits, int32_t row)
+{
+    return (size_t)(bits == 4 ? row / 32 : row / 16) * 64 + (size_t)(row % 16) * 4;
+}
+static inline int32_t sr_sketch_first_shift(int32_t bits, int32_t row) { return bits == 4 ? row / 16 % 2 * 4 : 0; }
+
+static inline size_t sr_sketch_word_at(const struct sketch_shape *s, int32_t row, int32_t word)
+{
+    const size_t run = (size_t)(row / SR_SKETCH_RUN * SR_SKETCH_RUN) * (size_t)sr_sketch_words(s) * 4;
+    return SR_CHUNK_ROWS * sr_sketch_first_bytes(s) + run + (size_t)(word * SR_SKETCH_RUN + row % SR_SKETCH_RUN) * 4;
+}
+
+/* codes: one byte each. The row that shares the bytes is left as it is. */
+static inline void sr_sketch_store_first(uint8_t *y_chunk, int32_t bits, int32_t row, uint32_t codes)
+{
+    uint8_t *p = y_chunk + sr_sketch_first_at(bits, row);
+    const int32_t shift = sr_sketch_first_shift(bits, row);
+    const uint32_t mask = (bits == 4 ? 0x0f0f0f0fu : 0xffffffffu) << shift;
+    uint32_t word;
+    memcpy(&word, p, 4);
+    word = (word & ~mask) | codes << shift;
+    memcpy(p, &word, 4);
 }
 
 /* Encodes rows [row0, row1) of one chunk. */
@@ -190,19 +224,22 @@ struct sketch_rows {
 };
 typedef void sr_sketch_encode_fn(const struct sketch_rows *a);
 
-/* Estimated logits of rows [row0, row1) of one chunk: logit = base + sum_j w[j] * (code_j - 2^(bits-1) + 1/2).
+/* Estimated logits of rows [row0, row1) of one chunk. By the first plane: base + sum over its coordinates of
+ * w[j] * (code_j - 2^(bits-1) + 1/2). Where that is at least open[g] (or no number) for some head g and row of a run in
+ * the range, the run's second plane is read: all its logits become that + more + the sum over the other coordinates.
  * Writes whole blocks of 16: rows of a touched block outside the range get -inf. max = largest in the range. */
 struct sketch_score {
     const struct sketch_shape *sketch;
     const uint8_t *y_chunk;
     int32_t group, row0, row1;
-    const float *w;                    /* [group][sr_sketch_padded(rank)]: z_j * step_j, zeros beyond rank */
-    const float *base;                 /* [group] */
+    const float *w;                    /* [group][sr_sketch_padded(sketch)]: z_j * step_j, zeros beyond rank */
+    const float *base, *more, *open;   /* [group] */
     float *logits;                     /* [group][SR_CHUNK_ROWS], indexed by row within the chunk */
     float *max;                        /* [group] out */
-    int64_t *y_rows;                   /* added to */
+    struct attn_touched *touched;      /* y_rows and y_bytes, of rows in the range, added to */
 };
-static inline int32_t sr_sketch_padded(int32_t rank) { return (rank + 7) / 8 * 8; }
+/* The first plane's coordinates, then whole words of the second's. */
+static inline int32_t sr_sketch_padded(const struct sketch_shape *s) { return SR_SKETCH_FIRST + sr_sketch_words(s) * (32 / s->bits); }
 typedef void sr_sketch_score_fn(const struct sketch_score *a);
 
 /* Over the scored blocks of a chunk: sum[g] = sum of exp(logit - max[g]), within 2^-17 of it; and the rows that may

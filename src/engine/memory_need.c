@@ -59,14 +59,21 @@ static uint64_t sketch_halves(const struct sr_model *m, int32_t n_ctx)
     return is_device || m->config.rope.kind == ROPE_NONE || n_ctx <= SR_BAND_TOKENS ? 1 : 2;
 }
 
-/* Rows of rank * bits, padded to 4 bytes, and the bases of two bands beside the moments. */
+int32_t sr_model_sketch_rank(const struct sr_model *m)
+{
+    const int is_device = m->backend && m->backend->has_own_memory && !m->n_lower;
+    return is_device ? m->config.head_dim / 4 : sr_sketch_host_rank(m->config.head_dim);
+}
+
+/* Rows, and the bases of two bands beside the moments. */
 uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx)
 {
     const struct model_config *c = &m->config;
     if (r->mode != SR_ROUTE_MASS || n_ctx < r->min_len) return 0;
-    const uint64_t d = (uint64_t)c->head_dim, rank = r->rank > 0 ? (uint64_t)r->rank : d / 4, bits = (uint64_t)r->bits;
-    const uint64_t units = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads, row = (rank * bits + 31) / 32 * 4;
-    const uint64_t basis = 4 * (d + rank * d + d * d + rank + d), moments = 8 * (2 * d * d + d);
+    const int32_t rank = r->rank > 0 ? r->rank : sr_model_sketch_rank(m);
+    const uint64_t d = (uint64_t)c->head_dim, units = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads;
+    const uint64_t row = sr_sketch_host_row_bytes(rank, r->bits);
+    const uint64_t basis = 4 * (d + (uint64_t)rank * (d + 1) + d * d + d), moments = 8 * (2 * d * d + d);
     return units * (whole_chunks(n_ctx) * row * sketch_halves(m, n_ctx) + 2 * basis + moments);
 }
 

@@ -314,7 +314,7 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .tokenizer = m->tokenizer ? sr_tokenizer_model_name(m->tokenizer) : "none", .chat_template = chat_name(m),
         .backend = m->backend ? m->placed : "none",
         .n_layers = c->n_layers, .n_embd = c->n_embd, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
-        .head_dim = c->head_dim, .n_ff = c->n_ff, .n_ctx_train = c->n_ctx_train,
+        .head_dim = c->head_dim, .sketch_rank = sr_model_sketch_rank(m), .n_ff = c->n_ff, .n_ctx_train = c->n_ctx_train,
         .n_vocab = m->tokenizer ? sr_tokenizer_vocab_size(m->tokenizer) : c->n_vocab,
         .n_experts = c->n_experts, .n_experts_used = c->n_experts_used, .rope_base = c->scaling.base, .norm_eps = (double)c->norm_eps, .n_params = m->n_params,
         .tied_embeddings = !sr_gguf_find_tensor(m->file, "output.weight"),

@@ -33,6 +33,7 @@ struct sr_model {
 };
 
 /* K/V bytes that one token takes in all layers, and bytes of the sketch of n tokens for these options. */
+int32_t sr_model_sketch_rank(const struct sr_model *m); /* where the options ask for none */
 uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx);
 
 /* SR_ERR_UNSUPPORTED where the file has none that can be used. */

@@ -15,15 +15,16 @@ enum { N_RANKS = sizeof(ranks) / sizeof(ranks[0]) };
 
 static struct sketch_shape sketch_shape(int32_t rank, int32_t bits)
 {
-    return (struct sketch_shape){rank, bits, (size_t)((rank * bits + 31) / 32 * 4)};
+    return (struct sketch_shape){rank, bits, sr_sketch_host_row_bytes(rank, bits)};
 }
 
 static uint32_t code_at(const uint8_t *chunk, const struct sketch_shape *s, int32_t row, int32_t j)
 {
-    const int32_t per_word = 32 / s->bits;
+    const int32_t per_word = 32 / s->bits, rest = j - SR_SKETCH_FIRST, levels = 1 << s->bits;
     uint32_t word;
-    memcpy(&word, chunk + sr_sketch_word_at(row, j / per_word, s->row_bytes), 4);
-    return word >> (j % per_word * s->bits) & ((1u << s->bits) - 1u);
+    if (rest < 0) return (uint32_t)(chunk[sr_sketch_first_at(s->bits, row) + (size_t)j] >> sr_sketch_first_shift(s->bits, row) & (levels - 1));
+    memcpy(&word, chunk + sr_sketch_word_at(s, row, rest / per_word), 4);
+    return word >> (rest % per_word * s->bits) & (uint32_t)(levels - 1);
 }
 
 /* ---- sketch_encode ----------------------------------------------------------------------------------------------- */
@@ -31,7 +32,7 @@ static uint32_t code_at(const uint8_t *chunk, const struct sketch_shape *s, int3
 void sr_spoilt_sketch_encode(const struct sketch_rows *a)
 {
     ((sr_sketch_encode_fn *)sr_check_now->real)(a);
-    a->y_chunk[sr_sketch_word_at(a->row0, 0, a->sketch->row_bytes)] ^= 3; /* two levels off */
+    a->y_chunk[sr_sketch_first_at(a->sketch->bits, a->row0)] ^= (uint8_t)(3 << sr_sketch_first_shift(a->sketch->bits, a->row0)); /* two levels off */
 }
 
 static struct sketch_basis random_basis(struct check *c, int32_t d, int32_t rank)
@@ -72,7 +73,7 @@ static void check_encode(struct check *c, int32_t d, sr_dtype type, int32_t rank
     const struct attn_shape shape = sr_check_shape(d, 1, type, type);
     const struct sketch_shape sketch = sketch_shape(rank, bits);
     const struct sketch_basis basis = random_basis(c, d, rank);
-    const size_t bytes = 128 * sketch.row_bytes;
+    const size_t bytes = SR_CHUNK_ROWS * sketch.row_bytes;
     uint8_t *y = sr_check_out(c, bytes), *before = sr_check_in(c, bytes);
     int64_t k_rows = 0, clipped = 0;
     const int32_t row0 = (int32_t)sr_check_pick(c, 40), row1 = row0 + 1 + (int32_t)sr_check_pick(c, 80);
@@ -83,11 +84,9 @@ static void check_encode(struct check *c, int32_t d, sr_dtype type, int32_t rank
     struct encode_ref ref = {0, 0};
     ((sr_sketch_encode_fn *)c->fn)(&a);
     for (int32_t i = row0; i < row1; i++) compare_row(c, &a, i, &ref);
-    for (int32_t i = 0; i < 112; i++)
-        for (int32_t w = 0; (i < row0 || i >= row1) && w < (int32_t)sketch.row_bytes / 4; w++) {
-            const size_t at = sr_sketch_word_at(i, w, sketch.row_bytes);
-            sr_check_same(c, "a row outside the range", y + at, before + at, 4);
-        }
+    for (int32_t i = 0; i < SR_CHUNK_ROWS; i++)
+        for (int32_t j = 0; (i < row0 || i >= row1) && j < rank; j++)
+            if (code_at(y, &sketch, i, j) != code_at(before, &sketch, i, j)) sr_check_fail(c, "row %d outside the range, code %d", i, j);
     if (k_rows != row1 - row0) sr_check_fail(c, "counted %lld rows, want %d", (long long)k_rows, row1 - row0);
     if (clipped < ref.clipped - ref.unsure || clipped > ref.clipped + ref.unsure)
         sr_check_fail(c, "clipped %lld, want %lld", (long long)clipped, (long long)ref.clipped);
@@ -142,55 +141,100 @@ void sr_spoilt_sketch_score(const struct sketch_score *a)
     sr_check_spoil(&a->logits[a->row0]);
 }
 
-struct score_case { int32_t rank, bits, group, row0, row1; double scale; };
+/* open: 0 no run, 1 about half of them, 2 all */
+struct score_case { int32_t rank, bits, group, row0, row1; double scale; int open; };
 
-static struct sketch_score score_setup(struct check *c, const struct score_case *s, const struct sketch_shape *sketch, int64_t *rows)
+static struct sketch_score score_setup(struct check *c, const struct score_case *s, const struct sketch_shape *sketch, struct attn_touched *touched)
 {
-    const int32_t padded = sr_sketch_padded(s->rank);
-    const size_t bytes = (size_t)((s->row1 + 15) & ~15) * sketch->row_bytes;
+    const int32_t padded = sr_sketch_padded(sketch);
+    const size_t bytes = SR_CHUNK_ROWS * sketch->row_bytes;
     float *w = sr_check_in(c, (size_t)(s->group * padded) * 4), *base = sr_check_in(c, (size_t)s->group * 4);
+    float *more = sr_check_in(c, (size_t)s->group * 4), *open = sr_check_in(c, (size_t)s->group * 4);
     uint8_t *y = sr_check_in(c, bytes);
     for (size_t i = 0; i < bytes; i++) y[i] = (uint8_t)sr_check_pick(c, 256);
     for (int32_t g = 0; g < s->group; g++) sr_check_fill_normal(c, w + g * padded, s->rank, s->scale);
     sr_check_fill_normal(c, base, s->group, 4.0);
+    sr_check_fill_normal(c, more, s->group, 1.0);
+    for (int32_t g = 0; g < s->group; g++) {
+        const double size = s->scale * (1 << s->bits) * sqrt(SR_SKETCH_FIRST / 12.0); /* of the first plane's sum: one row in 16 or so is above */
+        open[g] = s->open == 0 ? INFINITY : s->open == 2 ? -INFINITY : (float)((double)base[g] + size * (s->group > 3 ? 2.5 : 1.8));
+    }
     return (struct sketch_score){.sketch = sketch, .y_chunk = y, .group = s->group, .row0 = s->row0, .row1 = s->row1,
-                                 .w = w, .base = base, .y_rows = rows,
+                                 .w = w, .base = base, .more = more, .open = open, .touched = touched,
                                  .logits = sr_check_out(c, (size_t)(s->group * SR_CHUNK_ROWS) * 4),
                                  .max = sr_check_out(c, (size_t)s->group * 4)};
 }
 
-static void compare_score(struct check *c, const struct sketch_score *a, int32_t g)
+/* A sum over coordinates [from, to) with its error. */
+struct score_sum { double x, tol; };
+
+static struct score_sum sum_of(const struct check *c, const struct sketch_score *a, int32_t g, int32_t row, int is_rest)
 {
     const int32_t rank = a->sketch->rank, levels = 1 << a->sketch->bits;
-    const float *w = a->w + g * sr_sketch_padded(rank);
-    double most = 0, max = -INFINITY;
-    for (int32_t j = 0; j < rank; j++) most = fmax(most, fabs((double)w[j]));
-    for (int32_t i = a->row0 & ~15; i < ((a->row1 + 15) & ~15); i++) {
-        const double got = a->logits[g * SR_CHUNK_ROWS + i];
-        double want = a->base[g], abs_sum = fabs(want);
-        for (int32_t j = 0; j < rank; j++) {
-            const double x = (double)w[j] * ((double)code_at(a->y_chunk, a->sketch, i, j) - levels / 2 + 0.5);
-            want += x;
-            abs_sum += fabs(x) + fabs((double)w[j]) * levels; /* a variant may sum codes and levels apart */
-        }
-        double tol = (rank + 4) * SR_CHECK_U * abs_sum;
-        /* the integer variant: w to 15 bits beside its largest */
-        if (c->isa >= ISA_VNNI && c->isa != ISA_NEON) tol += rank * levels * most / 32000.0 / 2;
-        if (i < a->row0 || i >= a->row1) want = -INFINITY;
-        if (!sr_check_near(c, "logit", i, got, want, tol)) return;
-        if (i >= a->row0 && i < a->row1) max = fmax(max, got);
+    const int32_t from = is_rest ? SR_SKETCH_FIRST : 0, to = is_rest || rank < SR_SKETCH_FIRST ? rank : SR_SKETCH_FIRST;
+    const float *w = a->w + g * sr_sketch_padded(a->sketch);
+    double most = 0, want = is_rest ? (double)a->more[g] : (double)a->base[g], abs_sum = fabs(want);
+    for (int32_t j = from; j < to; j++) {
+        most = fmax(most, fabs((double)w[j]));
+        const double x = (double)w[j] * ((double)code_at(a->y_chunk, a->sketch, row, j) - levels / 2 + 0.5);
+        want += x;
+        abs_sum += fabs(x) + fabs((double)w[j]) * levels; /* a variant may sum codes and levels apart */
     }
-    sr_check_near(c, "max", g, a->max[g], max, 0);
+    double tol = (rank + 6) * SR_CHECK_U * abs_sum;
+    /* the integer variant: factors of the second plane to half an s, beside levels of at most half their number */
+    if (is_rest && c->isa >= ISA_VNNI && c->isa != ISA_NEON) tol += (to - from) * levels / 2 * most / (a->sketch->bits == 4 ? 127 : 32512) / 2;
+    return (struct score_sum){want, tol};
+}
+
+/* 1: the run of the row is to be read whole, 0: not, -1: a logit is within its error of the threshold. */
+static int is_open(const struct check *c, const struct sketch_score *a, int32_t row)
+{
+    int open = 0;
+    for (int32_t i = row / SR_SKETCH_RUN * SR_SKETCH_RUN, end = i + SR_SKETCH_RUN; i < end; i++)
+        for (int32_t g = 0; i >= a->row0 && i < a->row1 && g < a->group; g++) {
+            const struct score_sum s = sum_of(c, a, g, i, 0);
+            if (s.x - s.tol >= (double)a->open[g]) return 1;
+            if (s.x + s.tol >= (double)a->open[g]) open = -1;
+        }
+    return open;
+}
+
+/* Rows of open runs, and of those that may be open or not. */
+struct open_rows { int32_t sure, unsure; };
+
+static void compare_block(struct check *c, const struct sketch_score *a, int32_t row, struct open_rows *n)
+{
+    const int open = row >= a->row0 && row < a->row1 ? is_open(c, a, row) : 0;
+    n->sure += open == 1;
+    n->unsure += open < 0;
+    for (int32_t g = 0; g < a->group; g++) {
+        const double got = a->logits[g * SR_CHUNK_ROWS + row];
+        struct score_sum s = sum_of(c, a, g, row, 0), rest = sum_of(c, a, g, row, 1);
+        if (open == 1 || (open < 0 && fabs(got - s.x) > s.tol)) s = (struct score_sum){s.x + rest.x, s.tol + rest.tol + SR_CHECK_U * (fabs(s.x) + fabs(rest.x))};
+        if (row < a->row0 || row >= a->row1) s.x = -INFINITY;
+        if (!sr_check_near(c, "logit", row, got, s.x, s.tol)) return;
+    }
 }
 
 static void check_score(struct check *c, const struct score_case *s)
 {
     const struct sketch_shape sketch = sketch_shape(s->rank, s->bits);
-    int64_t rows = 0;
-    const struct sketch_score a = score_setup(c, s, &sketch, &rows);
+    const int64_t n = s->row1 - s->row0, first = (int64_t)sr_sketch_first_bytes(&sketch), rest = (int64_t)sketch.row_bytes - first;
+    struct attn_touched touched = {0};
+    struct open_rows open = {0, 0};
+    const struct sketch_score a = score_setup(c, s, &sketch, &touched);
     ((sr_sketch_score_fn *)c->fn)(&a);
-    for (int32_t g = 0; g < s->group; g++) compare_score(c, &a, g);
-    if (rows != s->row1 - s->row0) sr_check_fail(c, "counted %lld rows, want %d", (long long)rows, s->row1 - s->row0);
+    for (int32_t i = a.row0 & ~15; i < ((a.row1 + 15) & ~15); i++) compare_block(c, &a, i, &open);
+    for (int32_t g = 0; g < a.group; g++) {
+        double max = -INFINITY;
+        for (int32_t i = a.row0; i < a.row1; i++) max = fmax(max, (double)a.logits[g * SR_CHUNK_ROWS + i]);
+        sr_check_near(c, "max", g, a.max[g], max, 0);
+    }
+    if (touched.y_rows != n) sr_check_fail(c, "counted %lld rows, want %lld", (long long)touched.y_rows, (long long)n);
+    const int64_t least = n * first + open.sure * rest;
+    if (touched.y_bytes < least || touched.y_bytes > least + open.unsure * rest)
+        sr_check_fail(c, "counted %lld bytes, want %lld and %lld at most more", (long long)touched.y_bytes, (long long)least, (long long)(open.unsure * rest));
+    if (s->open == 1 && n > 200 && (open.sure < n / 16 || open.sure > n - n / 16)) sr_check_fail(c, "%d of %lld rows in open runs: no test", open.sure, (long long)n);
     sr_check_free_buffers(c);
 }
 
@@ -202,14 +246,14 @@ static void call_score(void *ctx)
     s->fn(&s->a);
 }
 
-static void bench_score(struct check *c, int32_t rank, int32_t bits, int32_t group)
+static void bench_score(struct check *c, int32_t rank, int32_t bits, int32_t group, int open)
 {
-    const struct score_case s = {rank, bits, group, 0, SR_CHUNK_ROWS, 0.1};
+    const struct score_case s = {rank, bits, group, 0, SR_CHUNK_ROWS, 0.1, open};
     const struct sketch_shape sketch = sketch_shape(rank, bits);
-    int64_t rows = 0;
+    struct attn_touched touched = {0};
     char label[48];
-    struct score_call call = {(sr_sketch_score_fn *)c->fn, score_setup(c, &s, &sketch, &rows)};
-    snprintf(label, sizeof(label), "rank %d x %d g %d, 1024 rows", rank, bits, group);
+    struct score_call call = {(sr_sketch_score_fn *)c->fn, score_setup(c, &s, &sketch, &touched)};
+    snprintf(label, sizeof(label), "rank %d x %d g %d, %s of 1024 rows", rank, bits, group, open == 2 ? "all" : open ? "half" : "none");
     sr_check_time(c, label, (double)SR_CHUNK_ROWS * (double)sketch.row_bytes, 2.0 * SR_CHUNK_ROWS * rank * group, call_score, &call);
     sr_check_free_buffers(c);
 }
@@ -217,18 +261,24 @@ static void bench_score(struct check *c, int32_t rank, int32_t bits, int32_t gro
 void sr_check_sketch_score(struct check *c)
 {
     if (c->bench) {
-        bench_score(c, 16, 4, 3);
-        bench_score(c, 16, 4, 7);
-        bench_score(c, 32, 4, 4);
-        bench_score(c, 16, 8, 3);
+        for (int open = 0; open < 3; open++) {
+            bench_score(c, 20, 4, 3, open);
+            bench_score(c, 20, 4, 7, open);
+            bench_score(c, 36, 4, 4, open);
+            bench_score(c, 20, 8, 3, open);
+        }
         return;
     }
     for (int32_t group = 1; group <= 16; group++)
         for (int r = 0; r < N_RANKS; r++) {
-            const int32_t row0 = (int32_t)sr_check_pick(c, 60), row1 = row0 + 1 + (int32_t)sr_check_pick(c, r == 3 ? 960 : 60);
-            check_score(c, &(struct score_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1});
+            const int32_t row0 = (int32_t)sr_check_pick(c, 60), row1 = row0 + 1 + (int32_t)sr_check_pick(c, r == 3 ? 900 : 60);
+            check_score(c, &(struct score_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1, (r + group / 2) % 3});
         }
-    check_score(c, &(struct score_case){16, 4, 3, 0, SR_CHUNK_ROWS, 1});
+    for (int open = 0; open < 3; open++) {
+        check_score(c, &(struct score_case){20, 4, 3, 0, SR_CHUNK_ROWS, 1, open});
+        check_score(c, &(struct score_case){20, 8, 7, 5, SR_CHUNK_ROWS - 3, 1, open});
+        check_score(c, &(struct score_case){36, 4, 11, 17, 1003, 1, open});
+    }
 }
 
 /* ---- sketch_mass and sketch_share --------------------------------------------------------------------------------- */

@@ -311,7 +311,7 @@ static void test_cosine(struct check *c, enum cpu_isa isa)
     const int32_t kv_len[] = {10, 2000};
     struct ops_units u;
     float score[2], k[SR_ATTN_MAX_DIM];
-    struct attn_touched touched[2] = {{0, 0, 0}, {0, 0, 0}};
+    struct attn_touched touched[2] = {{0}, {0}};
     sr_ops_units_init(&u, c, &shape, kv_len, 2, 0);
     struct backend *b = sr_ops_backend(isa, 1);
     b->ops->attn_cosine(b, &(struct attn_cosine_args){&shape, u.unit, 2, score, touched});

@@ -30,7 +30,7 @@ struct call {
 static void fill(struct call *k, struct check *c, const int32_t *kv_len)
 {
     const struct attn_shape shape = sr_check_shape(DIM, GROUP, SR_DTYPE_F16, SR_DTYPE_F16);
-    k->sketch = (struct sketch_shape){RANK, 4, RANK / 2};
+    k->sketch = (struct sketch_shape){RANK, 4, sr_sketch_host_row_bytes(RANK, 4)};
     sr_ops_units_init(&k->u, c, &shape, kv_len, SR_OPS_UNITS, k->sketch.row_bytes);
     for (int32_t i = 0; i < k->u.n * GROUP * DIM; i++) k->u.q[i] *= 1.5f; /* logits of some weight */
     for (int32_t i = 0; i < DIM; i++) {

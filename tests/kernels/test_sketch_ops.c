@@ -48,7 +48,7 @@ struct choose_call {
 static void call_init(struct choose_call *k, struct check *c, int32_t d, int32_t group, int32_t bits, const int32_t *kv_len)
 {
     const struct attn_shape shape = sr_check_shape(d, group, SR_DTYPE_F16, SR_DTYPE_F16);
-    k->sketch = (struct sketch_shape){d / 4, bits, (size_t)((d / 4 * bits + 31) / 32 * 4)};
+    k->sketch = (struct sketch_shape){d / 4 + 4, bits, sr_sketch_host_row_bytes(d / 4 + 4, bits)};
     sr_ops_units_init(&k->u, c, &shape, kv_len, SR_OPS_UNITS, k->sketch.row_bytes);
     for (int32_t i = 0; i < k->u.n * shape.group * d; i++) k->u.q[i] *= 1.5f; /* logits of some weight */
     for (int32_t i = 0; i < SR_OPS_UNITS; i++) {
@@ -100,38 +100,94 @@ static void choose(struct backend *b, struct choose_call *k)
 
 static double level_at(const struct choose_call *k, int32_t unit, int32_t row, int32_t j)
 {
-    const int32_t bits = k->sketch.bits, per_word = 32 / bits;
+    const int32_t bits = k->sketch.bits, per_word = 32 / bits, rest = j - SR_SKETCH_FIRST, in = row % SR_CHUNK_ROWS;
+    const uint8_t *y = k->u.y[unit][row / SR_CHUNK_ROWS];
     uint32_t word;
-    memcpy(&word, (uint8_t *)k->u.y[unit][row / SR_CHUNK_ROWS] +
-                      sr_sketch_word_at(row % SR_CHUNK_ROWS, j / per_word, k->sketch.row_bytes), 4);
-    const double code = word >> (j % per_word * bits) & ((1u << bits) - 1u);
+    if (rest < 0) word = (uint32_t)y[sr_sketch_first_at(bits, in) + (size_t)j] >> sr_sketch_first_shift(bits, in);
+    else memcpy(&word, y + sr_sketch_word_at(&k->sketch, in, rest / per_word), 4);
+    const double code = word >> (rest < 0 ? 0 : rest % per_word * bits) & ((1u << bits) - 1u);
     return (code - (1 << (bits - 1)) + 0.5) * (double)k->basis[unit].step[j];
 }
 
-/* The estimate of one head for some rows; the integer kernels keep each factor to 15 bits of the largest. */
-static void compare_logits(struct check *c, const struct choose_call *k, int32_t unit, int32_t g)
+/* The estimate of a head from the first `rank` coordinates, and its error; the integer kernel keeps each factor of the second
+ * plane to a byte beside the largest, or to two. */
+struct estimate { double z[SR_ATTN_MAX_DIM], base, size, most; int32_t unit, rank; };
+
+static void estimate_init(struct estimate *e, const struct choose_call *k, int32_t unit, int32_t g, int32_t rank)
 {
-    const int32_t d = k->u.shape.head_dim, rank = k->sketch.rank, kv_len = k->u.unit[unit].kv_len;
+    const int32_t d = k->u.shape.head_dim;
     const struct test_basis *t = &k->basis[unit];
     const float *q = k->u.unit[unit].q + g * d;
-    double z[SR_ATTN_MAX_DIM], base = 0, size = 0, most = 0;
+    *e = (struct estimate){.unit = unit, .rank = rank};
     for (int32_t i = 0; i < d; i++) {
-        z[i] = 0;
-        for (int32_t j = 0; j < d; j++) z[i] += (double)t->u[i * d + j] * (double)q[j];
-        base += (double)q[i] * (double)t->mu[i];
-        base += z[i] * z[i] / 2 * (i < rank ? (double)t->step[i] * (double)t->step[i] / 12 : (double)t->lambda[i]);
-        size += fabs((double)q[i]) * 4;
-        most = i < rank ? fmax(most, fabs(z[i]) * (double)t->step[i]) : most;
+        for (int32_t j = 0; j < d; j++) e->z[i] += (double)t->u[i * d + j] * (double)q[j];
+        e->base += (double)q[i] * (double)t->mu[i];
+        e->base += e->z[i] * e->z[i] / 2 * (i < rank ? (double)t->step[i] * (double)t->step[i] / 12 : (double)t->lambda[i]);
+        e->size += fabs((double)q[i]) * 4;
+        if (i >= SR_SKETCH_FIRST && i < rank) e->most = fmax(e->most, fabs(e->z[i]) * (double)t->step[i]);
     }
-    for (int32_t row = N_SINKS; row < kv_len - WINDOW; row += 1 + row % 7) {
-        double want = base, abs_sum = fabs(base) + size * size;
-        for (int32_t j = 0; j < rank; j++) {
-            want += z[j] * level_at(k, unit, row, j);
-            abs_sum += fabs(z[j]) * (double)t->step[j] * (2 << k->sketch.bits) + size;
+}
+
+static double estimate_at(const struct estimate *e, const struct check *c, const struct choose_call *k, int32_t row, double *tol)
+{
+    const struct test_basis *t = &k->basis[e->unit];
+    double want = e->base, abs_sum = fabs(e->base) + e->size * e->size;
+    for (int32_t j = 0; j < e->rank; j++) {
+        want += e->z[j] * level_at(k, e->unit, row, j);
+        abs_sum += fabs(e->z[j]) * (double)t->step[j] * (2 << k->sketch.bits) + e->size;
+    }
+    const double factor = e->most / (k->sketch.bits == 4 ? 127 : 32512) / 2, levels = (1 << k->sketch.bits) / 2;
+    const double integer = c->isa >= ISA_VNNI && c->isa != ISA_NEON ? e->rank * levels * factor : 0;
+    *tol = 2 * k->u.shape.head_dim * SR_CHECK_U * abs_sum + integer;
+    return want;
+}
+
+/* Log share of a head's near part from which on a row opens its run. */
+static double open_at(const struct choose_call *k, int32_t unit, int32_t g)
+{
+    const int32_t i = unit * k->u.shape.group + g, n_far = k->u.unit[unit].kv_len - WINDOW - N_SINKS;
+    return (double)k->near_m[i] + log((double)k->near_l[i]) + log((double)k->eps[unit] * fmin((double)SR_SKETCH_OPEN / n_far, 1.0 / SR_SKETCH_SURE));
+}
+
+/* 1: the row's run is read whole, 0: by its first coordinates, -1: a logit is within its error of the threshold. */
+static int is_open(const struct check *c, const struct choose_call *k, int32_t row, const struct estimate *first)
+{
+    const int32_t end = k->u.unit[first->unit].kv_len - WINDOW;
+    int open = 0;
+    for (int32_t i = row / SR_SKETCH_RUN * SR_SKETCH_RUN, last = i + SR_SKETCH_RUN; i < last; i++)
+        for (int32_t g = 0; i >= N_SINKS && i < end && g < k->u.shape.group; g++) {
+            double tol;
+            const double x = estimate_at(&first[g], c, k, i, &tol) - open_at(k, first->unit, g);
+            if (x > tol) return 1;
+            if (x >= -tol) open = -1;
         }
-        const double integer = c->isa >= ISA_VNNI && c->isa != ISA_NEON ? rank * (1 << k->sketch.bits) * most / 64000 : 0;
-        if (!sr_check_near(c, "estimated logit", row, k->logits[unit][g * kv_len + row], want, 2 * d * SR_CHECK_U * abs_sum + integer)) return;
+    return open;
+}
+
+/* Rows with one estimate and with the other. */
+static int n_by_first, n_by_all;
+
+static void compare_logits(struct check *c, const struct choose_call *k, int32_t unit)
+{
+    const int32_t group = k->u.shape.group, kv_len = k->u.unit[unit].kv_len, rank = k->sketch.rank;
+    struct estimate *first = malloc((size_t)group * 2 * sizeof(*first)), *whole = first + group;
+    for (int32_t g = 0; g < group; g++) {
+        estimate_init(&first[g], k, unit, g, SR_SKETCH_FIRST);
+        estimate_init(&whole[g], k, unit, g, rank);
     }
+    int is_near = 1;
+    for (int32_t row = N_SINKS; is_near && row < kv_len - WINDOW; row += 1 + row % 7) {
+        const int open = is_open(c, k, row, first);
+        n_by_first += open == 0;
+        n_by_all += open == 1;
+        for (int32_t g = 0; is_near && g < group; g++) {
+            double tol, want = estimate_at(&first[g], c, k, row, &tol);
+            const double got = k->logits[unit][g * kv_len + row];
+            if (open == 1 || (open < 0 && fabs(got - want) > tol)) want = estimate_at(&whole[g], c, k, row, &tol);
+            is_near = sr_check_near(c, "estimated logit", row, got, want, tol);
+        }
+    }
+    free(first);
 }
 
 struct scored { double score; int32_t row; };
@@ -212,6 +268,8 @@ static void compare_choice(struct check *c, const struct choose_call *k, int32_t
         if (!is && t > last + 1.01 * bin) sr_check_fail(c, "unit %d: row %d above the last bin is left out", unit, order[i].row);
     }
     if (k->touched[unit].y_rows != n_far) sr_check_fail(c, "counted %lld sketch rows, want %d", (long long)k->touched[unit].y_rows, n_far);
+    const int64_t bytes = k->touched[unit].y_bytes, least = n_far * (int64_t)sr_sketch_first_bytes(&k->sketch);
+    if (bytes < least || bytes > n_far * (int64_t)k->sketch.row_bytes) sr_check_fail(c, "counted %lld bytes of the sketch", (long long)bytes);
     free(share);
     free(order);
     free(chosen);
@@ -229,13 +287,14 @@ static void test_choose(struct check *c, enum cpu_isa isa)
         encode(b, k);
         choose(b, k);
         for (int32_t u = 0; u < SR_OPS_UNITS; u++) {
-            for (int32_t g = 0; g < cases[i].group; g++) compare_logits(c, k, u, g);
+            compare_logits(c, k, u);
             compare_choice(c, k, u);
         }
         sr_backend_close(b);
         call_fini(k);
         free(k);
     }
+    if (n_by_first < 100 || n_by_all < 100) sr_check_fail(c, "%d rows by their first coordinates, %d by all: no test", n_by_first, n_by_all);
 }
 
 /* The same lists and the same bits with any number of threads, and with K rows encoded one by one. */
@@ -366,8 +425,8 @@ static void test_planted(struct check *c, enum cpu_isa isa)
     struct check lost = *c, other = *c;
     for (int32_t u = 0; u < SR_OPS_UNITS; u++) k->n_list[u] -= k->n_list[u] > 0;
     for (int32_t u = 0; u < SR_OPS_UNITS; u++) compare_choice(&lost, k, u);
-    ((uint8_t *)k->u.y[0][0])[sr_sketch_word_at(N_SINKS, 0, k->sketch.row_bytes)] ^= 8;
-    compare_logits(&other, k, 0, 0);
+    ((uint8_t *)k->u.y[0][0])[sr_sketch_first_at(4, N_SINKS)] ^= 8;
+    compare_logits(&other, k, 0);
     if (!lost.n_failed) sr_check_fail(c, "a row lost went unnoticed");
     if (!other.n_failed) sr_check_fail(c, "a changed code went unnoticed");
     sr_backend_close(b);

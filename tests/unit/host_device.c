@@ -202,7 +202,7 @@ struct work {
 
 static struct attn_touched attend(const struct work *w, enum attn_set set, struct attn_state state, int merge)
 {
-    struct attn_touched touched = {0, 0, 0};
+    struct attn_touched touched = {0};
     const uint8_t one = (uint8_t)set;
     w->cpu->ops->attn_rows(w->cpu, &(struct attn_rows_args){
         .shape = w->shape, .units = &w->u.a, .set = &one, .list = (const int32_t *const *)&w->list, .n_list = &w->n_list, .n_units = 1,
@@ -245,7 +245,7 @@ static void step_mass(struct work *w, struct device_counters *c)
 {
     const struct attn_state state = {w->o, w->m, w->l};
     const int is_whole = w->a->trust[w->g] == TRUST_WHOLE;
-    struct attn_touched scan = {0, 0, 0};
+    struct attn_touched scan = {0};
     w->kind = is_whole ? KIND_ALL : KIND_NEAR;
     count(c, attend(w, is_whole ? ATTN_ALL : ATTN_NEAR, state, 0));
     if (is_whole) return;
@@ -271,7 +271,7 @@ static double tau_of(const struct device_route *r, int32_t len)
 
 static float cosine(const struct work *w, struct device_counters *c)
 {
-    struct attn_touched touched = {0, 0, 0};
+    struct attn_touched touched = {0};
     float score;
     w->cpu->ops->attn_cosine(w->cpu, &(struct attn_cosine_args){
         .shape = w->shape, .units = &w->u.a, .n_units = 1, .score = &score, .touched = &touched});
@@ -366,10 +366,12 @@ static void probe(struct work *w, struct device_case *told)
 static void count_uncorrected(struct work *w, struct device_counters *c)
 {
     int32_t *list = malloc(MAX_LEN * sizeof *list), n = 0;
-    float unread[MAX_HEADS];
-    struct attn_touched ignored = {0, 0, 0};
+    float unread[MAX_HEADS], far_share[MAX_HEADS];
+    struct attn_touched ignored = {0};
     assert(list);
+    memcpy(far_share, w->far_share, sizeof far_share); /* the step's own, by its own threshold, is what is told */
     choose(w, w->a->route->terms->eps, &list, &n, unread, &ignored);
+    memcpy(w->far_share, far_share, sizeof far_share);
     c->far_rows += (uint64_t)w->n_chosen;
     c->far_rows_uncorrected += (uint64_t)n;
     free(list);
@@ -428,7 +430,7 @@ static sr_status check(struct backend *b, const struct attn_shape *shape, int32_
     return sr_fail(err, SR_ERR_UNSUPPORTED, "host device: %d heads of %d", shape->group, shape->head_dim);
 }
 
-static size_t sketch_row_bytes(int32_t rank, int32_t bits) { return ((size_t)rank * (size_t)bits + 31) / 32 * 4; }
+static size_t sketch_row_bytes(int32_t rank, int32_t bits) { return sr_sketch_host_row_bytes(rank, bits); }
 
 static sr_status reserve(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, int32_t max_len, sr_error *err)
 {

@@ -236,10 +236,10 @@ static void cuts(void **state)
     spill(bad, b.data, b.n);
     refused(live, bad, SR_ERR_FORMAT, "not a session file");
     b.data[0] ^= 1;
-    b.data[8] = 3;
+    b.data[8] = 4;
     seal(&b);
     spill(bad, b.data, b.n);
-    refused(live, bad, SR_ERR_FORMAT, "version 3");
+    refused(live, bad, SR_ERR_FORMAT, "version 4");
     free(b.data);
     sr_session_free(s);
     sr_session_free(live);
@@ -415,7 +415,7 @@ static void other_routes(void **state)
     OK(sr_session_restore(live, path, &err));
     next_answers_equal(mass, live, 10);
     sr_session_free(live);
-    o.route.rank = 8;
+    o.route.rank = 7;
     OK(sr_session_new(&live, model, &o, &err));
     prefill(live, 20);
     refused(live, path, SR_ERR_UNSUPPORTED, "rank");

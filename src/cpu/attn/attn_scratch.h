@@ -35,9 +35,10 @@ enum { QUERY_TODO, QUERY_CLAIMED, QUERY_READY };
 struct choose_unit {
     atomic_int left, query;          /* spans not yet done; whether w and base are there */
     int32_t first, n, n_far;
-    float cut, base[SR_ATTN_MAX_GROUP];
+    float cut, base[SR_ATTN_MAX_GROUP], more[SR_ATTN_MAX_GROUP]; /* of the second plane */
+    float open[SR_ATTN_MAX_GROUP];   /* log mass of a row from which on its run is read */
     atomic_uint seen[SR_ATTN_MAX_GROUP]; /* log of the mass of the near part and of the spans done so far: a float's bits */
-    float *w;                        /* [group][sr_sketch_padded(rank)] */
+    float *w;                        /* [group][sr_sketch_padded(sketch)] */
     float *sums;                     /* [SR_SKETCH_BINS + 16][sr_sketch_width(group)] shares by bin */
     int32_t end;                     /* the first bin that was not listed; SR_SKETCH_BINS if there is no further one */
     float log_total[SR_ATTN_MAX_GROUP];

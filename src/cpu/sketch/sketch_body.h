@@ -40,69 +40,133 @@ SR_INLINE void project(const struct sketch_rows *a, const float *k, float *y)
 
 SR_INLINE void sketch_encode_body(const struct sketch_rows *a)
 {
-    const int32_t d = a->shape->head_dim, bits = a->sketch->bits, per_word = 32 / bits;
+    const int32_t d = a->shape->head_dim, rank = a->sketch->rank, bits = a->sketch->bits, per_word = 32 / bits;
     float k[SR_ATTN_MAX_DIM], y[SR_ATTN_MAX_DIM + 4];
     for (int32_t row = a->row0; row < a->row1; row++) {
+        uint32_t first = 0;
         vec_unpack_any(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, d, k);
         ++*a->k_rows;
         for (int32_t i = 0; i < d; i += VEC) vec_store(k + i, vec_sub(vec_mul(vec_load(k + i), vec_all(a->k_scale)), vec_load(a->basis->mu + i)));
         project(a, k, y);
-        for (int32_t w = 0; w < (int32_t)(a->sketch->row_bytes / 4); w++) {
+        for (int32_t j = 0; j < SR_SKETCH_FIRST && j < rank; j++) first |= code_of(y[j], a->basis->step[j], bits, a->clipped) << 8 * j;
+        sr_sketch_store_first(a->y_chunk, bits, row, first);
+        for (int32_t w = 0; w < sr_sketch_words(a->sketch); w++) {
+            const int32_t from = SR_SKETCH_FIRST + w * per_word;
             uint32_t word = 0;
-            for (int32_t j = w * per_word; j < a->sketch->rank && j < (w + 1) * per_word; j++)
-                word |= code_of(y[j], a->basis->step[j], bits, a->clipped) << (j % per_word * bits);
-            memcpy(a->y_chunk + sr_sketch_word_at(row, w, a->sketch->row_bytes), &word, 4);
+            for (int32_t j = from; j < rank && j < from + per_word; j++)
+                word |= code_of(y[j], a->basis->step[j], bits, a->clipped) << (j - from) * bits;
+            memcpy(a->y_chunk + sr_sketch_word_at(a->sketch, row, w), &word, 4);
         }
     }
 }
 
 /* ---- score ---- */
 
-enum { SCORE_HEADS = 4 };
+enum { SCORE_HEADS = 4, RUNS = SR_CHUNK_ROWS / SR_SKETCH_RUN };
 
-/* VEC rows from `row` on and `heads` heads. The centre of the codes is in `start`. */
-SR_INLINE void score_rows(const struct sketch_score *a, const int heads, int32_t g0, int32_t row, const float *start)
+/* Per head: what a logit begins with, the centre of the codes in it; of the second plane likewise. */
+struct score_starts { float first[SR_ATTN_MAX_GROUP], rest[SR_ATTN_MAX_GROUP]; };
+
+/* VEC rows from `row` on and `heads` heads by the first plane. Bits of the rows that open their run. */
+SR_INLINE unsigned score_first(const struct sketch_score *a, const int heads, int32_t g0, int32_t row, const float *start)
 {
-    const int32_t padded = sr_sketch_padded(a->sketch->rank), bits = a->sketch->bits, per_word = 32 / bits;
-    const uint8_t *y = a->y_chunk + sr_sketch_word_at(row, 0, a->sketch->row_bytes);
+    const int32_t padded = sr_sketch_padded(a->sketch), bits = a->sketch->bits, shift = sr_sketch_first_shift(bits, row);
+    const veci words = vec_words(a->y_chunk + sr_sketch_first_at(bits, row));
     const float *w = a->w + g0 * padded;
+    unsigned open = 0;
     vec acc[SCORE_HEADS];
     SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_all(start[g0 + g]);
-    for (int32_t i = 0; i * per_word < a->sketch->rank; i++) {
-        const veci words = vec_words(y + i * 64);
+    SR_UNROLL for (int j = 0; j < SR_SKETCH_FIRST; j++) {
+        const vec code = vec_code(words, shift + 8 * j, (1 << bits) - 1);
+        SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(w[g * padded + j]), acc[g]);
+    }
+    SR_UNROLL for (int g = 0; g < heads; g++) {
+        vec_store(a->logits + (g0 + g) * SR_CHUNK_ROWS + row, acc[g]);
+        open |= vec_not_less(acc[g], vec_all(a->open[g0 + g])) | vec_nan(acc[g]);
+    }
+    return open;
+}
+
+/* The second plane is added to VEC rows of an open run. */
+SR_INLINE void score_rest(const struct sketch_score *a, const int heads, int32_t g0, int32_t row, const float *start)
+{
+    const int32_t padded = sr_sketch_padded(a->sketch), bits = a->sketch->bits, per_word = 32 / bits;
+    const uint8_t *y = a->y_chunk + sr_sketch_word_at(a->sketch, row, 0);
+    const float *w = a->w + g0 * padded + SR_SKETCH_FIRST;
+    vec acc[SCORE_HEADS];
+    SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_all(start[g0 + g]);
+    for (int32_t i = 0; i < sr_sketch_words(a->sketch); i++) {
+        const veci words = vec_words(y + i * SR_SKETCH_RUN * 4);
         for (int32_t j = 0; j < per_word; j++) {
             const vec code = vec_code(words, j * bits, (1 << bits) - 1);
             SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(w[g * padded + i * per_word + j]), acc[g]);
         }
     }
-    SR_UNROLL for (int g = 0; g < heads; g++) vec_store(a->logits + (g0 + g) * SR_CHUNK_ROWS + row, acc[g]);
+    SR_UNROLL for (int g = 0; g < heads; g++) {
+        float *x = a->logits + (g0 + g) * SR_CHUNK_ROWS + row;
+        vec_store(x, vec_add(vec_load(x), acc[g]));
+    }
 }
 
-SR_INLINE void score_heads(const struct sketch_score *a, int32_t g, int32_t row, const float *start)
+/* Up to SCORE_HEADS heads from g on, their number a constant. */
+SR_INLINE unsigned score_first_heads(const struct sketch_score *a, int32_t g, int32_t row, const float *start)
 {
-    switch (a->group - g < SCORE_HEADS ? a->group - g : SCORE_HEADS) {
-    case 1: score_rows(a, 1, g, row, start); return;
-    case 2: score_rows(a, 2, g, row, start); return;
-    case 3: score_rows(a, 3, g, row, start); return;
-    default: score_rows(a, 4, g, row, start); return;
+    switch (a->group - g) {
+    case 1: return score_first(a, 1, g, row, start);
+    case 2: return score_first(a, 2, g, row, start);
+    case 3: return score_first(a, 3, g, row, start);
+    default: return score_first(a, 4, g, row, start);
     }
+}
+
+SR_INLINE void score_rest_heads(const struct sketch_score *a, int32_t g, int32_t row, const float *start)
+{
+    switch (a->group - g) {
+    case 1: score_rest(a, 1, g, row, start); return;
+    case 2: score_rest(a, 2, g, row, start); return;
+    case 3: score_rest(a, 3, g, row, start); return;
+    default: score_rest(a, 4, g, row, start); return;
+    }
+}
+
+SR_INLINE void start_scores(const struct sketch_score *a, struct score_starts *s)
+{
+    const int32_t padded = sr_sketch_padded(a->sketch);
+    const float centre = (float)(1 << (a->sketch->bits - 1)) - 0.5f;
+    for (int32_t g = 0; g < a->group; g++) {
+        float first = 0, rest = 0;
+        for (int32_t j = 0; j < padded; j++) *(j < SR_SKETCH_FIRST ? &first : &rest) += a->w[g * padded + j];
+        s->first[g] = a->base[g] - centre * first;
+        s->rest[g] = a->more[g] - centre * rest;
+    }
+}
+
+/* Bits of lanes whose rows are in the range, `row` being that of lane 0. */
+SR_INLINE unsigned rows_inside(const struct sketch_score *a, int32_t row)
+{
+    unsigned inside = (1u << VEC) - 1u;
+    if (row < a->row0) inside = row + VEC <= a->row0 ? 0 : inside & (~0u << (a->row0 - row));
+    if (row + VEC > a->row1) inside = row >= a->row1 ? 0 : inside & ((1u << (a->row1 - row)) - 1u);
+    return inside;
 }
 
 SR_INLINE void sketch_score_body(const struct sketch_score *a)
 {
-    const int32_t first = a->row0 & ~15, end = (a->row1 + 15) & ~15, padded = sr_sketch_padded(a->sketch->rank);
-    const float centre = (float)(1 << (a->sketch->bits - 1)) - 0.5f;
-    float start[SR_ATTN_MAX_GROUP];
-    for (int32_t g = 0; g < a->group; g++) {
-        float sum = 0;
-        for (int32_t j = 0; j < a->sketch->rank; j++) sum += a->w[g * padded + j];
-        start[g] = a->base[g] - centre * sum;
-    }
+    const int32_t first = a->row0 & ~15, end = (a->row1 + 15) & ~15;
+    const size_t rest_bytes = a->sketch->row_bytes - sr_sketch_first_bytes(a->sketch);
+    uint8_t open[RUNS] = {0};
+    struct score_starts s;
+    start_scores(a, &s);
+    for (int32_t row = first; row < end; row += VEC)
+        for (int32_t g = 0; g < a->group; g += SCORE_HEADS)
+            open[row / SR_SKETCH_RUN] |= (score_first_heads(a, g, row, s.first) & rows_inside(a, row)) != 0;
     for (int32_t row = first; row < end; row += VEC) {
-        const int32_t from = row > a->row0 ? row : a->row0, to = row + VEC < a->row1 ? row + VEC : a->row1;
-        for (int32_t g = 0; g < a->group; g += SCORE_HEADS) score_heads(a, g, row, start);
-        *a->y_rows += to > from ? to - from : 0;
+        if (!open[row / SR_SKETCH_RUN]) continue;
+        for (int32_t g = 0; g < a->group; g += SCORE_HEADS) score_rest_heads(a, g, row, s.rest);
+        a->touched->y_bytes += __builtin_popcount(rows_inside(a, row)) * (int64_t)rest_bytes;
     }
+    a->touched->y_rows += a->row1 - a->row0;
+    a->touched->y_bytes += (a->row1 - a->row0) * (int64_t)sr_sketch_first_bytes(a->sketch);
     for (int32_t g = 0; g < a->group; g++) {
         float *x = a->logits + g * SR_CHUNK_ROWS;
         vec max = vec_all(-INFINITY);

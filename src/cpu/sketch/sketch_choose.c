@@ -2,6 +2,10 @@
  *
  * sketch_choose: estimates the logits of a unit's far rows, and lists those that must be read.
  *
+ * The first plane of the sketch is read of every row, the second only in runs with a row of some weight beside the near
+ * part. The near part is known before, so which runs those are depends on no thread; the others keep the estimate of the
+ * first plane, and can be chosen like any row.
+ *
  * One pass over the sketch, chunk by chunk over the pool, and no store of all logits: a row whose share is below
  * eps / n_far for every head can be left unread whatever happens to the others (all such rows together weigh at most
  * eps, for each head), and the near part and the chunks scored so far already bound the total from below, so most rows
@@ -24,7 +28,7 @@ static void project_query(const struct choose_job *j, int32_t u)
 {
     const struct sketch_choose_args *a = j->a;
     const struct sketch_basis *basis = &a->basis[u];
-    const int32_t d = a->shape->head_dim, group = a->shape->group, rank = a->sketch->rank, padded = sr_sketch_padded(rank);
+    const int32_t d = a->shape->head_dim, group = a->shape->group, rank = a->sketch->rank, padded = sr_sketch_padded(a->sketch);
     struct choose_unit *w = &j->s->choose[u];
     float z[SR_ATTN_MAX_GROUP * SR_ATTN_MAX_DIM];
     for (int32_t g = 0; g < group; g += SR_MATVEC_TOKENS) {
@@ -36,14 +40,18 @@ static void project_query(const struct choose_job *j, int32_t u)
     memset(w->w, 0, (size_t)(group * padded) * sizeof(float));
     for (int32_t g = 0; g < group; g++) {
         const float *q = a->units[u].q + g * d, *zg = z + g * d;
-        float rounding = 0, tail = 0, base = 0;
+        float first = 0, rest = 0, left_out = 0, tail = 0, base = 0;
         for (int32_t i = 0; i < d; i++) base += q[i] * basis->mu[i];
         for (int32_t i = 0; i < rank; i++) {
-            w->w[g * padded + i] = zg[i] * basis->step[i];
-            rounding += w->w[g * padded + i] * w->w[g * padded + i];
+            const float x = zg[i] * basis->step[i];
+            w->w[g * padded + i] = x;
+            *(i < SR_SKETCH_FIRST ? &first : &rest) += x * x;
+            if (i >= SR_SKETCH_FIRST) left_out += zg[i] * zg[i] * basis->lambda[i];
         }
         for (int32_t i = rank; i < d; i++) tail += zg[i] * zg[i] * basis->lambda[i];
-        w->base[g] = base + 0.5f * (rounding / 12.0f + tail);
+        w->base[g] = base + 0.5f * (first / 12.0f + left_out + tail);
+        w->more[g] = 0.5f * (rest / 12.0f - left_out);
+        if (!isfinite(w->more[g])) w->open[g] = -INFINITY; /* what is wrong with the second plane must show */
     }
 }
 
@@ -123,10 +131,10 @@ static void score_span(const struct choose_job *j, int32_t span, float *logits)
     const int32_t group = j->a->shape->group;
     struct sketch_score score = {
         .sketch = j->a->sketch, .y_chunk = j->a->units[s->unit].y.chunk[s->chunk], .group = group,
-        .row0 = s->row0, .row1 = s->row1, .w = w->w, .base = w->base, .logits = logits, .max = max,
-        .y_rows = &j->s->span_touched[span].y_rows,
+        .row0 = s->row0, .row1 = s->row1, .w = w->w, .base = w->base, .more = w->more, .open = w->open, .logits = logits,
+        .max = max, .touched = &j->s->span_touched[span],
     };
-    j->s->span_touched[span] = (struct attn_touched){0, 0, 0};
+    j->s->span_touched[span] = (struct attn_touched){0};
     j->c->k.sketch_score(&score);
     if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, logits);
     for (int32_t g = 0; g < group; g++) floor[g] = floor_of(w, g);
@@ -315,7 +323,10 @@ static void choose_task(void *ctx, int32_t task, int32_t thread)
     score_span(j, task, sr_attn_thread_scratch(j->s, thread));
     if (atomic_fetch_sub_explicit(&w->left, 1, memory_order_acq_rel) != 1) return;
     choose_unit_rows(j, u);
-    for (int32_t i = w->first; i < w->first + w->n; i++) j->a->touched[u].y_rows += j->s->span_touched[i].y_rows;
+    for (int32_t i = w->first; i < w->first + w->n; i++) {
+        j->a->touched[u].y_rows += j->s->span_touched[i].y_rows;
+        j->a->touched[u].y_bytes += j->s->span_touched[i].y_bytes;
+    }
 }
 
 /* ---- the op ---- */
@@ -326,6 +337,14 @@ static float cut_of(float eps, int32_t n_far)
     if (!(eps > 0) || eps >= 1) return INFINITY;
     const float cut = logf(eps / (float)n_far);
     return cut < -1e-3f ? cut : -1e-3f;
+}
+
+/* Log share of the near part from which on a row opens its run; above every share if the answer does not depend on it. */
+static float open_of(float eps, int32_t n_far)
+{
+    if (!(eps > 0) || eps >= 1) return INFINITY;
+    const float few = (float)SR_SKETCH_OPEN / (float)n_far, sure = 1.0f / (float)SR_SKETCH_SURE;
+    return logf(eps * (few < sure ? few : sure));
 }
 
 static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
@@ -345,9 +364,11 @@ static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
     w->n = *n_spans - w->first;
     w->cut = cut_of(a->eps[u], n_far > 0 ? n_far : 1);
     w->end = SR_SKETCH_BINS;
+    const float open = open_of(a->eps[u], n_far > 0 ? n_far : 1);
     for (int32_t g = 0; g < group; g++) {
-        const float l = a->near_state.l[u * group + g];
-        atomic_store_explicit(&w->seen[g], bits_of(l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l)), memory_order_relaxed);
+        const float l = a->near_state.l[u * group + g], near = l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l);
+        atomic_store_explicit(&w->seen[g], bits_of(near), memory_order_relaxed);
+        w->open[g] = open == INFINITY ? INFINITY : near + open;
     }
     atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
     atomic_store_explicit(&w->query, QUERY_TODO, memory_order_relaxed);

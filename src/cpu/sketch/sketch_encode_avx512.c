@@ -56,23 +56,32 @@ SR_INLINE __m128i codes_of(const struct tile *t, int32_t j, __m128 y)
     return _mm_cvttps_epi32(_mm_min_ps(_mm_max_ps(c, zero), top)); /* max of a NaN and 0: 0 */
 }
 
+/* Codes of the coordinates [j, j + n) of the four rows, `bits` apart. */
+static __m128i word_of(const struct tile *t, int32_t j, int32_t n, int32_t bits)
+{
+    __m128i word = _mm_setzero_si128();
+    for (int32_t i = 0, at_once; i < n; i += at_once) {
+        __m128 y[COORDS];
+        at_once = n - i >= COORDS ? COORDS : 1;
+        if (at_once == COORDS) project(t, j + i, COORDS, y);
+        else project(t, j + i, 1, y);
+        for (int32_t c = 0; c < at_once; c++)
+            word = _mm_or_si128(word, _mm_sll_epi32(codes_of(t, j + i + c, y[c]), _mm_cvtsi32_si128((i + c) * bits)));
+    }
+    return word;
+}
+
 static void encode_tile(const struct tile *t)
 {
     const struct sketch_shape *s = t->a->sketch;
-    const int32_t per_word = 32 / s->bits;
-    for (int32_t word = 0; word * per_word < s->rank; word++) {
-        __m128i bits = _mm_setzero_si128();
-        for (int32_t j = word * per_word, n; j < s->rank && j < (word + 1) * per_word; j += n) {
-            __m128 y[COORDS];
-            n = s->rank - j >= COORDS ? COORDS : 1;
-            if (n == COORDS) project(t, j, COORDS, y);
-            else project(t, j, 1, y);
-            for (int32_t c = 0; c < n; c++)
-                bits = _mm_or_si128(bits, _mm_sll_epi32(codes_of(t, j + c, y[c]), _mm_cvtsi32_si128((j + c) % per_word * s->bits)));
-        }
-        uint32_t out[ROWS];
-        _mm_storeu_si128((__m128i *)(void *)out, bits);
-        for (int32_t r = 0; r < t->n; r++) memcpy(t->a->y_chunk + sr_sketch_word_at(t->row + r, word, s->row_bytes), &out[r], 4);
+    const int32_t per_word = 32 / s->bits, n_first = s->rank < SR_SKETCH_FIRST ? s->rank : SR_SKETCH_FIRST;
+    uint32_t out[ROWS];
+    _mm_storeu_si128((__m128i *)(void *)out, word_of(t, 0, n_first, 8));
+    for (int32_t r = 0; r < t->n; r++) sr_sketch_store_first(t->a->y_chunk, s->bits, t->row + r, out[r]);
+    for (int32_t word = 0; word < sr_sketch_words(s); word++) {
+        const int32_t j = SR_SKETCH_FIRST + word * per_word, n = s->rank - j < per_word ? s->rank - j : per_word;
+        _mm_storeu_si128((__m128i *)(void *)out, word_of(t, j, n, s->bits));
+        for (int32_t r = 0; r < t->n; r++) memcpy(t->a->y_chunk + sr_sketch_word_at(s, t->row + r, word), &out[r], 4);
     }
 }
 

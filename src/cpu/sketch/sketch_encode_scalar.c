@@ -18,20 +18,22 @@ static uint32_t code_of(float y, float step, int32_t bits, int64_t *clipped)
 
 void sr_sketch_encode_scalar(const struct sketch_rows *a)
 {
-    const int32_t d = a->shape->head_dim, per_word = 32 / a->sketch->bits;
+    const int32_t d = a->shape->head_dim, bits = a->sketch->bits, per_word = 32 / bits;
     float k[SR_ATTN_MAX_DIM];
     for (int32_t row = a->row0; row < a->row1; row++) {
-        uint32_t words[SR_ATTN_MAX_DIM] = {0};
+        uint32_t first = 0, words[SR_ATTN_MAX_DIM] = {0};
         sr_row_load(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, k, d);
         ++*a->k_rows;
         for (int32_t i = 0; i < d; i++) k[i] = k[i] * a->k_scale - a->basis->mu[i];
         for (int32_t j = 0; j < a->sketch->rank; j++) {
             float y = 0;
             for (int32_t i = 0; i < d; i++) y += a->basis->analysis[j * d + i] * k[i];
-            const uint32_t code = code_of(y, a->basis->step[j], a->sketch->bits, a->clipped);
-            words[j / per_word] |= code << (j % per_word * a->sketch->bits);
+            const uint32_t code = code_of(y, a->basis->step[j], bits, a->clipped);
+            const int32_t rest = j - SR_SKETCH_FIRST;
+            if (rest < 0) first |= code << 8 * j;
+            else words[rest / per_word] |= code << rest % per_word * bits;
         }
-        for (int32_t w = 0; w < (int32_t)(a->sketch->row_bytes / 4); w++)
-            memcpy(a->y_chunk + sr_sketch_word_at(row, w, a->sketch->row_bytes), &words[w], 4);
+        sr_sketch_store_first(a->y_chunk, bits, row, first);
+        for (int32_t w = 0; w < sr_sketch_words(a->sketch); w++) memcpy(a->y_chunk + sr_sketch_word_at(a->sketch, row, w), &words[w], 4);
     }
 }

@@ -7,30 +7,71 @@
 #include <math.h>
 #include <string.h>
 
-static float logit_of(const struct sketch_score *a, const float *w, float base, int32_t row)
+static float level_of(const struct sketch_score *a, uint32_t code)
+{
+    const int32_t bits = a->sketch->bits;
+    return (float)(code & ((1u << bits) - 1u)) - ((float)(1 << (bits - 1)) - 0.5f);
+}
+
+/* By the first plane. */
+static float first_of(const struct sketch_score *a, int32_t g, int32_t row)
+{
+    const float *w = a->w + g * sr_sketch_padded(a->sketch);
+    float x = a->base[g];
+    uint32_t word;
+    memcpy(&word, a->y_chunk + sr_sketch_first_at(a->sketch->bits, row), 4);
+    for (int32_t j = 0; j < SR_SKETCH_FIRST; j++) x += w[j] * level_of(a, word >> (sr_sketch_first_shift(a->sketch->bits, row) + 8 * j));
+    return x;
+}
+
+/* What the second plane adds. */
+static float rest_of(const struct sketch_score *a, int32_t g, int32_t row)
 {
     const int32_t bits = a->sketch->bits, per_word = 32 / bits;
-    const float centre = (float)(1 << (bits - 1)) - 0.5f;
-    for (int32_t j = 0; j < a->sketch->rank; j++) {
+    const float *w = a->w + g * sr_sketch_padded(a->sketch) + SR_SKETCH_FIRST;
+    float x = a->more[g];
+    for (int32_t j = 0; j < sr_sketch_words(a->sketch) * per_word; j++) {
         uint32_t word;
-        memcpy(&word, a->y_chunk + sr_sketch_word_at(row, j / per_word, a->sketch->row_bytes), 4);
-        const uint32_t code = word >> (j % per_word * bits) & ((1u << bits) - 1u);
-        base += w[j] * ((float)code - centre);
+        memcpy(&word, a->y_chunk + sr_sketch_word_at(a->sketch, row, j / per_word), 4);
+        x += w[j] * level_of(a, word >> j % per_word * bits);
     }
-    return base;
+    return x;
+}
+
+static int opens(const struct sketch_score *a, int32_t row)
+{
+    for (int32_t g = 0; g < a->group; g++)
+        if (!(a->logits[g * SR_CHUNK_ROWS + row] < a->open[g])) return 1;
+    return 0;
+}
+
+/* The rows of a run that are in the range. */
+static void score_run(const struct sketch_score *a, int32_t from, int32_t to)
+{
+    int open = 0;
+    for (int32_t i = from; i < to; i++) {
+        for (int32_t g = 0; g < a->group; g++) a->logits[g * SR_CHUNK_ROWS + i] = first_of(a, g, i);
+        open |= opens(a, i);
+    }
+    a->touched->y_rows += to - from;
+    a->touched->y_bytes += (to - from) * (int64_t)(open ? a->sketch->row_bytes : sr_sketch_first_bytes(a->sketch));
+    for (int32_t i = from; open && i < to; i++)
+        for (int32_t g = 0; g < a->group; g++) a->logits[g * SR_CHUNK_ROWS + i] += rest_of(a, g, i);
 }
 
 void sr_sketch_score_scalar(const struct sketch_score *a)
 {
-    const int32_t first = a->row0 & ~15, last = (a->row1 + 15) & ~15, stride = sr_sketch_padded(a->sketch->rank);
-    for (int32_t g = 0; g < a->group; g++) a->max[g] = -INFINITY;
-    for (int32_t i = first; i < last; i++) {
-        const int inside = i >= a->row0 && i < a->row1;
-        *a->y_rows += inside;
-        for (int32_t g = 0; g < a->group; g++) {
-            const float x = inside ? logit_of(a, a->w + g * stride, a->base[g], i) : -INFINITY;
-            a->logits[g * SR_CHUNK_ROWS + i] = x;
-            if (x > a->max[g]) a->max[g] = x;
+    const int32_t first = a->row0 & ~15, last = (a->row1 + 15) & ~15;
+    for (int32_t run = first; run < last; run += SR_SKETCH_RUN) {
+        const int32_t from = run > a->row0 ? run : a->row0, to = run + SR_SKETCH_RUN < a->row1 ? run + SR_SKETCH_RUN : a->row1;
+        if (from < to) score_run(a, from, to);
+    }
+    for (int32_t g = 0; g < a->group; g++) {
+        a->max[g] = -INFINITY;
+        for (int32_t i = first; i < last; i++) {
+            float *x = a->logits + g * SR_CHUNK_ROWS + i;
+            if (i < a->row0 || i >= a->row1) *x = -INFINITY;
+            if (*x > a->max[g]) a->max[g] = *x;
         }
     }
 }
