@@ -50,6 +50,7 @@ void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n
 
 double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type)
 {
+    if (isa == ISA_AMX && (k_type == SR_DTYPE_F16 || k_type == SR_DTYPE_BF16)) return 0x1p-17; /* two bf16 */
     if (k_type == SR_DTYPE_Q8_0) return isa == ISA_AMX ? 0.5001 / 32512 : 0;
     return k_type == SR_DTYPE_Q4_0 && (isa == ISA_VNNI || isa == ISA_BF16 || isa == ISA_AMX) ? 0.5001 / 32512 : 0;
 }
@@ -57,6 +58,7 @@ double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type)
 /* Half a step, and half of one again for each of two roundings to 24 bits. */
 double sr_check_weight_error(enum cpu_isa isa, sr_dtype v_type)
 {
+    if (isa == ISA_AMX && (v_type == SR_DTYPE_F16 || v_type == SR_DTYPE_BF16)) return 0x1p-17; /* two bf16 */
     return sr_kv_is_blocked(v_type) && isa == ISA_AMX ? 1.5 / (127 * 65536.0) : 0;
 }
 
@@ -77,6 +79,7 @@ void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, i
 static double scale_of(sr_dtype type, const uint8_t *row, int32_t i)
 {
     uint16_t h;
+    if (!sr_kv_is_blocked(type)) return 1;
     memcpy(&h, row + i / SR_KV_BLOCK * sr_kv_block_bytes(type), 2);
     return fabs((double)sr_f32_of_f16(h));
 }

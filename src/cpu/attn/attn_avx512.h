@@ -106,6 +106,13 @@ SR_INLINE void sr_fetch_ahead_avx512(const uint8_t *at, const int ahead)
     if ((uintptr_t)at % SR_PAGE_BYTES < SR_PAGE_FIRST) _mm_prefetch((const char *)at + ahead + SR_PAGE_BYTES, _MM_HINT_T1);
 }
 
+/* The same to the second cache, for the matrix units: what they wait for is far behind. */
+SR_INLINE void sr_fetch_far_avx512(const uint8_t *at, const int ahead)
+{
+    _mm_prefetch((const char *)at + ahead, _MM_HINT_T1);
+    if ((uintptr_t)at % SR_PAGE_BYTES < SR_PAGE_FIRST) _mm_prefetch((const char *)at + ahead + SR_PAGE_BYTES, _MM_HINT_T1);
+}
+
 SR_INLINE int sr_is_together_avx512(const uint8_t *const *row, int32_t n, size_t bytes)
 {
     return n > 0 && row[n - 1] == row[0] + (size_t)(n - 1) * bytes;
@@ -159,6 +166,10 @@ SR_INLINE void sr_load_scales_avx512(const sr_dtype type, const uint8_t *const *
 /* Parts of attn_block_avx512.c: the logits of a block; they become weights, the states move on. */
 void sr_attn_logits_avx512(const struct attn_block *a, sr_block_weights p);
 void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p);
+/* The step between the two: m and l move on, shrink is what old outputs are to be multiplied by. */
+void sr_attn_weights_avx512(const struct attn_block *a, sr_block_weights p, float *shrink);
+/* Part of attn_block_amx.c: K and V both in 16 bits, head_dim a multiple of 32. */
+void sr_attn_half_amx(const struct attn_block *a);
 
 /* ---- arithmetic ---- */
 

@@ -95,46 +95,37 @@ static void begin(const struct attn_block *a, struct work *w)
 
 /* ---- rows ---- */
 
-static int is_together(const uint8_t *const *row, int32_t n, size_t bytes)
-{
-    return n > 0 && row[n - 1] == row[0] + (size_t)(n - 1) * bytes;
-}
-
 /* 64 rows together; those behind the last one are copies of it and will have no weight. */
 static const uint8_t *all_rows(struct work *w, const uint8_t *const *row, int32_t n, size_t bytes)
 {
-    if (n == ALL && is_together(row, n, bytes)) return row[0];
+    if (n == ALL && sr_is_together_avx512(row, n, bytes)) return row[0];
     for (int32_t i = 0; i < ALL; i++) memcpy(w->rows + (size_t)i * bytes, row[i < n ? i : n - 1], bytes);
     return w->rows;
 }
 
-/* Rows to fetch: a few at a time, by lines where they lie together. Then what follows them goes to the second cache: a core
- * asks for few lines at a time, and has them sooner from there. */
-struct ahead { const uint8_t *const *row, *const *last; const uint8_t *next, *end; size_t bytes, far; int32_t rows, lines; };
+/* What to fetch meanwhile: what follows a stream, a line at each of the slots that are spread over the instructions, or rows to
+ * come, a few at a time. */
+struct ahead { const uint8_t *stream; const uint8_t *const *row; size_t bytes; int32_t n, rows; };
 
-/* n_more: how many rows probably follow. */
-static struct ahead ahead_of(const uint8_t *const *row, int32_t n, int32_t n_more, size_t bytes, int32_t n_steps)
+static struct ahead ahead_of(const uint8_t *stream, const uint8_t *const *row, int32_t n, size_t bytes, int32_t n_steps)
 {
-    struct ahead h = {.row = row, .last = n > 0 ? row + n - 1 : row, .bytes = bytes, .rows = n > 0 ? (n + n_steps - 1) / n_steps : 0};
-    if (!is_together(row, n, bytes)) return h;
-    h.rows = 0;
-    h.next = row[0];
-    h.end = row[n - 1] + bytes;
-    h.far = n_more < n ? 0 : (size_t)n * bytes; /* 0: asks for the same line twice */
-    h.lines = ((int32_t)(h.end - h.next) / SR_LINE + n_steps) / n_steps;
-    return h;
+    return (struct ahead){stream, row, bytes, n, (n + n_steps - 1) / n_steps};
 }
 
-/* At the end the last lines or the last row are asked for again. */
-SR_INLINE void fetch(struct ahead *h)
+SR_INLINE void fetch_rows(struct ahead *h)
 {
-    for (int32_t i = 0; i < h->lines; i++) {
-        _mm_prefetch((const char *)h->next + i * SR_LINE, _MM_HINT_T0);
-        _mm_prefetch((const char *)h->next + h->far + i * SR_LINE, _MM_HINT_T1);
-    }
-    h->next += h->lines * SR_LINE;
-    h->next = h->next < h->end ? h->next : h->end;
-    for (int32_t i = 0; i < h->rows; i++, h->row += h->row < h->last) sr_prefetch_row_avx512(*h->row, h->bytes);
+    for (int32_t i = 0; i < h->rows && h->n > 0; i++, h->n--) sr_prefetch_row_avx512(*h->row++, h->bytes);
+}
+
+/* A slot goes with so many bytes. */
+enum { SLOT_AHEAD = 8192 };
+SR_INLINE int32_t slot_bytes(const sr_dtype type) { return (type == SR_DTYPE_Q8_0 ? 2 : 4) * sr_kv_block_bytes(type); }
+
+SR_INLINE void fetch_slot(const sr_dtype type, struct ahead *h)
+{
+    if (!h->stream) return;
+    sr_fetch_far_avx512(h->stream, SLOT_AHEAD);
+    h->stream += slot_bytes(type);
 }
 
 /* ---- scales ---- */
@@ -203,10 +194,13 @@ SR_INLINE __m512i load_four(const uint8_t *p, size_t step)
 }
 
 /* 16 bytes of each of 16 rows: x[j] gets bytes 4 j .. 4 j + 3 of every row. */
-SR_INLINE void turn_words(const uint8_t *p, size_t row_bytes, __m512i *x)
+SR_INLINE void turn_words(const sr_dtype type, const uint8_t *p, size_t row_bytes, __m512i *x, struct ahead *h)
 {
     __m512i t[4];
-    SR_UNROLL for (int i = 0; i < 4; i++) x[i] = load_four(p + (size_t)i * row_bytes, 4 * row_bytes);
+    SR_UNROLL for (int i = 0; i < 4; i++) {
+        x[i] = load_four(p + (size_t)i * row_bytes, 4 * row_bytes);
+        fetch_slot(type, h);
+    }
     t[0] = _mm512_unpacklo_epi32(x[0], x[1]);
     t[1] = _mm512_unpackhi_epi32(x[0], x[1]);
     t[2] = _mm512_unpacklo_epi32(x[2], x[3]);
@@ -218,16 +212,16 @@ SR_INLINE void turn_words(const uint8_t *p, size_t row_bytes, __m512i *x)
 }
 
 /* The block at p of 16 rows as a tile [8][16 keys][4 elements]. */
-SR_INLINE void turn_keys(const sr_dtype type, const uint8_t *p, size_t row_bytes, uint8_t *to)
+SR_INLINE void turn_keys(const sr_dtype type, const uint8_t *p, size_t row_bytes, uint8_t *to, struct ahead *h)
 {
     __m512i x[4];
-    turn_words(p + 2, row_bytes, x);
+    turn_words(type, p + 2, row_bytes, x, h);
     SR_UNROLL for (int j = 0; j < 4; j++) {
         _mm512_store_si512(to + 64 * j, type == SR_DTYPE_Q8_0 ? x[j] : low_codes(x[j]));
         if (type == SR_DTYPE_Q4_0) _mm512_store_si512(to + 64 * (j + 4), high_codes(x[j]));
     }
     if (type == SR_DTYPE_Q4_0) return;
-    turn_words(p + 18, row_bytes, x);
+    turn_words(type, p + 18, row_bytes, x, h);
     SR_UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(to + 64 * (j + 4), x[j]);
 }
 
@@ -300,15 +294,16 @@ SR_INLINE void logits_of(const sr_dtype type, const int32_t n_blocks, const int3
     const int32_t n_tiles = (a->n + ROWS - 1) / ROWS, n_head_tiles = (s->group + HEADS - 1) / HEADS;
     const size_t row_bytes = (size_t)(n_blocks * sr_kv_block_bytes(type));
     const uint8_t *rows = all_rows(w, a->k, a->n, row_bytes);
-    struct ahead ahead = ahead_of(a->v, a->n, a->n_more, s->v_row_bytes, n_tiles * n_blocks);
+    const int stream = sr_is_stream_avx512(a);
+    struct ahead ahead = ahead_of(stream ? rows : NULL, a->v, stream ? 0 : a->n, s->v_row_bytes, n_tiles * n_blocks);
     sr_block_scales scale;
     if (fast) load_scales(type, n_blocks, rows, scale);
     else load_scales_slowly(type, n_blocks, rows, scale);
     for (int32_t i = 0; i < n_tiles + 2; i++) {
         for (int32_t b = 0; b < n_blocks; b++) {
             if (i < n_tiles) {
-                fetch(&ahead);
-                turn_keys(type, rows + (size_t)(i * ROWS) * row_bytes + b * sr_kv_block_bytes(type), row_bytes, w->keys[i % 2].block[b]);
+                fetch_rows(&ahead);
+                turn_keys(type, rows + (size_t)(i * ROWS) * row_bytes + b * sr_kv_block_bytes(type), row_bytes, w->keys[i % 2].block[b], &ahead);
             }
             if (i > 0 && i <= n_tiles && b % step == 0) multiply_keys(w, n_head_tiles, n_blocks / step, b, b / step, (i - 1) % 2);
         }
@@ -456,7 +451,9 @@ SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int
     const int32_t group = a->shape->group;
     const size_t row_bytes = (size_t)(n_blocks * sr_kv_block_bytes(type));
     const uint8_t *rows = all_rows(w, a->v, a->n, row_bytes);
-    struct ahead ahead = ahead_of(a->next_k, a->n_next, a->n_more - a->n_next, a->shape->k_row_bytes, 4 * n_blocks);
+    const size_t k_bytes = a->shape->k_row_bytes;
+    const int stream = sr_is_stream_avx512(a), follows = stream && a->n_next > 0 && a->next_k[0] == a->k[a->n - 1] + k_bytes;
+    struct ahead ahead = ahead_of(stream ? rows : NULL, a->next_k, follows ? 0 : a->n_next, k_bytes, 4 * n_blocks);
     float top[SR_ATTN_MAX_GROUP], shrink[SR_ATTN_MAX_GROUP], most[MAX_BLOCKS];
     sr_block_scales scale;
     weights_of(a, p, top, shrink);
@@ -473,7 +470,8 @@ SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int
         }
         if (multiplies) multiply_values(w, group, (b - 1) % 2, 1);
         for (int32_t i = 0; i < 16 && b < n_blocks; i++) {
-            if (i % 4 == 0) fetch(&ahead);
+            if (i % 4 == 0) fetch_rows(&ahead);
+            SR_UNROLL for (int k = 0; k < 4 * sr_kv_block_bytes(type) / slot_bytes(type); k++) fetch_slot(type, &ahead);
             turn_values(type, rows + (size_t)i * row_bytes + b * sr_kv_block_bytes(type), row_bytes, w->values[b % 2][0] + 64 * i,
                         w->values[b % 2][1] + 64 * i);
         }
@@ -492,13 +490,22 @@ SR_INLINE void outputs_by_size(const sr_dtype type, const struct attn_block *a, 
 
 /* ---- the block ---- */
 
+/* Rows of f16 have to be split, which costs what the vectors need for six heads. */
+static int is_for_half(const struct attn_shape *s)
+{
+    const sr_dtype k = s->k_type, v = s->v_type;
+    if ((k != SR_DTYPE_F16 && k != SR_DTYPE_BF16) || (v != SR_DTYPE_F16 && v != SR_DTYPE_BF16) || s->head_dim % 32) return 0;
+    return s->group > 6 || (k == SR_DTYPE_BF16 && v == SR_DTYPE_BF16 && s->group > 4);
+}
+
 void sr_attn_block_amx(const struct attn_block *a)
 {
     const sr_dtype k = a->shape->k_type, v = a->shape->v_type;
     struct work *w = a->scratch;
     sr_block_weights p;
     if (!sr_kv_is_blocked(k) && !sr_kv_is_blocked(v)) {
-        sr_attn_block_avx512(a);
+        if (is_for_half(a->shape)) sr_attn_half_amx(a);
+        else sr_attn_block_avx512(a);
         return;
     }
     if (a->begins) begin(a, w);

@@ -164,7 +164,7 @@ SR_INLINE void weigh(const int heads, float (*p)[SR_ATTN_BLOCK], int32_t n, floa
     _mm_mask_storeu_ps(shrink, mask, by);
 }
 
-static void weights_of(const struct attn_block *a, sr_block_weights p, float *shrink)
+void sr_attn_weights_avx512(const struct attn_block *a, sr_block_weights p, float *shrink)
 {
     for (int32_t g = 0; g < a->shape->group; g += 4) {
         float *m = a->m + g, *l = a->l + g, *by = shrink + g;
@@ -328,7 +328,7 @@ void sr_attn_logits_avx512(const struct attn_block *a, sr_block_weights p)
 void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p)
 {
     float shrink[SR_ATTN_MAX_GROUP];
-    weights_of(a, p, shrink);
+    sr_attn_weights_avx512(a, p, shrink);
     switch (a->shape->v_type) {
     case SR_DTYPE_F32: outputs_of(SR_DTYPE_F32, a, p, shrink); break;
     case SR_DTYPE_F16: outputs_of(SR_DTYPE_F16, a, p, shrink); break;

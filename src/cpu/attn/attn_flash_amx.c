@@ -9,6 +9,7 @@
  * Logits are in base 2: q is multiplied by log2 e first, and by the scale of scaled keys.
  */
 #include "cpu/kernels.h"
+#include "cpu/attn/attn_amx_inline.h"
 #include "cpu/attn/attn_avx512.h"
 
 #include <math.h>
@@ -28,22 +29,6 @@ struct flash {
     float *o;                /* [n_blocks][nv * 16][16 queries] */
     float *m, *l;            /* [n_blocks][16] */
 };
-
-/* ---- two bf16 for a float ---- */
-
-/* Lanes of pairs: x in the low halves, y in the high ones. */
-SR_INLINE __m512i pair_bf16(__m512 x, __m512 y)
-{
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-                                           3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(y, x));
-}
-
-SR_INLINE __m512 low_of(__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); }
-SR_INLINE __m512 high_of(__m512i pair) { return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000))); }
-
-/* What hi leaves of x and y. */
-SR_INLINE __m512i rest_bf16(__m512 x, __m512 y, __m512i hi) { return pair_bf16(_mm512_sub_ps(x, low_of(hi)), _mm512_sub_ps(y, high_of(hi))); }
 
 SR_INLINE __m512 widen(const sr_dtype type, const uint8_t *row, int32_t i, int32_t d)
 {
@@ -117,8 +102,8 @@ SR_INLINE void pack_v(const sr_dtype type, const struct flash *f, const uint8_t 
                 const uint8_t *row = rows + (size_t)key * bytes;
                 const __m512 x = key < n ? widen(type, row, 16 * t, f->d) : _mm512_setzero_ps();
                 const __m512 y = key + 1 < n ? widen(type, row + bytes, 16 * t, f->d) : _mm512_setzero_ps();
-                hi[i] = pair_bf16(x, y);
-                rest[i] = rest_bf16(x, y, hi[i]);
+                hi[i] = sr_pair_bf16(x, y);
+                rest[i] = sr_rest_bf16(x, y, hi[i]);
             }
             uint8_t *at = f->v + (size_t)(t * (KEYS / 32) + part) * TILE;
             turn_tile(hi, at);
@@ -251,10 +236,10 @@ SR_INLINE __m512 weigh(const struct flash *f, const int masked, __m512i seen, __
             x = _mm512_maskz_mov_ps(sees(seen, i), x);
             y = _mm512_maskz_mov_ps(sees(seen, i + 1), y);
         }
-        const __m512i pair = pair_bf16(x, y);
+        const __m512i pair = sr_pair_bf16(x, y);
         _mm512_store_si512(f->p + i / 2 * 64, pair);
-        even = _mm512_add_ps(even, low_of(pair));
-        odd = _mm512_add_ps(odd, high_of(pair));
+        even = _mm512_add_ps(even, sr_low_of(pair));
+        odd = _mm512_add_ps(odd, sr_high_of(pair));
     }
     return _mm512_add_ps(even, odd);
 }
