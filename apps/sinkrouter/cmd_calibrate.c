@@ -18,18 +18,40 @@
 static const char DEFAULT_TEXT[] = "/usr/share/common-licenses/GPL-3";
 enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 2048 };
 
-static sr_status read_ids(const struct options *o, const sr_model *m, int32_t **ids, int32_t *n,
-                          sr_error *err)
+/* Adds at most `most` tokens of a text. */
+static sr_status add_text(const struct options *o, const sr_model *m, const char *path, int32_t most, int32_t **ids,
+                          int32_t *n, sr_error *err)
 {
-    const char *path = o->file ? o->file : DEFAULT_TEXT;
     struct text t;
-    if (!o->file && access(path, R_OK) != 0)
-        return sr_refuse(err, SR_ERR_USAGE, "-f: missing, and %s is not on this machine", DEFAULT_TEXT);
+    int32_t *own = NULL, n_own = 0;
     sr_status st = sr_text_read(&t, "-f", path, err);
     if (st) return st;
     size_t from = sr_text_offset(t.data, t.bytes, o->offset);
-    st = sr_tokenize(m, t.data + from, t.bytes - from, sr_setup_bos(o), 0, ids, n, err);
+    st = sr_tokenize(m, t.data + from, t.bytes - from, *n ? 0 : sr_setup_bos(o), 0, &own, &n_own, err);
     sr_text_free(&t);
+    if (st) return st;
+    if (n_own > most) n_own = most;
+    size_t bytes = ((size_t)*n + (size_t)n_own) * sizeof **ids;
+    int32_t *all = realloc(*ids, bytes + 1);
+    if (!all) st = sr_refuse(err, SR_ERR_RESOURCE, "-f: %zu bytes of memory for tokens are not there", bytes);
+    if (!st) {
+        memcpy(all + *n, own, (size_t)n_own * sizeof *own);
+        *ids = all;
+        *n += n_own;
+    }
+    sr_tokens_free(own);
+    return st;
+}
+
+/* The texts of -f, an equal share of `most` tokens of each; the caller frees *ids. */
+static sr_status read_ids(const struct options *o, const sr_model *m, int32_t most, int32_t **ids, int32_t *n,
+                          sr_error *err)
+{
+    sr_status st = SR_OK;
+    if (!o->texts.n && access(DEFAULT_TEXT, R_OK) != 0)
+        return sr_refuse(err, SR_ERR_USAGE, "-f: missing, and %s is not on this machine", DEFAULT_TEXT);
+    if (!o->texts.n) return add_text(o, m, DEFAULT_TEXT, most, ids, n, err);
+    for (int i = 0; i < o->texts.n && !st; i++) st = add_text(o, m, o->texts.v[i], most / o->texts.n, ids, n, err);
     return st;
 }
 
@@ -46,9 +68,9 @@ static sr_status collect(sr_session *s, const int32_t *ids, int32_t n, const cha
 static int calibrate_threshold(const struct options *o, sr_model *m, sr_error *err)
 {
     int32_t *ids = NULL, n = 0;
-    sr_status st = read_ids(o, m, &ids, &n, err);
+    sr_status st = read_ids(o, m, INT32_MAX, &ids, &n, err);
     if (!st) st = sr_calibrate_paper(o, m, ids, n, err);
-    sr_tokens_free(ids);
+    free(ids);
     return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
 }
 
@@ -63,11 +85,10 @@ static int calibrate(const struct options *o, sr_model *m, sr_error *err)
         return sr_refuse(err, SR_ERR_USAGE, "-o: longer than %zu bytes", sizeof to - 1);
     sr_model_info info;
     sr_model_get_info(m, &info);
-    sr_status st = read_ids(o, m, &ids, &n, err);
-    if (!st) st = sr_setup_session(&so, o, err);
     int32_t most = o->n_ctx ? (int32_t)o->n_ctx : DEFAULT_TOKENS;
     if (most > info.n_ctx_train) most = info.n_ctx_train;
-    if (n > most) n = most;
+    sr_status st = read_ids(o, m, most, &ids, &n, err);
+    if (!st) st = sr_setup_session(&so, o, err);
     if (!st && n < LEAST_TOKENS)
         st = sr_refuse(err, SR_ERR_USAGE, "%s: %d tokens to calibrate on, at least %d are needed",
                        most < LEAST_TOKENS ? "-c" : "-f", n, LEAST_TOKENS);
@@ -79,7 +100,7 @@ static int calibrate(const struct options *o, sr_model *m, sr_error *err)
     if (!st && !sr_interrupt_pending())
         sr_note("moments of %d tokens written to %s", n, sr_visible(shown, sizeof shown, to));
     sr_session_free(s);
-    sr_tokens_free(ids);
+    free(ids);
     return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
 }
 

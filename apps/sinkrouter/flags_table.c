@@ -76,8 +76,9 @@ const struct flag sr_flag_table[] = {
      "use this text's tokens instead of random ones, and measure KL and the contract in untimed passes"},
     {"-f --file", "FILE", FLAG_TEXT, CMD_PERPLEXITY, AT(file), 0, 0, 0, NULL,
      "the text; - reads standard input"},
-    {"-f --file", "FILE", FLAG_TEXT, CMD_CALIBRATE, AT(file), 0, 0, 0, NULL,
-     "any text of 2,048 tokens or more (default: the GPL-3 that Debian keeps)"},
+    {"-f --file", "FILE", FLAG_TEXTS, CMD_CALIBRATE, AT(texts), 0, 0, 0, NULL,
+     "any text; give it again for more, in the languages to come: 2,048 tokens or more, an equal share of each (default: the "
+     "GPL-3 that Debian keeps)"},
     {"--file-tokens", "N", FLAG_INT, TALK, AT(file_tokens), 1, INT_TOP, 0, NULL,
      "use only the first N tokens of -f"},
     {"--offset", "CHARS", FLAG_INT, MEASURE | CMD_CALIBRATE, AT(offset), 0, INT_TOP, 0, NULL,

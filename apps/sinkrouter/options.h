@@ -42,7 +42,7 @@ struct options {
     int help;
 
     /* model */
-    struct text_list models;
+    struct text_list models, texts;
     const char *moments, *load_mode, *quantize;
     int no_mmap; /* -1: neither --mmap nor --no-mmap */
     int mlock, check;

@@ -221,7 +221,17 @@ def moments():
     # with a file, mass routes below 2,048 tokens too
     args = ("-c", "600", "-n", "4", "--modes", "mass", "--route-min", "300")
     equal(perplexity(*args, "--moments", file)[0]["read"] < perplexity(*args, "--moments", "none")[0]["read"], True)
-    one_line(run("calibrate", "-m", MODEL, "-f", write("few", "few words"), "-o", file, rc=2)[1], "-f", "2048")
+    few = write("few", "few words")
+    one_line(run("calibrate", "-m", MODEL, "-f", few, "-o", file, rc=2)[1], "-f", "2048")
+    one_line(run("calibrate", "-m", MODEL, "-f", few, "-f", few, "-o", file, rc=2)[1], "-f", "2048")
+    other = path("other.txt")  # the same text from elsewhere on: an equal share of each
+    with open(TEXT, encoding="utf8") as f:
+        write("other.txt", f.read()[20000:])
+    _, err = run("calibrate", "-m", MODEL, "-f", TEXT, "-f", other, "-c", "2200", "-o", file)
+    contains(err, "moments of 2200 tokens")
+    with open(file, "rb") as f:
+        equal(f.read() == first, False, "the second text says nothing")
+    run("calibrate", "-m", MODEL, "-f", TEXT, "-f", other, "-f", few, "-c", "3300", "-o", file)
     one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "300", "-o", file, rc=2)[1], "-c", "2048")
     one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "2048", "-o", "/absent/m", "--quiet", rc=4)[1], "/absent/m")
     one_line(run("run", "-m", MODEL, "-p", "x", "--greedy", "--moments", "/absent", rc=4)[1], "/absent")
