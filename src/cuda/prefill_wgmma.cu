@@ -82,30 +82,111 @@ static __device__ __forceinline__ void written(float (&c)[N][4])
 template <sr_dtype KV> struct element { typedef __half type; };
 template <> struct element<SR_DTYPE_BF16> { typedef __nv_bfloat16 type; };
 
-template <int D>
-struct tiles { uint8_t k[2][D / 64][KEYS][ROW], v[2][D / 64][KEYS][ROW]; float sums[THREADS]; };
+/* KV types that are stored as codes, widened to f16 on the way. */
+template <sr_dtype KV> constexpr bool is_coded = KV == SR_DTYPE_Q8_0 || KV == SR_DTYPE_F8_E4M3;
 
-/* Tile number `tile` of a table of pages; rows from kv_len on become 0, since 0 times what memory happens to hold may be NaN. */
+/* A thread's part of a tile: column chunk c of 8 elements of rows row, row + STEP, ... */
+template <int D>
+struct part {
+    enum { CHUNKS = D / 8, STEP = THREADS / CHUNKS, N = KEYS / STEP };
+    int c = threadIdx.x % CHUNKS, row = threadIdx.x / CHUNKS;
+    /* STEP is a multiple of 8 */
+    __device__ __forceinline__ uint32_t place(int i) const { return c / 8 * BAND + (row + i * STEP) * ROW + ((c % 8 ^ row % 8) << 4); }
+};
+
+/* Codes that have come but are not yet widened; each thread's own. */
+template <int N, bool HAS_SCALES> struct slots { uint2 codes[N][THREADS]; uint32_t scales[HAS_SCALES ? N : 1][THREADS]; };
+
+template <sr_dtype KV, int D, bool CODED = is_coded<KV>>
+struct tiles {
+    uint8_t k[2][D / 64][KEYS][ROW], v[2][D / 64][KEYS][ROW];
+    float sums[THREADS];
+};
 template <sr_dtype KV, int D>
-static __device__ __forceinline__ void load_tile(uint32_t to, void *const *page, int tile, int64_t kv_len)
+struct tiles<KV, D, true> : tiles<KV, D, false> { struct slots<part<D>::N, KV == SR_DTYPE_Q8_0> k_slots, v_slots; };
+
+static __device__ __forceinline__ void copy_part(void *to, const void *from, bool there, int bytes)
 {
-    enum { CHUNKS = D / 8, STEP = THREADS / CHUNKS };
-    const int c = threadIdx.x % CHUNKS, row = threadIdx.x / CHUNKS;
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    if (bytes == 8) asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(at), "l"(from), "r"(there ? 8 : 0) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(there ? 4 : 0) : "memory");
+}
+
+/* The two pages of a tile of which `left` rows are there. */
+struct page_pair {
+    const uint8_t *of[2];
+    __device__ __forceinline__ page_pair(void *const *page, int tile, int64_t left)
+    {
+        of[0] = static_cast<const uint8_t *>(page[2 * tile]);
+        of[1] = left > SR_PAGE_ROWS ? static_cast<const uint8_t *>(page[2 * tile + 1]) : of[0];
+    }
+};
+
+/* Tile number `tile` of a table of pages; rows from kv_len on become 0, since 0 times what memory happens to hold may be NaN, as
+ * do columns that a head has not. */
+template <int D>
+static __device__ __forceinline__ void load_tile(uint32_t to, void *const *page, int tile, int64_t kv_len, int d)
+{
+    const struct part<D> t;
     const int64_t left = kv_len - (int64_t)tile * KEYS;
-    const uint8_t *half[2] = {static_cast<const uint8_t *>(page[2 * tile]), NULL};
-    half[1] = left > SR_PAGE_ROWS ? static_cast<const uint8_t *>(page[2 * tile + 1]) : half[0];
-    to += c / 8 * BAND + row * ROW + ((c % 8 ^ row % 8) << 4); /* STEP is a multiple of 8 */
+    const struct page_pair pages(page, tile, left);
 #pragma unroll
-    for (int i = 0; i < KEYS / STEP; i++) {
-        const int r = row + i * STEP, in_page = r % SR_PAGE_ROWS;
-        const uint8_t *rows = half[i * STEP / SR_PAGE_ROWS];
-        if (KV == SR_DTYPE_BF16 || KV == SR_DTYPE_F16) {
-            copy16(to + i * STEP * ROW, rows + (in_page * D + c * 8) * 2, r < left);
+    for (int i = 0; i < t.N; i++) {
+        const int r = t.row + i * t.STEP;
+        const bool there = r < left && t.c * 8 < d;
+        copy16(to + t.place(i), pages.of[i * t.STEP / SR_PAGE_ROWS] + (there ? r % SR_PAGE_ROWS * d + t.c * 8 : 0) * 2, there);
+    }
+}
+
+template <sr_dtype KV, int D, typename S>
+static __device__ __forceinline__ void fetch_codes(S *slot, void *const *page, int tile, int64_t kv_len, int d)
+{
+    const struct part<D> t;
+    const int64_t left = kv_len - (int64_t)tile * KEYS;
+    const struct page_pair pages(page, tile, left);
+#pragma unroll
+    for (int i = 0; i < t.N; i++) {
+        const int r = t.row + i * t.STEP;
+        const bool there = r < left && t.c * 8 < d;
+        const int at = there ? r % SR_PAGE_ROWS * d + t.c * 8 : 0;
+        const uint8_t *rows = pages.of[i * t.STEP / SR_PAGE_ROWS];
+        copy_part(&slot->codes[i][threadIdx.x], rows + at, there, 8);
+        if (KV == SR_DTYPE_Q8_0) copy_part(&slot->scales[i][threadIdx.x], rows + SR_PAGE_ROWS * d + at / 64 * 4, there, 4);
+    }
+}
+
+/* Eight codes as f16. q8_0: byte b as 1024 + (b ^ 128) is an f16 with that byte below; 1152 less, times the scale. */
+template <sr_dtype KV>
+static __device__ __forceinline__ uint4 widen(uint2 codes, uint32_t scales, int odd)
+{
+    uint4 out;
+    uint32_t *w = &out.x;
+    const __half2 scale = __half2half2(__ushort_as_half((unsigned short)(scales >> 16 * odd)));
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t word = i < 2 ? codes.x : codes.y;
+        if (KV == SR_DTYPE_F8_E4M3) {
+            const __half2_raw h = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)(word >> 16 * (i & 1)), __NV_E4M3);
+            w[i] = (uint32_t)h.x | (uint32_t)h.y << 16;
         } else {
-            uint4 x = make_uint4(0, 0, 0, 0);
-            if (r < left) x = KV == SR_DTYPE_Q8_0 ? widen8(rows, in_page, c * 8, D) : widen8_f8(rows, in_page, c * 8, D);
-            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + i * STEP * ROW), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+            const uint32_t bytes = __byte_perm(word ^ 0x80808080u, 0x64646464u, i & 1 ? 0x4342 : 0x4140);
+            const __half2 code = __hsub2(*reinterpret_cast<const __half2 *>(&bytes), __half2half2(__ushort_as_half(0x6480)));
+            const __half2 x = __hmul2(code, scale);
+            w[i] = *reinterpret_cast<const uint32_t *>(&x);
         }
+    }
+    return out;
+}
+
+template <sr_dtype KV, int D, typename S>
+static __device__ __forceinline__ void widen_tile(uint32_t to, const S *slot, int d)
+{
+    const struct part<D> t;
+#pragma unroll
+    for (int i = 0; i < t.N; i++) {
+        const int at = (t.row + i * t.STEP) % SR_PAGE_ROWS * d + t.c * 8;
+        const uint4 x = widen<KV>(slot->codes[i][threadIdx.x], KV == SR_DTYPE_Q8_0 ? slot->scales[i][threadIdx.x] : 0, at / 32 & 1);
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + t.place(i)), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
     }
 }
 
@@ -141,22 +222,38 @@ static __device__ __forceinline__ void pack_weights(const float (&s)[KEYS / 8][4
 }
 
 /* Tiles of one group as a block goes over them. K of a tile comes while the tile before it is worked on, V while the tile
- * itself is; one barrier a tile says that both are there and that nobody reads what they replace. */
+ * itself is, codes one tile earlier; one barrier a tile says that both are there and that nobody reads what they replace. */
 template <sr_dtype KV, int D>
 struct feed {
-    uint32_t k, v; /* of buffer 0 */
+    struct tiles<KV, D> *t;
     void *const *k_page, *const *v_page;
     int64_t kv_len;
-    int n_tiles;
+    int n_tiles, d;
 
-    static constexpr uint32_t BYTES = D / 64 * BAND;
-    __device__ __forceinline__ uint32_t k_of(int tile) const { return k + tile % 2 * BYTES; }
-    __device__ __forceinline__ uint32_t v_of(int tile) const { return v + tile % 2 * BYTES; }
-    __device__ __forceinline__ void ask(int k_tile, int v_tile) const
+    __device__ __forceinline__ uint32_t k_of(int tile) const { return (uint32_t)__cvta_generic_to_shared(t->k[tile % 2]); }
+    __device__ __forceinline__ uint32_t v_of(int tile) const { return (uint32_t)__cvta_generic_to_shared(t->v[tile % 2]); }
+    /* K of tile i + 1 and V of tile i. */
+    __device__ __forceinline__ void ask(int i) const
     {
-        if (k_tile < n_tiles) load_tile<KV, D>(k_of(k_tile), k_page, k_tile, kv_len);
-        if (v_tile >= 0) load_tile<KV, D>(v_of(v_tile), v_page, v_tile, kv_len);
+        if constexpr (is_coded<KV>) {
+            if (i + 1 < n_tiles) widen_tile<KV, D>(k_of(i + 1), &t->k_slots, d);
+            if (i >= 0) widen_tile<KV, D>(v_of(i), &t->v_slots, d);
+            if (i + 2 < n_tiles) fetch_codes<KV, D>(&t->k_slots, k_page, i + 2, kv_len, d);
+            if (i + 1 < n_tiles) fetch_codes<KV, D>(&t->v_slots, v_page, i + 1, kv_len, d);
+        } else {
+            if (i + 1 < n_tiles) load_tile<D>(k_of(i + 1), k_page, i + 1, kv_len, d);
+            if (i >= 0) load_tile<D>(v_of(i), v_page, i, kv_len, d);
+        }
         copies_end();
+    }
+    __device__ __forceinline__ void begin() const
+    {
+        if constexpr (is_coded<KV>) {
+            fetch_codes<KV, D>(&t->k_slots, k_page, 0, kv_len, d);
+            copies_end();
+            copies_wait<0>();
+        }
+        ask(-1);
     }
     __device__ __forceinline__ void wait() const
     {
@@ -177,28 +274,28 @@ static __device__ __forceinline__ void weigh(struct queries<D> *w, int tile, int
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(anywhere), "f"(w->l[0] + w->l[1]) : "memory");
 }
 
-template <sr_dtype KV, int D>
+/* WHOLE: the head's size is D; else it is less. */
+template <sr_dtype KV, int D, bool WHOLE>
 static __global__ void __launch_bounds__(THREADS, 1) wgmma_kernel(const __grid_constant__ struct prefill_params p)
 {
     typedef typename element<KV>::type T;
     extern __shared__ __align__(1024) uint8_t shared[];
-    const struct tiles<D> *t = reinterpret_cast<const struct tiles<D> *>(shared);
+    struct tiles<KV, D> *t = reinterpret_cast<struct tiles<KV, D> *>(shared);
     const int lane = threadIdx.x % 32, n_heads = p.n_kv_heads * p.group, head = blockIdx.x % n_heads, group = head / p.group;
     const int64_t block = (int64_t)(gridDim.x / n_heads - 1 - blockIdx.x / n_heads) * QUERIES; /* the longest first */
     const int64_t row = block + threadIdx.x / 32 * 16, last = p.pos0 + (block + QUERIES < p.n ? block + QUERIES : p.n) - 1;
     const int64_t pages = (int64_t)group * p.max_pages;
-    const struct feed<KV, D> f = {(uint32_t)__cvta_generic_to_shared(t->k), (uint32_t)__cvta_generic_to_shared(t->v), p.k_page + pages,
-                                  p.v_page + pages, p.pos0 + p.n, (int)(last / KEYS) + 1};
+    const struct feed<KV, D> f = {t, p.k_page + pages, p.v_page + pages, p.pos0 + p.n, (int)(last / KEYS) + 1, WHOLE ? D : p.head_dim};
     const uint32_t anywhere = (uint32_t)__cvta_generic_to_shared(t->sums + threadIdx.x);
     struct queries<D> w;
     uint32_t weights[KEYS / 16][4];
     float s[KEYS / 8][4], shrink[2];
-    f.ask(0, -1);
+    f.begin();
     load_queries<T, D>(&w, p, head, row, lane);
     f.wait();
     products_begin();
     ask_logits<T, D>(w, f.k_of(0), s);
-    f.ask(1, 0);
+    f.ask(0);
     products_wait<0>();
     weigh<T, D>(&w, 0, lane, anywhere, s, shrink);
     pack_weights<T>(s, weights);
@@ -207,7 +304,7 @@ static __global__ void __launch_bounds__(THREADS, 1) wgmma_kernel(const __grid_c
         products_begin();
         ask_logits<T, D>(w, f.k_of(i), s);
         ask_values<T, D>(&w, weights, f.v_of(i - 1));
-        f.ask(i + 1, i);
+        f.ask(i);
         products_wait<1>();
         weigh<T, D>(&w, i, lane, anywhere, s, shrink);
         products_wait<0>();
@@ -225,26 +322,29 @@ static __global__ void __launch_bounds__(THREADS, 1) wgmma_kernel(const __grid_c
 
 /* ---- launch ---- */
 
-template <sr_dtype KV, int D>
+template <sr_dtype KV, int D, bool WHOLE>
 static void launch(struct backend_cuda *c, const struct prefill_params *p)
 {
-    const size_t shared = sizeof(struct tiles<D>);
-    sr_cuda_note(c, cudaFuncSetAttribute(wgmma_kernel<KV, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "prefill");
+    const size_t shared = sizeof(struct tiles<KV, D>);
+    sr_cuda_note(c, cudaFuncSetAttribute(wgmma_kernel<KV, D, WHOLE>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "prefill");
     const unsigned n_blocks = (unsigned)((p->n + QUERIES - 1) / QUERIES) * (unsigned)(p->n_kv_heads * p->group);
-    wgmma_kernel<KV, D><<<n_blocks, THREADS, shared, c->stream>>>(*p);
+    wgmma_kernel<KV, D, WHOLE><<<n_blocks, THREADS, shared, c->stream>>>(*p);
     sr_cuda_note(c, cudaGetLastError(), "prefill");
 }
 
 template <sr_dtype KV>
 static void launch_of(struct backend_cuda *c, const struct prefill_params *p)
 {
-    if (p->head_dim == 64) launch<KV, 64>(c, p);
-    else launch<KV, 128>(c, p);
+    if (p->head_dim == 64) launch<KV, 64, true>(c, p);
+    else if (p->head_dim == 128) launch<KV, 128, true>(c, p);
+    else launch<KV, 128, false>(c, p);
 }
+
+static bool has_size(const struct prefill_params *p) { return p->head_dim >= 64 && p->head_dim <= 128 && p->head_dim % 8 == 0; }
 
 void sr_cuda_prefill_wgmma(struct backend_cuda *c, const struct prefill_params *p)
 {
-    assert(p->head_dim == 64 || p->head_dim == 128);
+    assert(has_size(p));
     switch (p->kv_type) {
     case SR_DTYPE_BF16: launch_of<SR_DTYPE_BF16>(c, p); break;
     case SR_DTYPE_F8_E4M3: launch_of<SR_DTYPE_F8_E4M3>(c, p); break;
@@ -257,7 +357,7 @@ bool sr_cuda_prefill_has_wgmma(const struct prefill_params *p)
 {
     static const bool is_there = [] { /* code made from PTX of 8.0 has none, whatever runs it */
         cudaFuncAttributes f;
-        return cudaFuncGetAttributes(&f, wgmma_kernel<SR_DTYPE_F16, 128>) == cudaSuccess && f.ptxVersion >= 90;
+        return cudaFuncGetAttributes(&f, wgmma_kernel<SR_DTYPE_F16, 128, true>) == cudaSuccess && f.ptxVersion >= 90;
     }();
-    return is_there && (p->head_dim == 64 || p->head_dim == 128);
+    return is_there && has_size(p);
 }
