@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "../unit/ok.h"
+
 #include "sinkrouter/engine.h"
 
 #include "../unit/hf_write.h"
@@ -23,13 +25,7 @@
 
 enum { LIMIT = 5000, N = 2060, END = 3080 }; /* over ends of chunks, so that prefill and decode allocate; `mass` makes bases after 2,048 */
 
-static sr_error err;
 static int32_t ids[4096];
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 /* Runs `call` with the n-th allocation failing, n = 1, 2, ..., until it succeeds; how often it failed. */
 typedef sr_status call_fn(void *ctx);

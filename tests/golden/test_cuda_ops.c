@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "../unit/ok.h"
+
 #include "backend/backend.h"
 #include "base/rng.h"
 #include "formats/quant.h"
@@ -20,14 +22,8 @@
 
 static struct backend *cpu, *gpu;
 static struct rng rng;
-static sr_error err;
 
 static const double half_ulp = 5.9604644775390625e-8; /* of f32 */
-
-#define OK(call)                                                  \
-    do {                                                          \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text); \
-    } while (0)
 
 static int open_both(void **state)
 {

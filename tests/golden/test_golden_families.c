@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "../unit/ok.h"
+
 #include "sinkrouter/engine.h"
 
 #include "../unit/tiny_family.h"
@@ -32,12 +34,6 @@ enum { N_TOKENS = 512, MAX_CASES = 32 };
 struct golden { char name[16]; float kept[N_TOKENS][2]; };
 
 static struct golden cases[MAX_CASES];
-static sr_error err;
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 static int read_cases(const char *path)
 {

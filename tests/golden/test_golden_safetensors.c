@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "../unit/ok.h"
+
 #include "sinkrouter/engine.h"
 
 #include "../unit/hf_write.h"
@@ -22,13 +24,6 @@
 #include <sys/stat.h>
 
 enum { N_TOKENS = 512, N_DECODED = 64, N_LOGITS = (N_TOKENS + N_DECODED) * TINY_VOCAB };
-
-static sr_error err;
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 /* Logits of a prefill of all tokens, then of decoding the first again. */
 static float *logits_of(const char *path, const char *quantize, uint64_t seed, int threads)

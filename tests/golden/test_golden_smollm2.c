@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "../unit/ok.h"
+
 #include "sinkrouter/engine.h"
 
 #include <math.h>
@@ -31,12 +33,6 @@ static struct {
 
 static sr_model *model;
 static int32_t n_vocab;
-static sr_error err;
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 static int read_golden(void **state)
 {

@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "../unit/ok.h"
+
 #include "sinkrouter/engine.h"
 
 #include "../unit/tiny_family.h"
@@ -37,12 +39,6 @@ struct golden {
 
 static struct { int32_t n_cases, n_vocab, n_tokens, step, n_kept; } head;
 static struct golden cases[MAX_CASES];
-static sr_error err;
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 static int read_cases(const char *path)
 {

@@ -12,17 +12,12 @@
 #include <cmocka.h>
 
 #include "sinkrouter/engine.h"
+#include "ok.h"
 #include "tiny_model.h"
 
 enum { MANY = 20, LONG = 2100, STEPS = 6 };
 
-static sr_error err;
 static int32_t ids[LONG + MANY + STEPS];
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 static sr_model *open_model(int n_threads)
 {

@@ -17,16 +17,11 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "ok.h"
+
 #include "attention/timeline.h"
 
 enum { LEN = 2460, AT = 2400, LAYERS = 3, KV = 2, GROUP = 3, DIM = 64, STRIDE = KV * GROUP * DIM, UNITS = LAYERS * KV };
-
-static sr_error err;
-
-#define OK(call)                                                  \
-    do {                                                          \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text); \
-    } while (0)
 
 static sr_route_options options(sr_route_mode mode)
 {

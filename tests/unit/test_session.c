@@ -12,6 +12,7 @@
 #include "sinkrouter/engine.h"
 
 #include "base/memory.h"
+#include "ok.h"
 #include "tiny_model.h"
 
 #include <math.h>
@@ -24,13 +25,7 @@
 
 enum { N = 90 };
 
-static sr_error err;
 static int32_t ids[512];
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 static sr_model *open_tiny(const struct tiny_spec *s, int n_threads)
 {

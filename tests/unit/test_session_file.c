@@ -12,6 +12,7 @@
 #include "sinkrouter/engine.h"
 
 #include "base/rng.h"
+#include "ok.h"
 #include "tiny_model.h"
 
 #include <fcntl.h>
@@ -29,14 +30,8 @@
 
 enum { N = 60, HEADER = 176, LEN_AT = 128, TOKENS_AT = HEADER };
 
-static sr_error err;
 static int32_t ids[4096];
 static sr_model *model;
-
-#define OK(call)                                                          \
-    do {                                                                  \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text);         \
-    } while (0)
 
 static sr_model *open_spec(const char *name, const struct tiny_spec *s)
 {

@@ -14,17 +14,11 @@
 #include "engine/session.h"
 #include "base/memory.h"
 
+#include "ok.h"
 #include "tiny_model.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-static sr_error err;
-
-#define OK(call)                                                  \
-    do {                                                          \
-        if ((call) != SR_OK) fail_msg("%s: %s", #call, err.text); \
-    } while (0)
 
 enum { LAYERS = 5, N = 2100, ALL = 2140 };
 
