@@ -471,7 +471,8 @@ SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int
         if (multiplies) multiply_values(w, group, (b - 1) % 2, 1);
         for (int32_t i = 0; i < 16 && b < n_blocks; i++) {
             if (i % 4 == 0) fetch_rows(&ahead);
-            SR_UNROLL for (int k = 0; k < 4 * sr_kv_block_bytes(type) / slot_bytes(type); k++) fetch_slot(type, &ahead);
+            fetch_slot(type, &ahead);
+            if (type == SR_DTYPE_Q8_0) fetch_slot(type, &ahead);
             turn_values(type, rows + (size_t)i * row_bytes + b * sr_kv_block_bytes(type), row_bytes, w->values[b % 2][0] + 64 * i,
                         w->values[b % 2][1] + 64 * i);
         }
