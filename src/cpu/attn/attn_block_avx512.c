@@ -119,10 +119,11 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, sr_blo
             t.scale[r] = &scales[0][at];
         }
         const int spreads = spread && n == TILE_ROWS;
-        for (int32_t r = 0; r < n && !spreads && !stream; r++) sr_prefetch_row_avx512(a->v[i + r], s->v_row_bytes);
+        const int starts = a->begins && (size_t)i * s->v_row_bytes < SR_AHEAD_WIDE; /* nobody could ask for these before */
+        for (int32_t r = 0; r < n && (stream ? starts : !spreads); r++) sr_prefetch_row_avx512(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
-            t.stream = g == 0 && stream ? a->k[i] : NULL;
+            t.stream = g == 0 && stream && (!a->ends || (size_t)(a->n - i) * s->k_row_bytes > SR_AHEAD) ? a->k[i] : NULL;
             t.ahead = g == 0 && spreads && !stream ? a->v + i : NULL;
             qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, &t, &p[g][i]);
         }
@@ -261,7 +262,8 @@ SR_INLINE void set_fetch(struct pv_tile *t, int stream, int32_t n)
     const struct attn_shape *s = t->a->shape;
     const size_t part = s->k_row_bytes * (size_t)n / (size_t)s->head_dim;
     const int spread = s->k_row_bytes % LINE == 0 && part >= LINE;
-    t->stream = stream ? t->a->v[t->row0] + (size_t)(t->row1 - t->row0) * (s->v_row_bytes * (size_t)t->at / (size_t)s->head_dim) : NULL;
+    const int within = !t->a->ends || (size_t)(t->a->n - t->row0) * s->v_row_bytes > SR_AHEAD_WIDE;
+    t->stream = stream && within ? t->a->v[t->row0] + (size_t)(t->row1 - t->row0) * (s->v_row_bytes * (size_t)t->at / (size_t)s->head_dim) : NULL;
     const int follows = stream && t->a->n_next > 0 && t->a->next_k[0] == t->a->k[t->a->n - 1] + s->k_row_bytes;
     t->ahead = follows ? 0 : spread ? part : t->at == 0 ? s->k_row_bytes : 0;
     t->ahead_at = spread ? s->k_row_bytes * (size_t)t->at / (size_t)s->head_dim : 0;

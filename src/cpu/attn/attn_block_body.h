@@ -103,7 +103,8 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_
         const int32_t n = a->n - i < BLOCK_ROWS ? a->n - i : BLOCK_ROWS;
         struct qk_rows t;
         for (int32_t r = 0; r < BLOCK_ROWS; r++) t.row[r] = a->k[i + (r < n ? r : n - 1)]; /* a short tile repeats its last row */
-        for (int32_t r = 0; r < n && !stream; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
+        const int starts = a->begins && (size_t)i * s->v_row_bytes < AHEAD_PASS; /* nobody could ask for these before */
+        for (int32_t r = 0; r < n && (!stream || starts); r++) prefetch_row(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
             t.stream = stream && g == 0 ? a->k[i] : NULL;

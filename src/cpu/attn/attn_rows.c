@@ -7,7 +7,7 @@
 #include "cpu/attn/attn_state.h"
 #include "cpu/attn/kv_row.h"
 
-struct rows_job { const struct attn_rows_args *a; const struct backend_cpu *c; struct attn_scratch *s; };
+struct rows_job { const struct attn_rows_args *a; const struct backend_cpu *c; struct attn_scratch *s; int32_t n_pieces; };
 
 /* ---- which rows ---- */
 
@@ -121,6 +121,15 @@ static void scale_output(const struct rows_job *j, int32_t u, float *o)
     for (int32_t i = 0; sr_kv_is_scaled(s->v_type) && i < s->group * s->head_dim; i++) o[i] *= j->a->units[u].v.scale;
 }
 
+/* The first rows of what this thread probably does next. */
+static void resolve_next(const struct rows_job *j, int32_t piece, struct block_rows *b)
+{
+    b->n = 0;
+    if (piece + 1 == j->n_pieces) return;
+    const struct attn_piece *p = &j->s->pieces[piece + 1];
+    resolve(j->a, p->unit, p->first, p->n < SR_ATTN_BLOCK ? p->n : SR_ATTN_BLOCK, b);
+}
+
 /* A task of the pool. Two sets of addresses: while one block is computed, the next one's K rows are fetched. */
 static void run_piece(void *ctx, int32_t task, int32_t thread)
 {
@@ -141,7 +150,8 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
     for (; at < end; now ^= 1) {
         const struct block_rows *cur = &rows[now];
         at += cur->n;
-        resolve(a, p->unit, at, end - at < SR_ATTN_BLOCK ? end - at : SR_ATTN_BLOCK, &rows[now ^ 1]);
+        if (at < end) resolve(a, p->unit, at, end - at < SR_ATTN_BLOCK ? end - at : SR_ATTN_BLOCK, &rows[now ^ 1]);
+        else resolve_next(j, task, &rows[now ^ 1]);
         b.k = cur->k;
         b.v = cur->v;
         b.n = cur->n;
@@ -166,7 +176,7 @@ static int32_t piece_rows(int32_t n_rows)
 void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a)
 {
     struct backend_cpu *c = sr_cpu_of(b);
-    struct rows_job job = {a, c, c->attn};
+    struct rows_job job = {a, c, c->attn, 0};
     struct attn_scratch *s = c->attn;
     int32_t n_pieces = 0;
     assert(s && a->n_units <= s->limits.n_units && a->shape->group <= s->limits.group &&
@@ -184,5 +194,6 @@ void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a)
         if (w->n == 0) merge_unit(&job, u);
         else if (sr_kv_is_scaled(a->shape->k_type)) scale_query(&job, u);
     }
+    job.n_pieces = n_pieces;
     sr_pool_run(c->pool, n_pieces, run_piece, &job);
 }
