@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from cli import contains, equal, main, one_line, run, test
 
-ROW = {"f16": lambda d: 2 * d, "q8_0": lambda d: d // 32 * 34, "q4_0": lambda d: d // 32 * 18}
+ROW = {"f16": lambda d: 2 * d, "q8_0": lambda d: d // 32 * 34, "q4_0": lambda d: d // 32 * 18, "fp8": lambda d: d}
 
 
 def op(*args, fmt="json", rc=0, size="1"):
@@ -53,7 +53,7 @@ def shares_by_lot():
     far = 2 * (6000 - 260) * 256
     for r in rows[1:]:
         equal(abs(r["single_bytes"] / far - r["route_keep"]) < 0.02, True, f"{r['route_keep']}: {r['single_bytes'] / far}")
-        equal(r["sketch_bytes"], 2 * (6000 - 260) * 8)  # rank 16 of 4 bits
+        equal(r["sketch_bytes"], 2 * (6000 - 260) * 10)  # rank 20 of 4 bits
         equal(r["bytes"], r["sketch_bytes"] + r["single_bytes"] + 2 * 260 * 256)
     equal((rows[0]["gather_gbs"], rows[1]["gather_gbs"]), (None, None))
     equal(all(r["gather_gbs"] > 0 for r in rows[2:]), True)
