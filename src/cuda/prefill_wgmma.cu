@@ -134,7 +134,7 @@ static __device__ __forceinline__ void load_tile(uint32_t to, void *const *page,
     for (int i = 0; i < t.N; i++) {
         const int r = t.row + i * t.STEP;
         const bool there = r < left && t.c * 8 < d;
-        copy16(to + t.place(i), pages.of[i * t.STEP / SR_PAGE_ROWS] + (there ? r % SR_PAGE_ROWS * d + t.c * 8 : 0) * 2, there);
+        copy16(to + t.place(i), pages.of[i * t.STEP / SR_PAGE_ROWS] + (r % SR_PAGE_ROWS * d + t.c * 8) * 2, there);
     }
 }
 
@@ -148,7 +148,7 @@ static __device__ __forceinline__ void fetch_codes(S *slot, void *const *page, i
     for (int i = 0; i < t.N; i++) {
         const int r = t.row + i * t.STEP;
         const bool there = r < left && t.c * 8 < d;
-        const int at = there ? r % SR_PAGE_ROWS * d + t.c * 8 : 0;
+        const int at = r % SR_PAGE_ROWS * d + t.c * 8;
         const uint8_t *rows = pages.of[i * t.STEP / SR_PAGE_ROWS];
         copy_part(&slot->codes[i][threadIdx.x], rows + at, there, 8);
         if (KV == SR_DTYPE_Q8_0) copy_part(&slot->scales[i][threadIdx.x], rows + SR_PAGE_ROWS * d + at / 64 * 4, there, 4);
