@@ -182,13 +182,13 @@ INLINE void row(const struct matvec_args *a, int64_t r, int32_t t0, int T, struc
         shift[t] = _mm_setzero_ps();
     }
     for (; f.four && e + 128 <= a->n_in; e += 128, b += 4 * f.bytes) {
-        fetch_lines_twice(b, 4 * f.bytes);
+        fetch_ahead(b, 4 * f.bytes);
         const struct four w = f.four(b);
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) add_four(&acc[t], &shift[t], &w, a->acts, (t0 + t) * pad + e);
     }
     for (; e < a->n_in; e += 32, b += f.bytes) {
-        fetch_lines_twice(b, f.bytes);
+        fetch_ahead(b, f.bytes);
         const struct piece p = f.piece(b);
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) add_piece(&acc[t], &shift[t], p, a->acts, (t0 + t) * pad + e, f);
@@ -247,7 +247,7 @@ INLINE float dot(const uint8_t *w, const float *x, int64_t n, int bytes, load_fn
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) acc[j] = _mm256_setzero_ps();
     for (; i + 32 <= n; i += 32) {
-        fetch_lines_twice(w + bytes * i, 32 * bytes);
+        fetch_ahead(w + bytes * i, 32 * bytes);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) acc[j] = _mm256_fmadd_ps(load(w, i + 8 * j), _mm256_loadu_ps(x + i + 8 * j), acc[j]);
     }

@@ -34,9 +34,9 @@ INLINE void row_dot(const struct matvec_args *a, int64_t r, int32_t t0, int T, i
 #pragma GCC unroll 16
     for (int j = 0; j < 16; j++) acc[j / 4][j % 4] = _mm512_setzero_ps();
     for (; i + 64 <= n; i += 64) {
-        fetch_lines_twice(row + bytes * i, 64 * bytes);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
+            if (j % (64 / bytes / 16) == 0) fetch_ahead(row + bytes * (i + 16 * j), 64);
             const __m512 w = load(row, i + 16 * j);
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++) acc[t][j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * stride + i + 16 * j), acc[t][j]);

@@ -117,7 +117,7 @@ INLINE void row(const struct matvec_args *a, int64_t r, int32_t t0, int T, struc
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = shift[t] = _mm256_setzero_ps();
     for (int64_t e = 0; e < a->n_in; e += 256, b += f.bytes) {
-        fetch_lines_twice(b, f.bytes);
+        fetch_ahead(b, f.bytes);
         const struct slots w = f.slots(b);
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) slot_scales(s[t], &shift[t], &w, x, (t0 + t) * x->pad + e, f.wide);

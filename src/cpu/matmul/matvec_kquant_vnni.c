@@ -174,8 +174,8 @@ INLINE __m512 slot_scales(struct slots w, int slots_8_of_32, __m512 units, const
     return _mm512_mul_ps(w.scale, _mm512_mul_ps(_mm512_permutexvar_ps(spread_of(0, 1), _mm512_castps256_ps512(dx)), units));
 }
 
-/* How a type is read: bytes of a super-block, 8 slots or 16, and its unpackers. */
-struct form { int bytes, wide; codes_fn *codes; slots_fn *slots; units_fn *units; };
+/* How a type is read: bytes of a super-block, 8 slots or 16, its unpackers, and in how many goes lines are asked for (1, 2 or 4). */
+struct form { int bytes, wide; codes_fn *codes; slots_fn *slots; units_fn *units; int ahead; };
 
 INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __m512 *acc, struct form f)
 {
@@ -185,7 +185,6 @@ INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
     for (int64_t e = 0; e < a->n_in; e += 256, p += f.bytes) {
-        fetch_ahead(p, f.bytes);
         const struct codes256 c = f.codes(p);
         const struct slots w = f.slots(p);
 #pragma GCC unroll 4
@@ -194,6 +193,7 @@ INLINE void row256(const struct matvec_args *a, int64_t r, int32_t t0, int T, __
             const __m512 scale = slot_scales(w, f.wide, f.units(), x->d + at / 32, x->s32 + at / 32, x->s16 + at / 16, &acc[t]);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
+                if (t == 0 && i < f.ahead) fetch_ahead(p + f.bytes * i / f.ahead, f.bytes * (i + 1) / f.ahead - f.bytes * i / f.ahead);
                 __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.v[i], at512(x->q + at + 64 * i));
                 dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(dot, 7), c.v[i], at512(x->q_low + at + 64 * i));
                 acc[t] = add_scaled(acc[t], dot, scale, f.wide ? spread_of(2 * i, 3) : spread_of(4 * i, 2));
@@ -214,30 +214,30 @@ INLINE void block256(const struct matvec_args *a, int64_t r, int n, int32_t t0, 
 
 INLINE void block_q2_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){84, 0, codes_q2_k, slots_q2_k, units_q2_k});
+    block256(a, r, n, t0, T, sums, (struct form){84, 0, codes_q2_k, slots_q2_k, units_q2_k, 1});
 }
 void sr_matvec_q2_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q2_k); }
 
 INLINE void block_q3_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){110, 0, codes_q3_k, slots_q3_k, units_q3_k});
+    block256(a, r, n, t0, T, sums, (struct form){110, 0, codes_q3_k, slots_q3_k, units_q3_k, 1});
 }
 void sr_matvec_q3_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q3_k); }
 
 INLINE void block_q4_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){144, 1, codes_q4_k, slots_8, units_q4_k});
+    block256(a, r, n, t0, T, sums, (struct form){144, 1, codes_q4_k, slots_8, units_q4_k, 2});
 }
 void sr_matvec_q4_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q4_k); }
 
 INLINE void block_q5_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){176, 1, codes_q5_k, slots_8, units_q5_k});
+    block256(a, r, n, t0, T, sums, (struct form){176, 1, codes_q5_k, slots_8, units_q5_k, 4});
 }
 void sr_matvec_q5_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q5_k); }
 
 INLINE void block_q6_k(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block256(a, r, n, t0, T, sums, (struct form){210, 0, codes_q6_k, slots_q6_k, units_q6_k});
+    block256(a, r, n, t0, T, sums, (struct form){210, 0, codes_q6_k, slots_q6_k, units_q6_k, 4});
 }
 void sr_matvec_q6_k_vnni(const struct matvec_args *a) { all_tokens(a, block_q6_k); }

@@ -23,8 +23,8 @@ typedef struct codes codes_run_fn(const uint8_t *p);
 typedef struct slots slots_fn(const uint8_t *p, int n);
 typedef __m256 four_slots_fn(__m128i heads);
 
-/* How a type is read; light: of so few instructions that asking for each line but once pays. */
-struct form { int bytes; codes_fn *codes; codes_run_fn *codes_run; slots_fn *slots; four_slots_fn *four_slots; int light; };
+/* How a type is read; ahead: in how many goes the lines of four blocks are asked for (1 or 2). */
+struct form { int bytes; codes_fn *codes; codes_run_fn *codes_run; slots_fn *slots; four_slots_fn *four_slots; int ahead; };
 
 INLINE __m512i four(const uint8_t *b0, const uint8_t *b1, const uint8_t *b2, const uint8_t *b3)
 {
@@ -181,17 +181,11 @@ INLINE void chunk32(__m512 *acc, const __m512 *scale, struct codes w, const int8
     for (int t = 0; t < T; t++) acc[t] = add_scaled(acc[t], dot128(w, x + t * pad, low), scale[t], spread);
 }
 
-INLINE void fetch(int light, const uint8_t *p, int bytes)
-{
-    if (light) fetch_lines(p, bytes);
-    else fetch_ahead(p, bytes);
-}
-
 /* n blocks (1..16) from p; x, d, s are the activations' there. */
 INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, ptrdiff_t low, const float *d, const float *s, int64_t pad, int T, struct form f)
 {
     const int bytes = f.bytes;
-    if (n < 16) fetch(f.light, p, n * bytes);
+    if (n < 16) fetch_ahead(p, n * bytes);
     const struct slots w = f.slots(p, n);
     __m512 scale[4];
 #pragma GCC unroll 4
@@ -202,8 +196,10 @@ INLINE void group32(__m512 *acc, const uint8_t *p, int n, const int8_t *x, ptrdi
     if (n == 16) {
 #pragma GCC unroll 4
         for (int i = 0; i < 16; i += 4, p += 4 * bytes) {
-            fetch(f.light, p, 4 * bytes);
-            chunk32(acc, scale, f.codes_run(p), x + 32 * i, low, pad, spread_of(i, 2), T);
+            fetch_ahead(p, 4 / f.ahead * bytes);
+            const struct codes c = f.codes_run(p);
+            if (f.ahead == 2) fetch_ahead(p + 2 * bytes, 2 * bytes);
+            chunk32(acc, scale, c, x + 32 * i, low, pad, spread_of(i, 2), T);
         }
         return;
     }
@@ -290,7 +286,7 @@ INLINE void block32(const struct matvec_args *a, int64_t r, int n, int32_t t0, i
 
 INLINE void block_q4_0(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block32(a, r, n, t0, T, sums, (struct form){18, codes_q4_0, run_q4_0, slots_q4_0, four_q4_0, 1});
+    block32(a, r, n, t0, T, sums, (struct form){18, codes_q4_0, run_q4_0, slots_q4_0, four_q4_0, 2});
 }
 void sr_matvec_q4_0_vnni(const struct matvec_args *a) { all_tokens(a, block_q4_0); }
 
@@ -302,24 +298,24 @@ void sr_matvec_q4_1_vnni(const struct matvec_args *a) { all_tokens(a, block_q4_1
 
 INLINE void block_q5_0(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block32(a, r, n, t0, T, sums, (struct form){22, codes_q5_0, run_q5_0, slots_q5_0, four_q5_0, 0});
+    block32(a, r, n, t0, T, sums, (struct form){22, codes_q5_0, run_q5_0, slots_q5_0, four_q5_0, 1});
 }
 void sr_matvec_q5_0_vnni(const struct matvec_args *a) { all_tokens(a, block_q5_0); }
 
 INLINE void block_q5_1(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block32(a, r, n, t0, T, sums, (struct form){24, codes_q5_1, run_q5_1, slots_q5_1, four_q5_1, 0});
+    block32(a, r, n, t0, T, sums, (struct form){24, codes_q5_1, run_q5_1, slots_q5_1, four_q5_1, 2});
 }
 void sr_matvec_q5_1_vnni(const struct matvec_args *a) { all_tokens(a, block_q5_1); }
 
 INLINE void block_q8_0(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block32(a, r, n, t0, T, sums, (struct form){34, codes_q8_0, run_q8_0, slots_q8_0, four_q8_0, 1});
+    block32(a, r, n, t0, T, sums, (struct form){34, codes_q8_0, run_q8_0, slots_q8_0, four_q8_0, 2});
 }
 void sr_matvec_q8_0_vnni(const struct matvec_args *a) { all_tokens(a, block_q8_0); }
 
 INLINE void block_iq4_nl(const struct matvec_args *a, int64_t r, int n, int32_t t0, int T, __m512 (*sums)[16])
 {
-    block32(a, r, n, t0, T, sums, (struct form){18, codes_iq4_nl, run_iq4_nl, slots_iq4_nl, four_iq4_nl, 1});
+    block32(a, r, n, t0, T, sums, (struct form){18, codes_iq4_nl, run_iq4_nl, slots_iq4_nl, four_iq4_nl, 2});
 }
 void sr_matvec_iq4_nl_vnni(const struct matvec_args *a) { all_tokens(a, block_iq4_nl); }
