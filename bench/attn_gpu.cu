@@ -429,14 +429,10 @@ static void mass(int len, double share, bool uneven)
     float *eps = p.keep(upload(std::vector<float>(1, 0.1f))), *dk = p.keep(upload(keep));
     uint8_t *kinds = p.keep(device<uint8_t>(n));
     int32_t *list = p.keep(device<int32_t>((size_t)n * len)), *n_list = p.keep(device<int32_t>(n));
-    const auto encode = [&](int i) {
-        const attn_cuda_encode a = {attn_cuda_sketch{rank, 4, bases}, 4, 256, 1, nullptr};
-        TRY(sr_attn_cuda_encode(&p.c, &p.cache[i % p.copies], &a, &err));
-    };
-    int after_encode = 0;
+    int encodes = 0;
     const auto choose = [&](int i) {
         attn_cuda_choose a = {};
-        a.after_encode = after_encode;
+        a.encodes = encodes;
         a.sketch = attn_cuda_sketch{rank, 4, bases};
         a.q = p.q, a.scale = p.scale(), a.n_sinks = 4, a.window = 256, a.min_len = 2048, a.eps = eps, a.keep = dk;
         a.kinds = kinds, a.list = list, a.n_list = n_list, a.list_stride = len;
@@ -450,8 +446,8 @@ static void mass(int len, double share, bool uneven)
     };
     const int calls = std::max(p.copies, 8);
     const float us = graph_us([&](int i) { choose(i), attend(i); }, calls), us_choose = graph_us(choose, calls), us_attend = graph_us(attend, calls);
-    after_encode = 1;
-    const float us_step = graph_us([&](int i) { encode(i), choose(i), attend(i); }, calls);
+    encodes = 1;
+    const float us_step = graph_us([&](int i) { choose(i), attend(i); }, calls);
     std::vector<int32_t> counts(n);
     CHECK(cudaMemcpy(counts.data(), n_list, n * sizeof(int32_t), cudaMemcpyDeviceToHost));
     size_t bytes = 0;

@@ -221,7 +221,7 @@ static void collect(struct attn_seq *s, int32_t layer, int is_key, const float *
     m.rows += (from - pos0) * c->n_kv_heads * m.per_group * c->head_dim;
     m.pos0 = from;
     m.n = (int32_t)(to - from);
-    ops_of(s)->moments(s->a->backend, &m);
+    ops_of(s)->moments(s->a->backend, &m, 1);
 }
 
 static sr_status fetch_own(struct attn_seq *s, sr_error *err)
@@ -374,16 +374,15 @@ void sr_attn_step(struct attn_seq *s, int32_t layer, const float *q, const float
     const int32_t n_kv = s->a->c.n_kv_heads;
     struct device_route route = d->route;
     route.rule = d->policy->rule;
-    for (int is_key = 0; d->collects && is_key < 2; is_key++) {
-        struct device_moments_args m = moments_args(s, layer, is_key, is_key ? k : q, is_key ? 1.0f : sr_attn_scale(s->a));
-        m.kv_len = d->kv_len;
-        ops_of(s)->moments(s->a->backend, &m);
-    }
     ops_of(s)->step(s->a->backend, &(struct device_step_args){
                                        .cache = &d->cache, .route = &route, .q = q, .k = k, .v = v, .out = out, .layer = layer,
                                        .basis = d->basis ? d->basis + layer * n_kv : NULL, .counters = d->counters + layer * n_kv,
                                        .trust = d->trust + layer * n_kv,
                                        .cases = (struct device_case *)d->cases_there + layer * n_kv});
+    if (!d->collects) return;
+    struct device_moments_args m[2] = {moments_args(s, layer, 0, q, sr_attn_scale(s->a)), moments_args(s, layer, 1, k, 1.0f)};
+    m[0].kv_len = m[1].kv_len = d->kv_len;
+    ops_of(s)->moments(s->a->backend, m, 2);
 }
 
 /* ---- counters ---- */

@@ -128,7 +128,7 @@ struct device_encode_args {
 };
 
 /* Adds second moments of rows, turned back to before rotary embedding, to sums [n_kv_heads][unit_len] in double, in
- * the order of positions (attention/moments.h). With kv_len the one row at position *kv_len - 1, if it counts. */
+ * the order of positions (attention/moments.h). With kv_len, in a step, the one row at position *kv_len - 1, if it counts. */
 #define SR_TURN_STEP 64
 struct device_moments_args {
     double *sums;                   /* [unit_len]: M_q [d][d], M_k [d][d], m_k [d]; elements j >= i of the matrices */
@@ -157,7 +157,7 @@ struct device_attn_ops {
     void (*append)(struct backend *b, const struct device_rows_args *a);
     void (*prefill)(struct backend *b, const struct device_rows_args *a);
     void (*encode)(struct backend *b, const struct device_encode_args *a);
-    void (*moments)(struct backend *b, const struct device_moments_args *a);
+    void (*moments)(struct backend *b, const struct device_moments_args *a, int32_t n); /* n: 1, or 2 of the same rows, queries and keys */
     void (*step)(struct backend *b, const struct device_step_args *a);
 };
 

@@ -217,8 +217,6 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
 {
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
     const struct device_route *r = a->route;
-    const struct device_encode_args e = {a->cache, a->basis, a->counters, a->layer, r->n_sinks, r->window, 1};
-    SR_TRY(encode_rows(call, &e, err));
     struct attn_cuda_choose t = {};
     t.sketch = sketch_of(a->cache, a->basis);
     t.q = a->q;
@@ -237,7 +235,7 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.n_list = d->n_list;
     t.list_stride = d->limits.max_len;
     t.unread = d->unread;
-    t.after_encode = 1;
+    t.encodes = 1;
     t.counters = counters_of(a->counters);
     return sr_attn_cuda_choose(call, &rows, &t, err);
 }

@@ -5,13 +5,6 @@
 
 using namespace sr;
 
-static sr_status launched(cudaError_t e, const char *what, sr_error *err)
-{
-    if (e == cudaSuccess) e = cudaGetLastError();
-    if (e == cudaSuccess) return SR_OK;
-    return sr_fail(err, SR_ERR_RESOURCE, "CUDA: %s: %s", what, cudaGetErrorString(e));
-}
-
 // ---- what does not change ----
 
 sr_status sr_attn_cuda_card(struct attn_cuda_card *out, sr_error *err)
@@ -26,17 +19,6 @@ sr_status sr_attn_cuda_card(struct attn_cuda_card *out, sr_error *err)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "GPU of compute capability %d.%d: want 8.0 or more", major, minor);
     *out = attn_cuda_card{sms, 10 * major + minor};
     return SR_OK;
-}
-
-static int elem_of(sr_dtype t)
-{
-    switch ((int)t) {
-    case SR_DTYPE_BF16: return ELEM_BF16;
-    case SR_DTYPE_F16: return ELEM_F16;
-    case SR_DTYPE_F8_E4M3: return ELEM_F8;
-    case SR_DTYPE_Q8_0: return ELEM_Q8;
-    default: return -1;
-    }
 }
 
 static int head_blocks(int d, int group) { return group > 8 && d < 256 ? 2 : 1; }
@@ -97,12 +79,13 @@ size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cud
     w->slots = (int32_t)slots;
     w->done = (unsigned *)take(base, &used, WORK_UNITS, 4);
     w->done_1 = (unsigned *)take(base, &used, slots, 4);
-    w->barrier = (unsigned *)take(base, &used, units, 8);
     w->part_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
     w->part_ml = (float *)take(base, &used, slots * 16 * 2, 4);
     w->part_rows = (int32_t *)take(base, &used, slots, 4);
-    const size_t parts = units > (size_t)card->n_sms ? units : (size_t)card->n_sms;
-    w->exchange = take(base, &used, parts, sr_choose_exchange_bytes(l->group));
+    const size_t shared = units < (size_t)card->n_sms / 2 ? units : (size_t)card->n_sms / 2;
+    w->queries = take(base, &used, units, sizeof(choose_query));
+    w->exchange = take(base, &used, shared, sizeof(choose_exchange));
+    w->n_exchanges = (int32_t)shared;
     w->max_len = (l->max_len + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS * SR_PAGE_ROWS;
     w->bin_of = (uint16_t *)take(base, &used, units * (size_t)w->max_len, 2);
     return used;
@@ -115,8 +98,6 @@ size_t sr_attn_cuda_workspace_bytes(const struct attn_cuda_card *card, const str
 }
 
 // ---- launches ----
-
-static int n_units_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache) { return cache->n_seqs * c->shape.n_kv_heads; }
 
 sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_append *a, sr_error *err)
 {
@@ -201,86 +182,4 @@ sr_status sr_attn_cuda_audit(const struct attn_cuda *c, const struct attn_cuda_c
     dense.audit = 1;
     SR_TRY(sr_attn_cuda_attend(c, cache, &dense, err));
     return launched(launch(audit_record_kernel, p.n_units, WARP, 0, c, p), "audit", err);
-}
-
-static sr_status check_sketch(const struct attn_cuda_sketch *s, const struct attn_cuda_cache *cache, int32_t head_dim, sr_error *err)
-{
-    if (s->bits != 4 && s->bits != 8) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA sketch: %d bits: want 4 or 8", s->bits);
-    if (s->rank < 1 || s->rank > head_dim) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA sketch: rank %d: want 1..%d", s->rank, head_dim);
-    if (!cache->y_page) return sr_fail(err, SR_ERR_USAGE, "CUDA sketch: no pages");
-    return SR_OK;
-}
-
-sr_status sr_attn_cuda_encode(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_encode *a, sr_error *err)
-{
-    SR_TRY(check_sketch(&a->sketch, cache, c->shape.head_dim, err));
-    const int64_t pages = (int64_t)a->n_last / SR_PAGE_ROWS + 2;
-    const encode_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type),
-                             a->n_last == 1 ? 1 : (int32_t)(pages < cache->max_pages ? pages : cache->max_pages)};
-    const size_t smem = sr_attn_cuda_sketch_page_bytes(a->sketch.rank, a->sketch.bits);
-    return launched(launch(encode_kernel, n_units_of(c, cache) * p.n_pages, 8 * WARP, smem, c, p), "encode", err);
-}
-
-// Where `fits` is given, asks whether all blocks may run at once instead.
-static cudaError_t launch_choose(const struct attn_cuda *c, const choose_params &p, const choose_plan &plan, bool *fits)
-{
-    cudaLaunchAttribute attrs[2] = {};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)plan.n_parts, (unsigned)p.n_units);
-    config.blockDim = dim3((unsigned)sr_choose_threads());
-    config.dynamicSmemBytes = plan.smem;
-    config.stream = (cudaStream_t)c->stream;
-    config.attrs = attrs;
-    config.numAttrs = p.clusters && !fits ? 2 : 1;
-    attrs[0].id = cudaLaunchAttributeCooperative;
-    attrs[0].val.cooperative = plan.n_parts > 1;
-    if (p.clusters) {
-        attrs[0].id = cudaLaunchAttributeClusterDimension;
-        attrs[0].val.clusterDim.x = (unsigned)plan.n_parts, attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
-        attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attrs[1].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (!fits) return cudaLaunchKernelEx(&config, plan.kernel, p);
-    int n = 0;
-    const cudaError_t e = cudaOccupancyMaxActiveClusters(&n, plan.kernel, &config);
-    *fits = e == cudaSuccess && n >= p.n_units;
-    cudaGetLastError(); // a size that the card does not have is no failure
-    return cudaSuccess;
-}
-
-// As many blocks a unit as may run at once: the largest cluster of which the card holds one for each unit.
-static sr_status plan_choose(const struct attn_cuda *c, choose_params *p, choose_plan *plan, sr_error *err)
-{
-    int device, room;
-    cudaFuncAttributes facts;
-    SR_TRY(launched(cudaGetDevice(&device), "no usable device", err));
-    SR_TRY(launched(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory of a block", err));
-    SR_TRY(launched(cudaFuncGetAttributes(&facts, sr_choose_plan(*p, 1, p->a.sketch.bits, (size_t)room).kernel), "code of choose", err));
-    p->clusters = facts.ptxVersion >= 90; // code made from PTX of 8.0 has none, whatever runs it
-    const int at_once = c->card.n_sms / p->n_units;
-    for (int32_t n = at_once < 1 ? 1 : at_once < CHOOSE_PARTS ? at_once : CHOOSE_PARTS;; n--) {
-        *plan = sr_choose_plan(*p, n, p->a.sketch.bits, (size_t)room);
-        SR_TRY(launched(cudaFuncSetAttribute(plan->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)plan->smem), "shared memory of choose", err));
-        if (!p->clusters || n == 1) break;
-        SR_TRY(launched(cudaFuncSetAttribute(plan->kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters of choose", err));
-        bool fits = false;
-        SR_TRY(launched(launch_choose(c, *p, *plan, &fits), "clusters of choose", err));
-        if (fits) break;
-    }
-    p->ring = plan->ring, p->slots_at = plan->slots_at, p->rows_room = plan->rows_room, p->rows_at = plan->rows_at;
-    p->slice = (CHOOSE_BINS + plan->n_parts - 1) / plan->n_parts;
-    return SR_OK;
-}
-
-sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, sr_error *err)
-{
-    SR_TRY(check_sketch(&a->sketch, cache, c->shape.head_dim, err));
-    choose_params p = {};
-    p.a = *a, p.cache = *cache, p.head_dim = c->shape.head_dim, p.n_kv_heads = c->shape.n_kv_heads, p.group = c->shape.group;
-    p.n_units = n_units_of(c, cache), p.type = elem_of(c->shape.kv_type);
-    p.page_bytes = (int32_t)sr_attn_cuda_sketch_page_bytes(a->sketch.rank, a->sketch.bits);
-    sr_attn_work_place(&p.w, c->workspace, &c->card, &c->limits);
-    choose_plan plan;
-    SR_TRY(plan_choose(c, &p, &plan, err));
-    return launched(launch_choose(c, p, plan, NULL), "choose", err);
 }

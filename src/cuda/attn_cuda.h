@@ -16,7 +16,7 @@
  *     sr_attn_cuda_attend(set ATTN_ALL)                dense
  *     sr_attn_cuda_attend(set ATTN_NEAR)               window
  *     sr_attn_cuda_paper, then attend(kinds)           paper
- *     sr_attn_cuda_encode, _choose, attend(kinds)      mass
+ *     sr_attn_cuda_choose, attend(kinds)               mass, every far row but the newest being encoded
  *     sr_attn_cuda_audit                               window, paper and mass, where audits are on
  */
 #ifndef SR_CUDA_ATTN_CUDA_H
@@ -180,8 +180,9 @@ struct attn_cuda_choose {
     int64_t list_stride;
     float *unread;                        /* [n_units][group] estimated unread share, or NULL; NaN for ALL */
     float *logits;                        /* tests: [n_units][group][list_stride] estimated, or NULL */
-    int after_encode;                     /* 1: the kernel before in the stream is that of _encode with n_last 1 and writes nothing
-                                           * else that is read here, so that most may be done while it runs */
+    int encodes;                          /* 1: also does what _encode with n_last 1 would do before it. Then the kernel before in
+                                           * the stream writes nothing that is read here but q and the last row of each sequence, so
+                                           * that the rest is read while it runs */
     struct attn_cuda_counters *counters;
 };
 sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache,

@@ -33,6 +33,29 @@ static __device__ __forceinline__ float element_of(int type, const uint8_t *page
     return (float)(int8_t)page[slot * d + i] * __half2float(((const __half *)(page + SR_PAGE_ROWS * d))[slot * (d / 32) + i / 32]);
 }
 
+// ---- for launchers ----
+
+static inline sr_status launched(cudaError_t e, const char *what, sr_error *err)
+{
+    if (e == cudaSuccess) e = cudaGetLastError();
+    if (e == cudaSuccess) return SR_OK;
+    return sr_fail(err, SR_ERR_RESOURCE, "CUDA: %s: %s", what, cudaGetErrorString(e));
+}
+
+// Of a K/V type; -1: not among those of a GPU.
+static inline int elem_of(sr_dtype t)
+{
+    switch ((int)t) {
+    case SR_DTYPE_BF16: return ELEM_BF16;
+    case SR_DTYPE_F16: return ELEM_F16;
+    case SR_DTYPE_F8_E4M3: return ELEM_F8;
+    case SR_DTYPE_Q8_0: return ELEM_Q8;
+    default: return -1;
+    }
+}
+
+static inline int n_units_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache) { return cache->n_seqs * c->shape.n_kv_heads; }
+
 } // namespace sr
 
 #endif

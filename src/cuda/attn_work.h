@@ -19,9 +19,10 @@ struct attn_work {
     unsigned *done, *done_1;              /* stay zero between launches */
     float *part_o, *part_ml;
     int32_t *part_rows;
-    /* choose, where the blocks of a unit are no cluster */
-    unsigned *barrier;                    /* [n_units] of 64 bits, count on forever */
-    void *exchange;                       /* [parts] */
+    /* choose */
+    void *queries;                        /* [n_units] struct choose_query */
+    void *exchange;                       /* [n_exchanges] struct choose_exchange, for units that several blocks share */
+    int32_t n_exchanges;
     uint16_t *bin_of;                     /* [n_units][max_len] bin of each far row */
     int32_t max_len;
     int32_t slots;

@@ -26,17 +26,23 @@ static __device__ float turned_back(const struct device_moments_args &a, const f
     return second ? y * c - x * s : x * c + y * s;
 }
 
-static __global__ void moments_kernel(const __grid_constant__ struct device_moments_args a)
+struct moments_pair { struct device_moments_args a[2]; };
+
+static __global__ void moments_kernel(const __grid_constant__ moments_pair pair)
 {
+    const struct device_moments_args &a = pair.a[blockIdx.x >= (unsigned)pair.a[0].n_kv_heads];
     __shared__ float left[ROWS][TILE], right[ROWS][TILE];
-    const int i0 = blockIdx.y * TILE, j0 = blockIdx.z * TILE, ti = threadIdx.y, tj = threadIdx.x, d = a.head_dim, g = blockIdx.x;
+    const int i0 = blockIdx.y * TILE, j0 = blockIdx.z * TILE, ti = threadIdx.y, tj = threadIdx.x, d = a.head_dim, g = (int)blockIdx.x % a.n_kv_heads;
+    sr_grid_next();
     if (j0 < i0) return; /* symmetric: elements j >= i are kept */
+    if (!a.kv_len) sr_grid_wait(); /* in a step nobody writes the sums that come first */
     const int64_t pos0 = a.kv_len ? *a.kv_len - 1 : a.pos0, stride = (int64_t)a.n_kv_heads * a.per_group * d;
     const int64_t rows = (int64_t)a.n * a.per_group;
     double *unit = a.sums + g * a.unit_len + (a.is_key ? (int64_t)d * d : 0);
     const int i = i0 + ti, j = j0 + tj;
     const bool inside = i < d && j < d, is_mean = a.is_key && i0 == 0 && ti == 0 && inside;
     double sum = inside ? unit[(int64_t)i * d + j] : 0, mean = is_mean ? unit[(int64_t)d * d + j] : 0;
+    sr_grid_wait();
     float x = 0, y = 0; /* of the rows to come, on their way while those before are added */
     for (int64_t r0 = -ROWS; r0 < rows; r0 += ROWS) {
         const int64_t r = r0 + ROWS + ti, pos = pos0 + r / a.per_group;
@@ -57,10 +63,10 @@ static __global__ void moments_kernel(const __grid_constant__ struct device_mome
     if (is_mean) unit[(int64_t)d * d + j] = mean;
 }
 
-void sr_cuda_moments(struct backend *b, const struct device_moments_args *a)
+void sr_cuda_moments(struct backend *b, const struct device_moments_args *a, int32_t n)
 {
     struct backend_cuda *c = sr_cuda_of(b);
     const unsigned tiles = (unsigned)((a->head_dim + TILE - 1) / TILE);
-    moments_kernel<<<dim3((unsigned)a->n_kv_heads, tiles, tiles), dim3(TILE, TILE), 0, c->stream>>>(*a);
-    sr_cuda_note(c, cudaGetLastError(), "moments");
+    const moments_pair pair = {{a[0], a[n - 1]}};
+    sr_cuda_launch(c, "moments", moments_kernel, dim3((unsigned)(a->n_kv_heads * n), tiles, tiles), dim3(TILE, TILE), 0, pair);
 }

@@ -26,6 +26,6 @@ void sr_cuda_prefill_wgmma(struct backend_cuda *c, const struct prefill_params *
 bool sr_cuda_prefill_has_wgmma(const struct prefill_params *p);
 
 struct device_moments_args;
-void sr_cuda_moments(struct backend *b, const struct device_moments_args *a);
+void sr_cuda_moments(struct backend *b, const struct device_moments_args *a, int32_t n);
 
 #endif

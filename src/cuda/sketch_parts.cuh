@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where a sketch's codes lie, and the parameters of its kernels.
+// Where a sketch's codes lie, what the kernels of the choice leave for one another, and their parameters.
 //
 // A page of 64 rows is, for each 16 coordinates, 32 lanes of 4 (4 bits) or 8 (8 bits) words: lane 4 g + t has coordinates
 // 4 t .. 4 t + 3 of rows g, g + 8, ... g + 56, as the matrix units want them. With 4 bits a word holds two rows, g + 16 i
@@ -14,6 +14,24 @@
 namespace sr {
 
 constexpr int MAX_RANK_STEPS = 16;
+constexpr int PREPARE_WARPS = 8, NEAR_WARPS = PREPARE_WARPS - 1, PREPARE_THREADS = PREPARE_WARPS * WARP; // the last warp encodes
+constexpr unsigned long long NOT_YET = ~0ull; // no pair of floats that a kernel makes
+
+// What is known of a unit's query before its sketch is read.
+struct choose_query {
+    float z[16][256];                 // queries in the basis, logits in powers of 2
+    float q_mu[16];
+    float2 near[CHOOSE_PARTS][16];    // maximum and sum of the near rows' exponentials, in parts
+};
+
+// What the blocks of a unit tell one another.
+struct choose_exchange {
+    unsigned long long totals[CHOOSE_PARTS][16]; // of the parts' far rows, maximum and sum; NOT_YET
+    uint32_t sums[CHOOSE_BINS * 16];             // fixed-point shares of all rows by bin
+    uint32_t rows[CHOOSE_PARTS][CHOOSE_BINS];    // rows of a part in the bins up to each
+    int32_t found[16];                           // found sinks: part * 65536 + bin, or -1
+    unsigned arrived, unused[15];
+};
 
 struct encode_params { struct attn_cuda_encode a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, type, n_pages; };
 struct choose_params {
@@ -21,20 +39,22 @@ struct choose_params {
     struct attn_cuda_cache cache;
     struct attn_work w;
     int32_t head_dim, n_kv_heads, group, n_units, type;
-    int32_t page_bytes, slice, clusters; // slice: bins of which one block sums those of all
-    int32_t ring, slots_at, rows_room, rows_at; // of the plan
+    int32_t page_bytes, has_copies; // bulk copies to shared memory
+    int32_t ring, slots_at, slot_bytes, rows_room, rows_at; // of the plan
 };
 
-// n_parts blocks for each unit, and how they use their shared memory: `ring` pages of each warp under way (0: none), the bins of `rows_room` rows (0: in
-// the workspace), and where both lie.
+// n_parts blocks for each unit, and how they use their shared memory: `ring` slots of each warp, for pages under way and then their logits (0: one, for
+// logits), the bins of `rows_room` rows (0: in the workspace), and where both lie.
 typedef void choose_kernel(choose_params);
-struct choose_plan { choose_kernel *kernel; size_t smem; int32_t n_parts, ring, slots_at, rows_room, rows_at; };
+struct choose_plan { choose_kernel *kernel; size_t smem; int32_t n_parts, ring, slots_at, slot_bytes, rows_room, rows_at; };
 
 __global__ void encode_kernel(const __grid_constant__ encode_params p);
+// Blocks (CHOOSE_PARTS, n_units).
+__global__ void prepare_kernel(const __grid_constant__ choose_params p);
 // The plan for p, all but its plan filled in, where a block may have `room` bytes.
 choose_plan sr_choose_plan(const choose_params &p, int32_t n_parts, int bits, size_t room);
 int sr_choose_threads(void);
-size_t sr_choose_exchange_bytes(int group);
+size_t sr_prepare_smem(const choose_params &p);
 
 struct code_place { int32_t word, shift; };
 
@@ -50,6 +70,46 @@ static __device__ __forceinline__ int32_t far_end(int32_t kv_len, int32_t n_sink
 {
     const int32_t end = kv_len - window;
     return end > n_sinks ? end : n_sinks;
+}
+
+static __device__ __forceinline__ bool is_routed(const choose_params &p, int u, int32_t len)
+{
+    return len >= p.a.min_len && len > p.a.n_sinks + p.a.window && !(p.a.trust && p.a.trust[u] == CUDA_WHOLE);
+}
+
+static __device__ __forceinline__ choose_query *query_of(const choose_params &p, int u) { return (choose_query *)p.w.queries + u; }
+static __device__ __forceinline__ choose_exchange *exchange_of(const choose_params &p, int u) { return (choose_exchange *)p.w.exchange + u; }
+static __device__ __forceinline__ int heads_room(int group) { return group <= 4 ? 4 : group <= 8 ? 8 : 16; } // of the sums
+
+// ---- over a warp ----
+
+static __device__ __forceinline__ float sum_of_lanes(float x)
+{
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) x += __shfl_xor_sync(~0u, x, i);
+    return x;
+}
+
+static __device__ __forceinline__ float max_of_lanes(float x)
+{
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    return x;
+}
+
+// m, l: the maximum and the sum of exponentials of what came so far.
+static __device__ __forceinline__ float2 join(float2 a, float2 b)
+{
+    const float top = fmaxf(a.x, b.x), base = top == -CUDART_INF_F ? 0.0f : top;
+    return make_float2(top, a.y * exp2_of(a.x - base) + b.y * exp2_of(b.x - base));
+}
+
+// Of lanes that are `from`, 2 from, ... below `to` apart; all of them have it.
+static __device__ __forceinline__ float2 join_lanes(float2 ml, int from, int to)
+{
+#pragma unroll
+    for (int i = from; i < to; i *= 2) ml = join(ml, make_float2(__shfl_xor_sync(~0u, ml.x, i), __shfl_xor_sync(~0u, ml.y, i)));
+    return ml;
 }
 
 } // namespace sr

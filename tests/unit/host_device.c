@@ -156,11 +156,10 @@ static void encode(struct backend *b, const struct device_encode_args *a)
 }
 
 /* Positions in order, in double; a row's rotation is undone by its cosines and sines. */
-static void moments(struct backend *b, const struct device_moments_args *a)
+static void add_moments(const struct device_moments_args *a)
 {
     const int32_t d = a->head_dim, half = a->kind == ROPE_NONE ? 0 : a->n_dims / 2;
     const int64_t pos0 = a->kv_len ? *a->kv_len - 1 : a->pos0;
-    (void)b;
     for (int64_t t = 0; t < a->n; t++) {
         if (pos0 + t < a->first || pos0 + t >= a->end) continue;
         for (int32_t h = 0; h < a->n_kv_heads * a->per_group; h++) {
@@ -183,6 +182,12 @@ static void moments(struct backend *b, const struct device_moments_args *a)
             }
         }
     }
+}
+
+static void moments(struct backend *b, const struct device_moments_args *a, int32_t n)
+{
+    (void)b;
+    for (int32_t i = 0; i < n; i++) add_moments(&a[i]);
 }
 
 /* ---- a step of one unit ---- */
