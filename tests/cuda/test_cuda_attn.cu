@@ -11,7 +11,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -325,31 +324,12 @@ struct bases {
     const std::vector<float> &part(int u, int i) const { return host[(size_t)u * 5 + i]; }
 };
 
-struct place { size_t byte; int shift; }; // of a code: in which word of the sketch, and where
-
-static place place_of_code(const world &w, const std::vector<void *> &table, int u, int row, int j)
-{
-    const size_t page = (size_t)((uint8_t *)table[(size_t)u * w.max_pages + row / 64] - w.y.p);
-    const int step = j / 16, t = j % 16 / 4, c = j % 4, r = row % 64, lane = r % 8 * 4 + t, i = r / 8;
-    if (w.bits == 8) return place{page + 4 * (size_t)(step * 256 + lane * 8 + i), c * 8};
-    return place{page + 4 * (size_t)(step * 128 + lane * 4 + i / 2), (c / 2 * 2 + i % 2) * 4 + c % 2 * 16};
-}
-
 static uint32_t code_at(const world &w, const std::vector<uint8_t> &bytes, const std::vector<void *> &table, int u, int row, int j)
 {
-    const place at = place_of_code(w, table, u, row, j);
-    return *(const uint32_t *)(bytes.data() + at.byte) >> at.shift & ((1u << w.bits) - 1u);
-}
-
-// Other codes for the last far row of every unit.
-static void spoil_last(const world &w, std::vector<uint8_t> bytes, const std::vector<void *> &table, int sinks, int window)
-{
-    for (int u = 0; u < w.n_units; u++)
-        for (int j = 0, row = w.len[u / w.s.n_kv] - window - 1; j < w.rank && row >= sinks; j++) {
-            const place at = place_of_code(w, table, u, row, j);
-            *(uint32_t *)(bytes.data() + at.byte) ^= ((1u << w.bits) - 1u) << at.shift;
-        }
-    CHECK(cudaMemcpy(w.y.p, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+    const uint32_t *p = (const uint32_t *)(bytes.data() + ((uint8_t *)table[(size_t)u * w.max_pages + row / 64] - w.y.p));
+    const int step = j / 16, t = j % 16 / 4, c = j % 4, r = row % 64, lane = r % 8 * 4 + t, i = r / 8;
+    if (w.bits == 8) return p[step * 256 + lane * 8 + i] >> (c * 8) & 255u;
+    return p[step * 128 + lane * 4 + i / 2] >> ((c / 2 * 2 + i % 2) * 4 + c % 2 * 16) & 15u;
 }
 
 // Codes that are not those of either side of a coordinate's rounding error.
@@ -394,6 +374,18 @@ static void check_found(const world &w, attn_cuda_choose a, const array<uint8_t>
     report(good, "found sinks, open breaker " + name, std::to_string(n_got) + " rows, want " + std::to_string(want.size()));
 }
 
+// A choice that encodes the newest far row, whose codes were another basis's before.
+static void choose_and_encode(const world &w, attn_cuda_encode e, attn_cuda_choose a, const std::vector<uint8_t> &codes, const std::string &name)
+{
+    const bases other(w);
+    const array<sketch_basis> basis(other.table);
+    e.sketch.basis = basis.p, a.encodes = 1;
+    TRY(sr_attn_cuda_encode(&w.c, &w.cache, &e, &err));
+    const bool is_spoilt = w.y.get() != codes;
+    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
+    report(is_spoilt && w.y.get() == codes, "encode in the choice " + name, "other codes");
+}
+
 static void check_mass(const shape &s, int rank, int bits, float eps)
 {
     world w(s, rank, bits);
@@ -419,11 +411,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
     attn_cuda_choose a = {};
     a.sketch = e.sketch, a.q = w.q.p, a.scale = (float)w.scale(), a.n_sinks = sinks, a.window = window, a.min_len = min_len, a.eps = de.p;
     a.kinds = kinds.p, a.list = list.p, a.n_list = n_list.p, a.list_stride = s.len, a.unread = unread.p, a.logits = logits.p, a.counters = counters.p;
-    a.encodes = 1;
-    spoil_last(w, yb, table, sinks, window);
-    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
-    CHECK(cudaDeviceSynchronize());
-    report(w.y.get() == yb, "encode in the choice " + name_of(s) + text, "other codes");
+    choose_and_encode(w, e, a, yb, name_of(s) + text);
     const std::vector<uint8_t> kh = kinds.get();
     const std::vector<int32_t> lh = list.get(), nh = n_list.get();
     std::vector<float> gl = logits.get(), un = unread.get();
