@@ -253,7 +253,9 @@ static void bench_score(struct check *c, int32_t rank, int32_t bits, int32_t gro
     struct attn_touched touched = {0};
     char label[48];
     struct score_call call = {(sr_sketch_score_fn *)c->fn, score_setup(c, &s, &sketch, &touched)};
-    snprintf(label, sizeof(label), "rank %d x %d g %d, %s of 1024 rows", rank, bits, group, open == 2 ? "all" : open ? "half" : "none");
+    call_score(&call);
+    const double first = SR_CHUNK_ROWS * (double)sr_sketch_first_bytes(&sketch), all = SR_CHUNK_ROWS * (double)sketch.row_bytes;
+    snprintf(label, sizeof(label), "rank %d x %d g %d, %.0f %% open", rank, bits, group, 100 * ((double)touched.y_bytes - first) / (all - first));
     sr_check_time(c, label, (double)SR_CHUNK_ROWS * (double)sketch.row_bytes, 2.0 * SR_CHUNK_ROWS * rank * group, call_score, &call);
     sr_check_free_buffers(c);
 }
