@@ -124,8 +124,8 @@ typedef void sr_topk_fn(const float *logits, int32_t n, int32_t k, int32_t norma
 typedef void sr_kv_store_fn(sr_dtype type, const float *src, void *dst, int64_t n);
 
 /* Up to SR_ATTN_BLOCK rows of one unit, any rows, added to the running states of all heads of the group. Only the n
- * rows given are loaded; the rows counted are those loaded. next_k are K rows that may be prefetched, never loaded. Rows
- * of a scaled type are taken as they are stored: q and o are the caller's to scale. */
+ * rows given are loaded; the rows counted are those loaded. next_k and next_v are rows that may be prefetched, never loaded.
+ * Rows of a scaled type are taken as they are stored: q and o are the caller's to scale. */
 #define SR_ATTN_BLOCK 64
 #define SR_ATTN_MAX_GROUP 16
 #define SR_ATTN_MAX_DIM 256
@@ -133,9 +133,8 @@ struct attn_block {
     const struct attn_shape *shape;
     const float *q;                    /* [group][head_dim] */
     const uint8_t *const *k, *const *v;/* [n] rows */
-    const uint8_t *const *next_k;      /* [n_next] */
+    const uint8_t *const *next_k, *const *next_v; /* [n_next] */
     int32_t n, n_next;
-    int32_t n_more;                    /* rows of the same q that follow this block; what is fetched ahead may go by it */
     float *o, *m, *l;                  /* the states: [group][head_dim], [group], [group]; not aliased */
     int64_t *k_rows, *v_rows;          /* added to */
     /* The caller's, SR_ATTN_BLOCK_SCRATCH bytes, 64-byte aligned; between the blocks of one q, from one that begins to one

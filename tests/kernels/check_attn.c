@@ -152,7 +152,7 @@ static void check_block(struct check *c, const struct block_case *b)
             kp[i] = k + (size_t)i * s->k_row_bytes;
             vp[i] = v + (size_t)i * s->v_row_bytes;
         }
-    const struct attn_block a = {.shape = s, .q = q, .k = kp, .v = vp, .next_k = kp, .n = b->n, .n_next = b->n,
+    const struct attn_block a = {.shape = s, .q = q, .k = kp, .v = vp, .next_k = kp, .next_v = vp, .n = b->n, .n_next = b->n,
                                  .o = o, .m = m, .l = l, .k_rows = &k_rows, .v_rows = &v_rows,
                                  .scratch = aligned_alloc(64, SR_ATTN_BLOCK_SCRATCH), .begins = 1, .ends = 1};
     memset(a.scratch, 0xff, SR_ATTN_BLOCK_SCRATCH); /* NaN: nothing may depend on it */
@@ -179,6 +179,7 @@ static void call_block(void *ctx)
         b->a.k = b->k + i;
         b->a.v = b->v + i;
         b->a.next_k = b->k + i + SR_ATTN_BLOCK;
+        b->a.next_v = b->v + i + SR_ATTN_BLOCK;
         b->a.n_next = i + SR_ATTN_BLOCK < b->n_rows ? SR_ATTN_BLOCK : 0;
         b->a.begins = i == 0;
         b->a.ends = b->a.n_next == 0;

@@ -125,6 +125,23 @@ SR_INLINE int sr_is_stream_avx512(const struct attn_block *a)
            sr_is_together_avx512(a->v, a->n, a->shape->v_row_bytes);
 }
 
+/* Whether the next block is the streams' continuation, or begins two others. */
+enum { SR_NEXT_FOLLOWS = 1, SR_NEXT_JUMPS = 2 };
+SR_INLINE int sr_next_avx512(const struct attn_block *a)
+{
+    const size_t k_bytes = a->shape->k_row_bytes;
+    if (a->n_next > 0 && a->next_k[0] == a->k[a->n - 1] + k_bytes) return SR_NEXT_FOLLOWS;
+    return a->n_next == SR_ATTN_BLOCK && sr_is_together_avx512(a->next_k, a->n_next, k_bytes) &&
+           sr_is_together_avx512(a->next_v, a->n_next, a->shape->v_row_bytes) ? SR_NEXT_JUMPS : 0;
+}
+
+/* From where to ask for what lies `ahead` of a block's row i: beyond the block's end are, if not NULL, the rows from next on. */
+SR_INLINE const uint8_t *sr_stream_at_avx512(const uint8_t *const *row, int32_t i, size_t bytes, const uint8_t *next, size_t ahead)
+{
+    const size_t left = (size_t)(SR_ATTN_BLOCK - i) * bytes;
+    return next && left <= ahead ? (const uint8_t *)((uintptr_t)next - left) : row[i];
+}
+
 /* Scales of 16 rows of blocks b and, if there is one, b + 1: both are in the first 36 bytes. One permutation puts them into
  * every place, a mask keeps those of the row's own. */
 SR_INLINE __m512i sr_scale_pairs_avx512(const sr_dtype type, const uint8_t *const *row, int32_t b, int32_t d)

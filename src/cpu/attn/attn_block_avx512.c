@@ -108,6 +108,7 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, sr_blo
 {
     const struct attn_shape *s = a->shape;
     const int stream = sr_is_stream_avx512(a), spread = s->k_row_bytes == s->v_row_bytes && s->k_row_bytes % LINE == 0;
+    const uint8_t *next = stream && sr_next_avx512(a) == SR_NEXT_JUMPS ? a->next_k[0] : NULL;
     sr_block_scales scales;
     if (sr_kv_is_blocked(type)) sr_load_scales_avx512(type, a->k, a->n, s->head_dim, scales);
     for (int32_t i = 0; i < a->n; i += TILE_ROWS) {
@@ -119,11 +120,10 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, sr_blo
             t.scale[r] = &scales[0][at];
         }
         const int spreads = spread && n == TILE_ROWS;
-        const int starts = a->begins && (size_t)i * s->v_row_bytes < SR_AHEAD_WIDE; /* nobody could ask for these before */
-        for (int32_t r = 0; r < n && (stream ? starts : !spreads); r++) sr_prefetch_row_avx512(a->v[i + r], s->v_row_bytes);
+        for (int32_t r = 0; r < n && !stream && !spreads; r++) sr_prefetch_row_avx512(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
-            t.stream = g == 0 && stream && (!a->ends || (size_t)(a->n - i) * s->k_row_bytes > SR_AHEAD) ? a->k[i] : NULL;
+            t.stream = g == 0 && stream ? sr_stream_at_avx512(a->k, i, s->k_row_bytes, next, SR_AHEAD) : NULL;
             t.ahead = g == 0 && spreads && !stream ? a->v + i : NULL;
             qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, &t, &p[g][i]);
         }
@@ -256,16 +256,17 @@ static void scale_weights(const struct attn_block *a, const float *p, int32_t he
         }
 }
 
-/* What the tile fetches, in the passes of the first heads. */
-SR_INLINE void set_fetch(struct pv_tile *t, int stream, int32_t n)
+/* What the tile fetches, in the passes of the first heads; next: as of sr_next_avx512, where the block is a stream. */
+SR_INLINE void set_fetch(struct pv_tile *t, int stream, int next, int32_t n)
 {
     const struct attn_shape *s = t->a->shape;
-    const size_t part = s->k_row_bytes * (size_t)n / (size_t)s->head_dim;
+    const size_t part = s->k_row_bytes * (size_t)n / (size_t)s->head_dim, passed = s->v_row_bytes * (size_t)t->at / (size_t)s->head_dim;
     const int spread = s->k_row_bytes % LINE == 0 && part >= LINE;
-    const int within = !t->a->ends || (size_t)(t->a->n - t->row0) * s->v_row_bytes > SR_AHEAD_WIDE;
-    t->stream = stream && within ? t->a->v[t->row0] + (size_t)(t->row1 - t->row0) * (s->v_row_bytes * (size_t)t->at / (size_t)s->head_dim) : NULL;
-    const int follows = stream && t->a->n_next > 0 && t->a->next_k[0] == t->a->k[t->a->n - 1] + s->k_row_bytes;
-    t->ahead = follows ? 0 : spread ? part : t->at == 0 ? s->k_row_bytes : 0;
+    const uint8_t *jump = next == SR_NEXT_JUMPS ? t->a->next_v[0] : NULL;
+    t->stream = NULL;
+    if (stream)
+        t->stream = sr_stream_at_avx512(t->a->v, t->row0, s->v_row_bytes, jump, SR_AHEAD_WIDE) + (size_t)(t->row1 - t->row0) * passed;
+    t->ahead = next ? 0 : spread ? part : t->at == 0 ? s->k_row_bytes : 0;
     t->ahead_at = spread ? s->k_row_bytes * (size_t)t->at / (size_t)s->head_dim : 0;
 }
 
@@ -274,14 +275,14 @@ static const float ones[TILE_HEADS] = {1, 1, 1, 1, 1, 1};
 SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, sr_block_weights p, const float *shrink)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group, rows = d > 64 ? WIDE_ROWS : SR_ATTN_BLOCK;
-    const int stream = sr_is_stream_avx512(a);
+    const int stream = sr_is_stream_avx512(a), next = stream ? sr_next_avx512(a) : 0;
     for (int32_t g = 0, heads; g < group; g += heads) {
         heads = tile_heads(group, g);
         struct pv_tile t = {.a = a, .p = p[g], .p2 = p[g], .o = a->o + g * d, .shrink = shrink + g};
         for (; t.row0 < a->n; t.row0 = t.row1, t.shrink = ones) {
             t.row1 = a->n - t.row0 < rows ? a->n : t.row0 + rows;
             for (t.at = 0; t.at < d; t.at += d - t.at >= 64 ? 64 : 16) {
-                if (g == 0) set_fetch(&t, stream, d - t.at >= 64 ? 64 : 16);
+                if (g == 0) set_fetch(&t, stream, next, d - t.at >= 64 ? 64 : 16);
                 if (d - t.at >= 64) pv_heads(type, heads, 4, 0, &t);
                 else pv_heads(type, heads, 1, d - t.at < 16, &t);
             }
@@ -295,7 +296,7 @@ SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, sr_bl
 SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *a, sr_block_weights p, const float *shrink)
 {
     const int32_t d = a->shape->head_dim, group = a->shape->group;
-    const int stream = sr_is_stream_avx512(a);
+    const int stream = sr_is_stream_avx512(a), next = stream ? sr_next_avx512(a) : 0;
     sr_block_scales scale;
     float scaled[2][TILE_HEADS * SR_ATTN_BLOCK];
     sr_load_scales_avx512(type, a->v, a->n, d, scale);
@@ -304,7 +305,7 @@ SR_INLINE void outputs_of_blocked(const sr_dtype type, const struct attn_block *
         struct pv_tile t = {.a = a, .p = scaled[0], .p2 = scaled[1], .o = a->o + g * d, .shrink = shrink + g, .row1 = a->n};
         for (int32_t step; t.at < d; t.at += step) {
             step = d - t.at >= 64 ? 64 : 16;
-            if (g == 0) set_fetch(&t, stream, step);
+            if (g == 0) set_fetch(&t, stream, next, step);
             if (t.at % 32 == 0) scale_weights(a, p[g], heads, scale, t.at / 32, scaled);
             if (step == 64) pv_heads(type, heads, 4, 0, &t);
             else pv_heads(type, heads, 1, 0, &t);

@@ -31,6 +31,24 @@ SR_INLINE int is_stream(const struct attn_block *a)
     return a->n == SR_ATTN_BLOCK && a->k[last] == a->k[0] + (size_t)last * s->k_row_bytes && a->v[last] == a->v[0] + (size_t)last * s->v_row_bytes;
 }
 
+/* Whether the next block is the streams' continuation, or begins two others. */
+enum { NEXT_FOLLOWS = 1, NEXT_JUMPS = 2 };
+SR_INLINE int next_is(const struct attn_block *a)
+{
+    const struct attn_shape *s = a->shape;
+    const size_t last = SR_ATTN_BLOCK - 1;
+    if (a->n_next > 0 && a->next_k[0] == a->k[a->n - 1] + s->k_row_bytes) return NEXT_FOLLOWS;
+    return a->n_next == SR_ATTN_BLOCK && a->next_k[last] == a->next_k[0] + last * s->k_row_bytes &&
+           a->next_v[last] == a->next_v[0] + last * s->v_row_bytes ? NEXT_JUMPS : 0;
+}
+
+/* From where to ask for what lies `ahead` of a block's row i: beyond the block's end are, if not NULL, the rows from next on. */
+SR_INLINE const uint8_t *stream_at(const uint8_t *const *row, int32_t i, size_t bytes, const uint8_t *next, size_t ahead)
+{
+    const size_t left = (size_t)(SR_ATTN_BLOCK - i) * bytes;
+    return next && left <= ahead ? (const uint8_t *)((uintptr_t)next - left) : row[i];
+}
+
 SR_INLINE int32_t bytes_of(const sr_dtype type, int32_t n)
 {
     if (sr_kv_is_blocked(type)) return n * sr_kv_block_bytes(type) / SR_KV_BLOCK;
@@ -99,15 +117,15 @@ SR_INLINE void logits_of(const sr_dtype type, const struct attn_block *a, block_
 {
     const struct attn_shape *s = a->shape;
     const int stream = is_stream(a);
+    const uint8_t *next = stream && next_is(a) == NEXT_JUMPS ? a->next_k[0] : NULL;
     for (int32_t i = 0; i < a->n; i += BLOCK_ROWS) {
         const int32_t n = a->n - i < BLOCK_ROWS ? a->n - i : BLOCK_ROWS;
         struct qk_rows t;
         for (int32_t r = 0; r < BLOCK_ROWS; r++) t.row[r] = a->k[i + (r < n ? r : n - 1)]; /* a short tile repeats its last row */
-        const int starts = a->begins && (size_t)i * s->v_row_bytes < AHEAD_PASS; /* nobody could ask for these before */
-        for (int32_t r = 0; r < n && (!stream || starts); r++) prefetch_row(a->v[i + r], s->v_row_bytes);
+        for (int32_t r = 0; r < n && !stream; r++) prefetch_row(a->v[i + r], s->v_row_bytes);
         for (int32_t g = 0, heads; g < s->group; g += heads) {
             heads = tile_heads(s->group, g);
-            t.stream = stream && g == 0 ? a->k[i] : NULL;
+            t.stream = stream && g == 0 ? stream_at(a->k, i, s->k_row_bytes, next, AHEAD) : NULL;
             qk_heads(type, heads, a->q + g * s->head_dim, s->head_dim, &t, &p[g][i]);
         }
         *a->k_rows += n;
@@ -193,7 +211,8 @@ SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block
 {
     static const float ones[BLOCK_HEADS] = {1, 1, 1, 1};
     const struct attn_shape *s = a->shape;
-    const int stream = is_stream(a), follows = stream && a->n_next > 0 && a->next_k[0] == a->k[a->n - 1] + s->k_row_bytes;
+    const int stream = is_stream(a), next = stream ? next_is(a) : 0;
+    const uint8_t *jump = next == NEXT_JUMPS ? a->next_v[0] : NULL;
     for (int32_t g = 0, heads; g < s->group; g += heads) {
         heads = tile_heads(s->group, g);
         struct pv_tile t = {.a = a, .p = p[g], .o = a->o + g * s->head_dim, .shrink = shrink + g};
@@ -201,8 +220,9 @@ SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, block
             t.row1 = a->n - t.row0 < PASS_ROWS ? a->n : t.row0 + PASS_ROWS;
             for (t.at = 0; t.at < s->head_dim; t.at += 2 * VEC) {
                 const size_t passed = s->v_row_bytes * (size_t)t.at / (size_t)s->head_dim * (size_t)(t.row1 - t.row0);
-                t.stream = stream && g == 0 ? a->v[t.row0] + passed : NULL;
-                t.next = g == 0 && t.at == 0 && !follows;
+                t.stream = NULL;
+                if (stream && g == 0) t.stream = stream_at(a->v, t.row0, s->v_row_bytes, jump, AHEAD_PASS) + passed;
+                t.next = g == 0 && t.at == 0 && !next;
                 if (s->head_dim - t.at >= 2 * VEC) pv_heads(type, heads, 2, &t);
                 else pv_heads(type, heads, 1, &t);
             }

@@ -156,8 +156,8 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
         b.v = cur->v;
         b.n = cur->n;
         b.next_k = rows[now ^ 1].k;
+        b.next_v = rows[now ^ 1].v;
         b.n_next = rows[now ^ 1].n;
-        b.n_more = end - at;
         b.ends = at == end;
         j->c->k.attn_block(&b);
         b.begins = 0;
