@@ -3,8 +3,9 @@
 // attn_gpu: decode attention of one layer on a GPU, beside what the card can read. K, V and sketches are random, made on
 // the device; pages lie in random order.
 //
-//     attn_gpu [--rows read,dense,f16,f8,q8,groups,dims,batch,paper,window,list,mass] [--ctx 8192,32768,131072,524288] [--reps N] [--pdl 0|1]
+//     attn_gpu [--rows read,dense,f16,f8,q8,groups,dims,batch,paper,window,list,mass] [--ctx 8192,32768,131072,524288] [--reps N] [--early 0|1]
 //
+// --early 0: no kernel begins with what does not depend on the kernel before (after_append), where dense and window rows do.
 // Times are medians over replays of CUDA graphs in which every call has its own copy of the cache, so that the cache of
 // the card does not flatter. "read" is what a plain kernel takes that only reads as many bytes, in the same run.
 #include "cuda/attn_small.cuh"
@@ -38,7 +39,7 @@
 
 static sr_error err;
 static cudaStream_t stream;
-static int reps = 9, pdl = 1;
+static int reps = 9, early = 1;
 
 template <typename T> static T *device(size_t n)
 {
@@ -194,7 +195,6 @@ struct problem {
     {
         len = len_, batch = batch_, n_units = batch * n_kv;
         TRY(sr_attn_cuda_card(&c.card, &err));
-        if (!pdl) c.card.capability = 80;
         c.shape = attn_cuda_shape{d, group, n_kv, type};
         c.limits = attn_cuda_limits{n_units, len, group, d};
         c.stream = (sr_cuda_stream)stream;
@@ -330,6 +330,7 @@ static void attend_dense(problem &p, int i)
     a.scale = p.scale();
     a.kind = CUDA_READ_ALL;
     a.out = p.out;
+    a.after_append = early;
     TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &a, &err));
 }
 
@@ -375,6 +376,7 @@ static void window(int len)
         a.n_sinks = 4;
         a.window = 256;
         a.out = p.out;
+        a.after_append = early;
         TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &a, &err));
     }, std::max(p.copies, 8));
     print_row("window", p, (size_t)260 * 8 * 512, us, NAN);
@@ -482,7 +484,7 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--rows")) rows = split(argv[i + 1]);
         else if (!strcmp(argv[i], "--ctx")) ctx = split(argv[i + 1]);
         else if (!strcmp(argv[i], "--reps")) reps = atoi(argv[i + 1]);
-        else if (!strcmp(argv[i], "--pdl")) pdl = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--early")) early = atoi(argv[i + 1]);
         else return fprintf(stderr, "attn_gpu: unknown flag %s\n", argv[i]), 2;
     }
     cudaDeviceProp prop;

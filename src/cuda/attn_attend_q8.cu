@@ -3,4 +3,4 @@
 // The attend kernel's instances for one cache type: a file each, so that they compile side by side.
 #include "cuda/attn_attend.cuh"
 
-sr::attend_kernel *sr::attend_q8(int d, int nt) { return instance_of<ELEM_Q8>(d, nt); }
+sr::attend_code sr::attend_q8(int d, int nt, bool has_ring) { return instance_of<ELEM_Q8>(d, nt, has_ring); }

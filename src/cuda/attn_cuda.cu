@@ -17,21 +17,25 @@ sr_status sr_attn_cuda_card(struct attn_cuda_card *out, sr_error *err)
     if (e != cudaSuccess) return launched(e, "no usable device", err);
     if (major < 8)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "GPU of compute capability %d.%d: want 8.0 or more", major, minor);
-    *out = attn_cuda_card{sms, 10 * major + minor};
+    cudaFuncAttributes code;
+    SR_TRY(launched(cudaFuncGetAttributes(&code, append_kernel), "code of attention", err));
+    const int32_t card = 10 * major + minor;
+    *out = attn_cuda_card{sms, card < code.ptxVersion ? card : code.ptxVersion};
     return SR_OK;
 }
 
 static int head_blocks(int d, int group) { return group > 8 && d < 256 ? 2 : 1; }
 
-static attend_kernel *kernel_of(const struct attn_cuda_shape *s)
+static attend_code code_of(const struct attn_cuda_shape *s, int32_t capability)
 {
     const int nt = head_blocks(s->head_dim, s->group);
+    const bool has_ring = capability >= 90;
     switch (elem_of(s->kv_type)) {
-    case ELEM_BF16: return attend_bf16(s->head_dim, nt);
-    case ELEM_F16: return attend_f16(s->head_dim, nt);
-    case ELEM_F8: return attend_f8(s->head_dim, nt);
-    case ELEM_Q8: return attend_q8(s->head_dim, nt);
-    default: return NULL;
+    case ELEM_BF16: return attend_bf16(s->head_dim, nt, has_ring);
+    case ELEM_F16: return attend_f16(s->head_dim, nt, has_ring);
+    case ELEM_F8: return attend_f8(s->head_dim, nt, has_ring);
+    case ELEM_Q8: return attend_q8(s->head_dim, nt, has_ring);
+    default: return attend_code{};
     }
 }
 
@@ -43,7 +47,7 @@ sr_status sr_attn_cuda_check(const struct attn_cuda_shape *s, sr_error *err)
         const char *name = sr_dtype_name(s->kv_type);
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: K/V type %s: want f16, bf16, f8_e4m3 or q8_0", name ? name : "(unknown)");
     }
-    if (kernel_of(s)) return SR_OK;
+    if (code_of(s, 80).kernel) return SR_OK;
     return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: head size %d with K/V type %s: want 64, 80 (not q8_0), 96, 128 or 256",
                    s->head_dim, sr_dtype_name(s->kv_type));
 }
@@ -75,13 +79,12 @@ static void *take(void *base, size_t *used, size_t n, size_t bytes)
 size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cuda_card *card, const struct attn_cuda_limits *l)
 {
     size_t used = 0;
-    const size_t slots = 2 * (size_t)card->n_sms, units = (size_t)l->n_units;
+    const size_t slots = 4 * (size_t)card->n_sms, units = (size_t)l->n_units;
     w->slots = (int32_t)slots;
     w->done = (unsigned *)take(base, &used, WORK_UNITS, 4);
     w->done_1 = (unsigned *)take(base, &used, slots, 4);
     w->part_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
     w->part_ml = (float *)take(base, &used, slots * 16 * 2, 4);
-    w->part_rows = (int32_t *)take(base, &used, slots, 4);
     const size_t shared = units < (size_t)card->n_sms / 2 ? units : (size_t)card->n_sms / 2;
     w->queries = take(base, &used, units, sizeof(choose_query));
     w->exchange = take(base, &used, shared, sizeof(choose_exchange));
@@ -129,6 +132,7 @@ static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda
     p.n_sinks = a->n_sinks;
     p.window = a->window;
     p.cache = *cache;
+    p.n_sms = c->card.n_sms;
     p.n_units = n_units_of(c, cache);
     p.n_kv_heads = c->shape.n_kv_heads;
     p.group = c->shape.group;
@@ -139,10 +143,10 @@ static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda
     p.l = a->state.l;
     p.merge = a->merge;
     p.audit = a->audit;
+    p.after_append = a->after_append;
     p.counters = a->counters;
     p.part_o = w.part_o;
     p.part_ml = w.part_ml;
-    p.part_rows = w.part_rows;
     p.done = w.done;
     p.done_1 = w.done_1;
     return p;
@@ -150,17 +154,17 @@ static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda
 
 sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a, sr_error *err)
 {
-    const int d = c->shape.head_dim, nt = head_blocks(d, c->shape.group), t = elem_of(c->shape.kv_type);
-    attend_kernel *kernel = kernel_of(&c->shape);
-    if (!kernel) return sr_attn_cuda_check(&c->shape, err);
+    const attend_code code = code_of(&c->shape, c->card.capability);
+    if (!code.kernel) return sr_attn_cuda_check(&c->shape, err);
     const attend_params p = params_of(c, cache, a);
-    if (p.n_units * p.n_sub > MAX_UNITS)
+    const int n = p.n_units * p.n_sub;
+    if (n > MAX_UNITS)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of %d KV heads: at most %d units a launch", cache->n_seqs,
                        c->shape.n_kv_heads, MAX_UNITS / p.n_sub);
-    const size_t smem = attend_smem(d, nt, t);
-    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+    cudaError_t e = cudaFuncSetAttribute(code.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, code.smem);
+    if (e == cudaSuccess) e = cudaFuncSetAttribute(code.kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (e != cudaSuccess) return launched(e, "shared memory of attend", err);
-    return launched(launch(kernel, c->card.n_sms, attend_warps(d, nt, t) * WARP, smem, c, p), "attend", err);
+    return launched(launch(code.kernel, code.blocks * c->card.n_sms, code.threads, (size_t)code.smem, c, p), "attend", err);
 }
 
 sr_status sr_attn_cuda_paper(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_paper *a, sr_error *err)

@@ -34,7 +34,7 @@ typedef struct CUstream_st *sr_cuda_stream; /* is cudaStream_t */
 
 /* ---- what does not change from step to step ---- */
 
-/* Facts of the card that the grids are made from. */
+/* Facts of the card that the grids are made from; capability 90 where both the card and the code loaded are Hopper's. */
 struct attn_cuda_card { int32_t n_sms, capability; /* 80, 90 */ };
 
 /* Of the current device. SR_ERR_UNSUPPORTED below compute capability 8.0. */
@@ -125,6 +125,8 @@ struct attn_cuda_attend {
     int merge;                            /* `state` holds a state that is merged in first */
     struct attn_cuda_counters *counters;  /* [n_units] or NULL */
     int audit;                            /* rows are counted as audit_rows, kinds are not counted */
+    int after_append;                     /* 1: what the kernel before in the stream writes, q and the last row of each sequence apart, is not
+                                           * read here, so that most may be done while it runs; the kinds have no lists then */
 };
 sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_attend *a, sr_error *err);

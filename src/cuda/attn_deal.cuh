@@ -18,11 +18,11 @@ struct unit_rows {
     const int32_t *list;
 };
 
-__device__ __forceinline__ int kind_of(const attend_params &p, int u) { return p.kinds ? p.kinds[u] : p.kind; }
+__device__ __forceinline__ int kind_of(const attend_params &p, int u) { return p.kinds ? __ldcg(p.kinds + u) : p.kind; }
 
 __device__ __forceinline__ unit_rows rows_of(const attend_params &p, int u)
 {
-    const int32_t n_list = p.n_list ? p.n_list[u] : 0, len = p.cache.kv_len[u / p.n_kv_heads];
+    const int32_t n_list = p.n_list ? __ldcg(p.n_list + u) : 0, len = __ldcg(p.cache.kv_len + u / p.n_kv_heads);
     const int kind = kind_of(p, u);
     const bool has_list = kind == CUDA_READ_NEAR_LIST || kind == CUDA_READ_LIST;
     const bool has_near = kind == CUDA_READ_NEAR_LIST || kind == CUDA_READ_NEAR;
@@ -38,9 +38,9 @@ __device__ __forceinline__ unit_rows rows_of(const attend_params &p, int u)
     return r;
 }
 
-// One share of a block: tiles [t0, t1) of head block u, which is part `part` of n_parts. In a line, head block u is tiles
-// from `begin` on of `total`.
-struct share { int32_t u, t0, t1, first, part, n_parts, slot, begin, total; };
+// One share of a block: tiles [t0, t1) of head block u, which is part `part` of n_parts. Parts' states lie in slots `step`
+// apart; only part 0's may be elsewhere.
+struct share { int32_t u, t0, t1, part, n_parts, slot_0, slot_1, step; };
 
 struct deal_table {
     int32_t tiles[MAX_UNITS + 1];   // tiles before each head block
@@ -51,18 +51,22 @@ struct deal_table {
 
 static __device__ __forceinline__ int32_t tiles_of(int32_t rows) { return (rows + TILE - 1) / TILE; }
 
+constexpr int WIDE_TILES = 64; // an SM: below, one block of each is enough, and the next kernel's fill their rings beside them
+constexpr int LEAST_TILES = 8; // of a block: one for each warp; less is not worth another part to merge
+
 static __device__ __forceinline__ int32_t blocks_of(int32_t tiles, int32_t spare, int32_t total)
 {
     if (tiles == 0) return 0;
     const int32_t n = 1 + (int32_t)((uint32_t)tiles * (uint32_t)spare / (uint32_t)total); // below 2^32 up to 2^28 rows
-    return n < tiles ? n : tiles;
+    const int32_t most = (tiles + LEAST_TILES - 1) / LEAST_TILES;
+    return n < most ? n : most;
 }
 
 static __device__ __forceinline__ share share_apart(int u, int32_t tiles, int32_t first, int32_t n)
 {
     const int32_t i = blockIdx.x - first, each = tiles / n, rest = tiles % n; // the first `rest` blocks take one more
     const int32_t t0 = i * each + (i < rest ? i : rest);
-    return share{u, t0, t0 + each + (i < rest), first, i, n, (int32_t)blockIdx.x, 0, 0};
+    return share{u, t0, t0 + each + (i < rest), i, n, first, first + 1, 1};
 }
 
 static __device__ __forceinline__ int32_t sum_up_to(int32_t x)
@@ -86,7 +90,7 @@ static __device__ __forceinline__ warp_deal deal_in_warp(const attend_params &p,
     unit_rows r = {};
     if (lane < n) r = rows_of(p, lane / p.n_sub);
     const int32_t tiles = tiles_of(r.n), total = __reduce_add_sync(~0u, tiles);
-    const unsigned active = __ballot_sync(~0u, tiles > 0), grid = gridDim.x;
+    const unsigned active = __ballot_sync(~0u, tiles > 0), grid = total < p.n_sms * WIDE_TILES ? p.n_sms : gridDim.x;
     w.empty = ~active;
     w.apart = 2 * __popc(active) <= (int)grid;
     if (!w.apart || total == 0) return w;
@@ -111,6 +115,7 @@ static __device__ __forceinline__ int32_t sum_before(int32_t x, int32_t *scratch
     if (lane == WARP - 1) scratch[w] = sum;
     __syncthreads();
     int32_t before = 0, all = 0;
+#pragma unroll 1
     for (int i = 0; i < (int)blockDim.x / WARP; i++) {
         before += i < w ? scratch[i] : 0;
         all += scratch[i];
@@ -123,6 +128,7 @@ static __device__ __forceinline__ int32_t sum_before(int32_t x, int32_t *scratch
 static __device__ __forceinline__ bool deal_in_block(const attend_params &p, deal_table &t, int n)
 {
     int32_t total = 0, active = 0, passed = 0;
+#pragma unroll 1
     for (int base = 0; base < n; base += blockDim.x) {
         const int e = base + threadIdx.x;
         const int32_t tiles = e < n ? tiles_of(rows_of(p, e / p.n_sub).n) : 0;
@@ -136,6 +142,7 @@ static __device__ __forceinline__ bool deal_in_block(const attend_params &p, dea
     __syncthreads();
     const int32_t grid = gridDim.x;
     if (2 * active > grid || total == 0) return false;
+#pragma unroll 1
     for (int base = 0; base < n; base += blockDim.x) {
         const int e = base + threadIdx.x;
         const int32_t blocks = e < n ? blocks_of(t.tiles[e + 1] - t.tiles[e], grid - active, total) : 0;
@@ -153,6 +160,7 @@ static __device__ __forceinline__ bool deal_in_block(const attend_params &p, dea
 // The entry whose range in `starts` holds x; by all threads.
 static __device__ __forceinline__ int find_entry(const int32_t *starts, int n, int32_t x, int32_t *found)
 {
+#pragma unroll 1
     for (int e = threadIdx.x; e < n; e += blockDim.x)
         if (starts[e] <= x && x < starts[e + 1]) *found = e;
     __syncthreads();
@@ -175,15 +183,11 @@ static __device__ __forceinline__ share share_of_line(const deal_table &t, int u
     const int32_t begin = t.tiles[u], end = t.tiles[u + 1];
     const int32_t from = line_start(blockIdx.x, total), to = line_start((int64_t)blockIdx.x + 1, total);
     const int32_t first = block_of_tile(begin, total), last = block_of_tile(end - 1, total);
-    return share{u, (from > begin ? from : begin) - begin, (to < end ? to : end) - begin, first, (int32_t)blockIdx.x - first,
-                 last - first + 1, (int32_t)(2 * blockIdx.x + (begin > from)), begin, total};
+    return share{u, (from > begin ? from : begin) - begin, (to < end ? to : end) - begin, (int32_t)blockIdx.x - first, last - first + 1,
+                 2 * first + (begin > line_start(first, total)), 2 * (first + 1), 2};
 }
 
-static __device__ __forceinline__ int32_t slot_of_part(const share &s, int32_t i)
-{
-    if (s.total == 0) return s.first + i;
-    return 2 * (s.first + i) + (i == 0 && s.begin > line_start(s.first, s.total));
-}
+static __device__ __forceinline__ int32_t slot_of_part(const share &s, int32_t i) { return i == 0 ? s.slot_0 : s.slot_1 + (i - 1) * s.step; }
 
 } // namespace sr
 

@@ -31,26 +31,26 @@ struct attend_params {
     int64_t list_stride;
     int32_t n_sinks, window;
     struct attn_cuda_cache cache;
-    int32_t n_units, n_kv_heads, group, n_sub; // n_sub blocks of heads share a unit's rows
+    int32_t n_sms, n_units, n_kv_heads, group, n_sub; // n_sub blocks of heads share a unit's rows
     float *out, *o, *m, *l;
-    int merge, audit;
+    int merge, audit, after_append;
     struct attn_cuda_counters *counters;
-    // workspace: partial states by slot, their maxima, sums and rows, and the counters of those done
+    // workspace: partial states by slot, their maxima and sums, and the counters of those done
     float *part_o, *part_ml;
-    int32_t *part_rows;
     unsigned *done;   // [MAX_UNITS]
     unsigned *done_1; // [first-level groups]
 };
 
-typedef void attend_kernel(attend_params);
+// A kernel, its threads and bytes of shared memory, and how many of its blocks an SM holds.
+struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; };
 
-// Instances by head size and by blocks of 8 heads (1 or 2); NULL where there is none.
-attend_kernel *attend_bf16(int d, int nt);
-attend_kernel *attend_f16(int d, int nt);
-attend_kernel *attend_f8(int d, int nt);
-attend_kernel *attend_q8(int d, int nt);
+// Instances by head size and by blocks of 8 heads (1 or 2); no kernel where there is none. has_ring: the code is Hopper's.
+attend_code attend_bf16(int d, int nt, bool has_ring);
+attend_code attend_f16(int d, int nt, bool has_ring);
+attend_code attend_f8(int d, int nt, bool has_ring);
+attend_code attend_q8(int d, int nt, bool has_ring);
 
-// One block an SM. Long 16-bit rows under way fill the registers of 8 warps; short and 8-bit ones are less in registers and
+// Where rows go to registers, one block an SM. Long 16-bit rows under way fill the registers of 8 warps; short and 8-bit ones are less in registers and
 // more work for each byte, which more warps hide.
 __host__ __device__ constexpr int attend_warps(int d, int nt, int t)
 {
@@ -58,10 +58,6 @@ __host__ __device__ constexpr int attend_warps(int d, int nt, int t)
 }
 // Tiles of 16 rows that a warp has under way.
 __host__ __device__ constexpr int attend_tiles(int d, int nt, int t) { return !is_wide(t) && d * nt <= 64 ? 2 : 1; }
-__host__ __device__ constexpr size_t attend_smem(int d, int nt, int t)
-{
-    return (size_t)attend_warps(d, nt, t) * (size_t)(d / 4 * nt) * WARP * sizeof(float);
-}
 
 // ---- launches ----
 
@@ -121,9 +117,17 @@ static __device__ __forceinline__ void load2(uint32_t *r, const uint8_t *p)
     r[0] = x;
 }
 
-template <int BYTES> static __device__ __forceinline__ void load_bytes(uint32_t *r, const uint8_t *p)
+template <int BYTES, bool LOCAL = false> static __device__ __forceinline__ void load_bytes(uint32_t *r, const uint8_t *p)
 {
-    if constexpr (BYTES == 16) load16(r, p);
+    if constexpr (LOCAL && BYTES == 16) {
+        const uint4 x = *(const uint4 *)p;
+        r[0] = x.x, r[1] = x.y, r[2] = x.z, r[3] = x.w;
+    } else if constexpr (LOCAL && BYTES == 8) {
+        const uint2 x = *(const uint2 *)p;
+        r[0] = x.x, r[1] = x.y;
+    } else if constexpr (LOCAL && BYTES == 4) r[0] = *(const uint32_t *)p;
+    else if constexpr (LOCAL) r[0] = *(const uint16_t *)p;
+    else if constexpr (BYTES == 16) load16(r, p);
     else if constexpr (BYTES == 8) load8(r, p);
     else if constexpr (BYTES == 4) load4(r, p);
     else load2(r, p);

@@ -52,13 +52,13 @@ template <int D, int T> __device__ __forceinline__ int v_column(int j, int g, in
     return 16 * at + 2 * run * g + 2 * (j - at) + odd;
 }
 
-template <int D, int T, int AT = 0> __device__ __forceinline__ void load_k(uint32_t *w, const uint8_t *row, int t)
+template <int D, int T, bool LOCAL = false, int AT = 0> __device__ __forceinline__ void load_k(uint32_t *w, const uint8_t *row, int t, uint32_t turn = 0)
 {
     using S = tile_shape<D, T>;
     if constexpr (AT < S::STEPS) {
         constexpr int run = run_length(S::STEPS - AT, S::K_RUN), bytes = 4 * run * S::BYTES;
-        load_bytes<bytes>(w + AT * S::BYTES, row + 16 * AT * S::BYTES + bytes * t);
-        load_k<D, T, AT + run>(w, row, t);
+        load_bytes<bytes, LOCAL>(w + AT * S::BYTES, row + ((uint32_t)(16 * AT * S::BYTES + bytes * t) ^ turn));
+        load_k<D, T, LOCAL, AT + run>(w, row, t, turn);
     }
 }
 
@@ -137,6 +137,13 @@ template <int D, int T> struct k_tile {
                 load_k<D, T>(w[i], p, t);
             }
         }
+    }
+
+    // From shared memory: row g, and row g + 8 eight `step`s on; what lies at x of a row is at x ^ turn.
+    __device__ __forceinline__ void load_local(const uint8_t *row, int step, uint32_t turn, int lane)
+    {
+        load_k<D, T, true>(w[0], row, lane & 3, turn);
+        load_k<D, T, true>(w[1], row + 8 * step, lane & 3, turn);
     }
 
     __device__ __forceinline__ void fragment(uint32_t *a, int s) const
@@ -234,6 +241,30 @@ template <int D, int T> struct v_tile {
                     a[2 * i + 1] = mul_half2(half2_of_s8<0x4342>(b ^ 0x80808080u), both);
                 }
             }
+        }
+    }
+
+    // o += V' P with V from shared memory, a load of each row at a time; row is row 2 t, turned by `turn` as 2 t + 8 is, and those
+    // after them by `turn_1`.
+    template <int NT, int AT = 0>
+    __device__ __forceinline__ void add_local(float o[S::STEPS][NT][4], const uint32_t p[NT][2], const uint8_t *row, int step, uint32_t turn,
+                                              uint32_t turn_1, int g)
+    {
+        if constexpr (AT < S::STEPS) {
+            constexpr int run = run_length(S::STEPS - AT, S::V_RUN), bytes = 2 * run * S::BYTES;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                load_bytes<bytes, true>(w[i] + AT * S::BYTES / 2, row + ((i & 1) + (i & 2) * 4) * step +
+                                                                      ((uint32_t)(16 * AT * S::BYTES + bytes * g) ^ (i & 1 ? turn_1 : turn)));
+#pragma unroll
+            for (int j = AT; j < AT + run; j++) {
+                uint32_t a[4];
+                fragment(a, j);
+#pragma unroll
+                for (int n = 0; n < NT; n++) mma<T>(o[j][n], a, p[n]);
+            }
+            asm volatile("" ::: "memory"); // the next loads stay behind
+            add_local<NT, AT + run>(o, p, row, step, turn, turn_1, g);
         }
     }
 

@@ -18,7 +18,6 @@ struct attn_work {
     /* attend: partial states by slot */
     unsigned *done, *done_1;              /* stay zero between launches */
     float *part_o, *part_ml;
-    int32_t *part_rows;
     /* choose */
     void *queries;                        /* [n_units] struct choose_query */
     void *exchange;                       /* [n_exchanges] struct choose_exchange, for units that several blocks share */
