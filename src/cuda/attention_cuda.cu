@@ -300,7 +300,6 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
     t.out = a->out;
     if (r->has_audits) t.state = d->state;
     t.counters = counters_of(a->counters);
-    t.after_append = a->k && !is_planned(a);
     return sr_attn_cuda_attend(call, &rows, &t, err);
 }
 

@@ -61,7 +61,9 @@ __device__ __forceinline__ void attend_share(const attend_params &p, const share
     flow.load_v(lane);
     flow.find_addresses();
     flow.find_rows(ss, tile + 2 * STEP);
-    load_q<D, NT, T>(p, u, h0, split, q);
+    query_part<D, NT, T, attend_warps(D, NT, T) * WARP> queries;
+    queries.load(p, u, h0, split);
+    queries.store(p, h0, split, q);
     for (bool more = tile < ss.s.t1; more; tile += STEP) {
         more = tile + STEP < *(const volatile int32_t *)&ss.s.t1;
         float x[TILES][NT][4];

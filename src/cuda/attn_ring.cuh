@@ -202,9 +202,13 @@ template <int D, int NT, int T>
 __device__ __forceinline__ void begin_share(const attend_params &p, int n, bool is_first, share_space &ss, ring<D, NT, T> &flow, uint2 *q)
 {
     const int u = ss.s.u / p.n_sub, h0 = ss.s.u % p.n_sub * 8 * NT;
+    const bool split = T == ELEM_BF16 && NT == 1 && p.group - h0 <= 4, early = is_first && p.after_append;
+    query_part<D, NT, T, ring_shape<D, NT, T>::WARPS * WARP> queries;
     if (ss.more) {
+        if (!early) queries.load(p, u, h0, split);
         flow.pages = (threadIdx.x % WARP < TILE ? p.cache.k_page : p.cache.v_page) + (int64_t)u * p.cache.max_pages;
-        fill_ring<D, NT, T>(flow, ss, ss.s.t0 + threadIdx.x / WARP, is_first && p.after_append ? (ss.rows.near - 1) / TILE : 0);
+        fill_ring<D, NT, T>(flow, ss, ss.s.t0 + threadIdx.x / WARP, early ? (ss.rows.near - 1) / TILE : 0);
+        if (early) queries.load(p, u, h0, split);
     } else if (is_first) {
         wait_for_previous();
     }
@@ -212,7 +216,7 @@ __device__ __forceinline__ void begin_share(const attend_params &p, int n, bool 
         let_next_start();
         write_all_empty(p, D, n, ss.few, ss.empty);
     }
-    if (ss.more) load_q<D, NT, T>(p, u, h0, T == ELEM_BF16 && NT == 1 && p.group - h0 <= 4, q);
+    if (ss.more) queries.store(p, h0, split, q);
 }
 
 template <int D, int NT, int T>

@@ -96,26 +96,47 @@ template <int D, int T> __device__ __forceinline__ uint64_t lane_address(void *c
     return T == ELEM_Q8 ? page | slot : page + slot * D * tile_shape<D, T>::BYTES;
 }
 
-// To shared memory, as the lanes will want it. bf16's rounding of a query would show; groups of up to 4 have room for what
-// it leaves of each, as four more heads: `split`.
-template <int D, int NT, int T>
-__device__ __forceinline__ void load_q(const attend_params &p, int u, int h0, bool split, uint2 *q)
-{
-    for (int i = threadIdx.x; i < NT * (D / 16) * WARP; i += blockDim.x) {
-        const int lane = i % WARP, s = i / WARP % (D / 16), g = lane >> 2;
-        const int h = h0 + i / (D / 16 * WARP) * 8 + (split ? g & 3 : g);
-        const float *row = p.q + ((int64_t)u * p.group + (h < p.group ? h : 0)) * D;
-        const float keep = h < p.group ? 1.0f : 0.0f;
-        const float4 x = *(const float4 *)(row + k_element<D, T>(s, lane & 3));
-        float v[4] = {x.x * keep, x.y * keep, x.z * keep, x.w * keep};
-        if (split && g >= 4)
-#pragma unroll
-            for (int j = 0; j < 4; j++) v[j] -= __bfloat162float(__float2bfloat16_rn(v[j]));
-        q[i] = T == ELEM_F8 ? make_uint2(pack<T>(v[0], v[2]), pack<T>(v[1], v[3])) // as its bytes are taken apart
-                            : make_uint2(pack<T>(v[0], v[1]), pack<T>(v[2], v[3]));
+// A thread's part of the queries of a share, on the way: loads come before those of rows, which would be waited for too.
+template <int D, int NT, int T, int THREADS> struct query_part {
+    static constexpr int N = NT * (D / 16) * WARP, PER = (N + THREADS - 1) / THREADS;
+    float4 x[PER];
+
+    // Head within the group of item i; bf16's rounding of a query would show, so groups of up to 4 have what it leaves of each as
+    // four more heads: `split`.
+    __device__ static __forceinline__ int head_of(int h0, bool split, int i)
+    {
+        const int g = i % WARP >> 2;
+        return h0 + i / (D / 16 * WARP) * 8 + (split ? g & 3 : g);
     }
-    __syncthreads();
-}
+
+    __device__ __forceinline__ void load(const attend_params &p, int u, int h0, bool split)
+    {
+#pragma unroll
+        for (int k = 0; k < PER; k++) {
+            const int i = threadIdx.x + k * THREADS, h = head_of(h0, split, i);
+            const float *row = p.q + ((int64_t)u * p.group + (h < p.group ? h : 0)) * D;
+            if (i < N) x[k] = *(const float4 *)(row + k_element<D, T>(i / WARP % (D / 16), i & 3));
+        }
+    }
+
+    // To shared memory, as the lanes will want it. Ends with a barrier.
+    __device__ __forceinline__ void store(const attend_params &p, int h0, bool split, uint2 *q) const
+    {
+#pragma unroll
+        for (int k = 0; k < PER; k++) {
+            const int i = threadIdx.x + k * THREADS;
+            if (i >= N) continue;
+            const float keep = head_of(h0, split, i) < p.group ? 1.0f : 0.0f;
+            float v[4] = {x[k].x * keep, x[k].y * keep, x[k].z * keep, x[k].w * keep};
+            if (split && i % WARP >> 2 >= 4)
+#pragma unroll
+                for (int j = 0; j < 4; j++) v[j] -= __bfloat162float(__float2bfloat16_rn(v[j]));
+            q[i] = T == ELEM_F8 ? make_uint2(pack<T>(v[0], v[2]), pack<T>(v[1], v[3])) // as its bytes are taken apart
+                                : make_uint2(pack<T>(v[0], v[1]), pack<T>(v[2], v[3]));
+        }
+        __syncthreads();
+    }
+};
 
 // ---- shares ----
 
