@@ -182,7 +182,7 @@ static void choose_uncorrected(const struct decoded *d)
         if (!w->bytes[u]) continue;
         any = 1;
         d->seqs[u / n_kv]->stats.far_rows += w->n_chosen[u];
-        w->limit[u] = sr_route_limit(&s->route, s->route.eps);
+        w->eps[u] = s->route.eps;
         w->list[u] = s->list + (size_t)(n_kv + u % n_kv) * (size_t)s->n_chunks * SR_CHUNK_ROWS;
     }
     if (!any) return;
@@ -196,7 +196,7 @@ static void choose_uncorrected(const struct decoded *d)
                                                          .n_units = d->n_units,
                                                          .n_sinks = d->seqs[0]->route.n_sinks,
                                                          .window = d->seqs[0]->route.window,
-                                                         .eps = w->limit,
+                                                         .eps = w->eps,
                                                          .near_state = near_state,
                                                          .list = w->list,
                                                          .n_list = w->n_list,

@@ -39,7 +39,6 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     float **per_head[] = {&w->unread, &w->near_m, &w->near_l, &w->far_share};
     for (int i = 0; i < 4; i++) *per_head[i] = sr_arena_take(a, heads, sizeof(float));
     w->eps = sr_arena_take(a, n, sizeof(float));
-    w->limit = sr_arena_take(a, n, sizeof(float));
     w->score = sr_arena_take(a, n, sizeof(float));
     struct attn_state *states[] = {&w->state, &w->audit_state, &w->probe_state};
     for (int i = 0; i < 3; i++) {
@@ -252,7 +251,6 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
             .far_share = w->far_share,
             .bytes = w->bytes,
             .score = w->score,
-            .limit = w->limit,
     };
     p->plan(&step, &plan);
     execute(d, &plan);

@@ -76,14 +76,6 @@ static sr_status check_range(const char *name, int64_t value, int64_t least, int
                    (long long)least, (long long)most);
 }
 
-/* Half more odds after a second look: that is where the KL on two models becomes that of the bound by true shares
- * (docs/routing.md), cases above 2 eps being few. */
-float sr_route_limit(const sr_route_options *o, float eps)
-{
-    const float slack = o->look ? 1.5f : 1.0f;
-    return slack * eps / (1 + (slack - 1) * eps);
-}
-
 sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *err)
 {
     const struct policy *p = sr_policy_find(o->mode);

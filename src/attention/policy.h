@@ -38,7 +38,6 @@ struct route_step {
     const int32_t *n_drawn;       /* [n_units] */
     float *near_m, *near_l;       /* [n_units][group] for audits: the near part alone, as left by the policy */
     float *far_share;             /* [n_units][group] estimated share of all far rows */
-    float *limit;                 /* [n_units] scratch */
     uint8_t *bytes;               /* [n_units] scratch */
     float *score;                 /* [n_units] scratch */
 };
@@ -83,8 +82,6 @@ extern const struct policy sr_policy_dense, sr_policy_mass, sr_policy_paper, sr_
 /* Ranges of every field, then the policy's own check; head_dim bounds the rank. SR_ERR_USAGE names field and
  * value. */
 sr_status sr_route_check(const sr_route_options *o, int32_t head_dim, sr_error *err);
-/* What the estimate of the unread share may be where the true one is to be within eps. */
-float sr_route_limit(const sr_route_options *o, float eps);
 /* The paper's threshold for kv_len rows. */
 double sr_route_tau(const sr_route_options *o, int32_t kv_len);
 

@@ -38,7 +38,6 @@ static void take_drawn(const struct route_step *step, const struct route_plan *p
 static struct sketch_choose_args choice_of(const struct route_step *step, const struct route_plan *p)
 {
     const sr_route_options *o = step->options;
-    for (int32_t u = 0; u < step->n_units; u++) step->limit[u] = sr_route_limit(o, step->eps[u]);
     return (struct sketch_choose_args){
         .shape = step->shape,
         .sketch = step->sketch,
@@ -48,7 +47,7 @@ static struct sketch_choose_args choice_of(const struct route_step *step, const 
         .n_units = step->n_units,
         .n_sinks = o->n_sinks,
         .window = o->window,
-        .eps = step->limit,
+        .eps = step->eps,
         .near_state = {NULL, step->near_m, step->near_l},
         .list = p->list,
         .n_list = p->n_list,

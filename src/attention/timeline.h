@@ -30,7 +30,7 @@ struct decode_scratch {
     struct observed **observed;
     const int32_t **found, **drawn;
     int32_t *n_found, *n_drawn;
-    float *unread, *eps, *limit, *score, *near_m, *near_l, *far_share;
+    float *unread, *eps, *score, *near_m, *near_l, *far_share;
     struct attn_state state, audit_state, probe_state;
     struct kv_append_args *append; /* [n_kv_heads] */
     struct attn_unit *seq_units;   /* [n_kv_heads] */
