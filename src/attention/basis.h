@@ -14,6 +14,14 @@
 
 #define SR_BAND_TOKENS 2000
 
+/* The rank on the host where none is asked for. In large groups, where a row is read if any of many heads seems to want
+ * it, 8 coordinates more cost less than the rows they spare. */
+static inline int32_t sr_sketch_rank_for(int32_t head_dim, int32_t group)
+{
+    const int32_t rank = sr_sketch_host_rank(head_dim) + (group > 4 ? 8 : 0);
+    return rank < head_dim ? rank : head_dim;
+}
+
 /* What the bases of a band are made from. */
 struct basis_spec {
     const struct moments *moments;

@@ -16,7 +16,7 @@
 struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o)
 {
     const int is_host = !a->backend->has_own_memory;
-    struct sketch_shape s = {.rank = o->rank ? o->rank : is_host ? sr_sketch_host_rank(a->c.head_dim) : a->c.head_dim / 4, .bits = o->bits};
+    struct sketch_shape s = {.rank = o->rank ? o->rank : is_host ? sr_sketch_rank_for(a->c.head_dim, a->group) : a->c.head_dim / 4, .bits = o->bits};
     s.row_bytes = is_host ? sr_sketch_host_row_bytes(s.rank, s.bits) : sr_device_sketch_row_bytes(a, o);
     return s;
 }

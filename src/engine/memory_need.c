@@ -62,7 +62,7 @@ static uint64_t sketch_halves(const struct sr_model *m, int32_t n_ctx)
 int32_t sr_model_sketch_rank(const struct sr_model *m)
 {
     const int is_device = m->backend && m->backend->has_own_memory && !m->n_lower;
-    return is_device ? m->config.head_dim / 4 : sr_sketch_host_rank(m->config.head_dim);
+    return is_device ? m->config.head_dim / 4 : sr_sketch_rank_for(m->config.head_dim, m->config.n_heads / m->config.n_kv_heads);
 }
 
 /* Rows, and the bases of two bands beside the moments. */
