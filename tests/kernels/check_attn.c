@@ -158,8 +158,8 @@ static void check_block(struct check *c, const struct block_case *b)
     memset(a.scratch, 0xff, SR_ATTN_BLOCK_SCRATCH); /* NaN: nothing may depend on it */
     for (int32_t g = 0; g < group; g++) {
         sr_ref_state_start(&ref[g], o + g * d, m[g], l[g], d);
-        ref[g].q_error = sr_check_q_error(c->isa, s->k_type);
-        ref[g].weight_error = sr_check_weight_error(c->isa, s->v_type);
+        ref[g].q_error = sr_check_q_error(c->isa, s);
+        ref[g].weight_error = sr_check_weight_error(c->isa, s);
         sr_ref_state_add(&ref[g], s, q + g * d, kp, vp, b->n);
     }
     ((sr_attn_block_fn *)c->fn)(&a);

@@ -48,18 +48,26 @@ void sr_check_fill_rows(struct check *c, sr_dtype type, uint8_t *rows, int32_t n
     }
 }
 
-double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type)
+/* Whether the AMX kernel for 16 bits may be used: for f16 not before groups of 7, for bf16 not before 5. */
+static int is_split(enum cpu_isa isa, const struct attn_shape *s)
 {
-    if (isa == ISA_AMX && (k_type == SR_DTYPE_F16 || k_type == SR_DTYPE_BF16)) return 0x1p-17; /* two bf16 */
-    if (k_type == SR_DTYPE_Q8_0) return isa == ISA_AMX ? 0.5001 / 32512 : 0;
-    return k_type == SR_DTYPE_Q4_0 && (isa == ISA_VNNI || isa == ISA_BF16 || isa == ISA_AMX) ? 0.5001 / 32512 : 0;
+    const int k_bf16 = s->k_type == SR_DTYPE_BF16, v_bf16 = s->v_type == SR_DTYPE_BF16;
+    if (isa != ISA_AMX || !(k_bf16 || s->k_type == SR_DTYPE_F16) || !(v_bf16 || s->v_type == SR_DTYPE_F16)) return 0;
+    return s->group > (k_bf16 && v_bf16 ? 4 : 6);
+}
+
+double sr_check_q_error(enum cpu_isa isa, const struct attn_shape *s)
+{
+    if (is_split(isa, s)) return 0x1p-17;
+    if (s->k_type == SR_DTYPE_Q8_0) return isa == ISA_AMX ? 0.5001 / 32512 : 0;
+    return s->k_type == SR_DTYPE_Q4_0 && (isa == ISA_VNNI || isa == ISA_BF16 || isa == ISA_AMX) ? 0.5001 / 32512 : 0;
 }
 
 /* Half a step, and half of one again for each of two roundings to 24 bits. */
-double sr_check_weight_error(enum cpu_isa isa, sr_dtype v_type)
+double sr_check_weight_error(enum cpu_isa isa, const struct attn_shape *s)
 {
-    if (isa == ISA_AMX && (v_type == SR_DTYPE_F16 || v_type == SR_DTYPE_BF16)) return 0x1p-17; /* two bf16 */
-    return sr_kv_is_blocked(v_type) && isa == ISA_AMX ? 1.5 / (127 * 65536.0) : 0;
+    if (is_split(isa, s)) return 0x1p-17;
+    return sr_kv_is_blocked(s->v_type) && isa == ISA_AMX ? 1.5 / (127 * 65536.0) : 0;
 }
 
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d)

@@ -26,11 +26,13 @@ struct ref_state {
     double o_error[SR_ATTN_MAX_DIM];   /* weight_error times the largest scale of a blocked V times the sum of |codes| */
 };
 /* How far off a query's elements may be, as a share of the largest: the VNNI kernel takes them in steps of max |q| / 32512
- * to multiply Q4_0 keys, the AMX kernel for Q8_0 too. 0 for what computes in float. */
-double sr_check_q_error(enum cpu_isa isa, sr_dtype k_type);
+ * to multiply Q4_0 keys, the AMX kernel for Q8_0 too, and where groups are large as two bf16 for keys of 16 bits. 0 for what
+ * computes in float. */
+double sr_check_q_error(enum cpu_isa isa, const struct attn_shape *s);
 /* How far off the products of a row's weight and the scale of a blocked value may be, as a share of the largest weight, which
- * is at most 1, times the largest scale: the AMX kernel takes them in steps of that / (127 * 2^16). */
-double sr_check_weight_error(enum cpu_isa isa, sr_dtype v_type);
+ * is at most 1, times the largest scale: the AMX kernel takes them in steps of that / (127 * 2^16), or weights of values of 16
+ * bits as two bf16. */
+double sr_check_weight_error(enum cpu_isa isa, const struct attn_shape *s);
 /* q_error and weight_error start as 0. */
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d);
 void sr_ref_state_add(struct ref_state *s, const struct attn_shape *shape, const float *q, const uint8_t *const *k,

@@ -97,8 +97,8 @@ static void compare_unit(struct check *c, enum cpu_isa isa, const struct rows_ca
         }
     for (int32_t g = 0; g < s->group; g++) {
         sr_ref_state_start(&ref, zero, -INFINITY, 0, d);
-        ref.q_error = sr_check_q_error(isa, s->k_type);
-        ref.weight_error = sr_check_weight_error(isa, s->v_type);
+        ref.q_error = sr_check_q_error(isa, s);
+        ref.weight_error = sr_check_weight_error(isa, s);
         for (int32_t j = 0; j < d; j++) q[j] = u->unit[i].q[g * d + j] * k_scale;
         sr_ref_state_add(&ref, s, q, k, v, n);
         for (int32_t j = 0; j < d; j++) {
