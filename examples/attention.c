@@ -33,7 +33,7 @@ static sr_status run(sr_route_mode mode, float *o, sr_route_stats *stats, sr_err
     opt.n_layers = 1, opt.n_heads = HEADS, opt.n_kv_heads = KV_HEADS, opt.head_dim = DIM,
     opt.max_len = TOKENS;
     opt.rope_kind = SR_ROPE_NONE;               /* these vectors carry no position */
-    opt.route.mode = mode, opt.route.audit = 1; /* every decision is checked against dense */
+    opt.route.mode = mode, opt.route.eps = 0.08f, opt.route.audit = 1; /* every decision is checked against dense */
     sr_status st = sr_attention_new(&a, &opt, err);
     if (st == SR_OK) st = sr_attention_append(a, 0, k, v, PREFILL, err);
     if (st == SR_OK) st = sr_attention_prefill(a, 0, q, PREFILL, o, err);

@@ -80,7 +80,7 @@ typedef struct sr_model_info {
     const char *backend;                       /* "cpu, vnni, 2 threads" */
     const char *type_name;                     /* "Q4_1", or "mixed": the type that holds most weights */
     int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
-    int32_t sketch_rank; /* where the route options ask for none */
+    int32_t sketch_rank; /* where the route options ask for none; with layers on both sides the CPU's */
     double rope_base, norm_eps;
     int32_t n_experts, n_experts_used;         /* 0 without experts; with them n_ff is the width of one */
     int tied_embeddings, has_moments;

@@ -61,6 +61,7 @@ static uint64_t sketch_halves(const struct sr_model *m, int32_t n_ctx)
 
 int32_t sr_model_sketch_rank(const struct sr_model *m)
 {
+    if (!m->has_config) return 0;
     const int is_device = m->backend && m->backend->has_own_memory && !m->n_lower;
     return is_device ? m->config.head_dim / 4 : sr_sketch_rank_for(m->config.head_dim, m->config.n_heads / m->config.n_kv_heads);
 }

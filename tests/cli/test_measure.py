@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -281,6 +282,17 @@ def inspect():
     equal(j["memory"][1]["kv"], 8192 * 30 * 3 * 64 * 2 * 2)
     half = json.loads(run("inspect", "-m", MODEL, "-o", "json", "-ctk", "q8_0", "-ctv", "q8_0")[0])
     equal(half["memory"][1]["kv"], 8192 * 30 * 3 * 68 * 2)
+
+
+@test
+def inspect_of_an_unknown_architecture():
+    def string(s):
+        return struct.pack("<Q", len(s)) + s.encode()
+    with open(path("unknown.gguf"), "wb") as f:
+        f.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + string("general.architecture") + struct.pack("<I", 8) + string("foo"))
+    out, err = run("inspect", "-m", path("unknown.gguf"))
+    contains(out, "general.architecture = foo")
+    one_line(err, "foo", "not known here")
 
 
 @test

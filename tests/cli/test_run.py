@@ -177,7 +177,7 @@ def full_context_stops_with_a_line():
 def cache_types():
     size = {}
     for k, v in (("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("q8_0", "q8_0"), ("f16", "q8_0"), ("q4_0", "q4_0"),
-                 ("q8_0", "q4_0")):
+                 ("q8_0", "q4_0"), ("fp8", "fp8"), ("f16", "f8_e4m3"), ("fp8_e4m3", "f8_e4m3")):
         out, _ = greedy("-n", "8", "-ctk", k, "-ctv", v, "--stats", path("s"))
         equal(len(out) > 5, True)
         with open(path("s"), encoding="utf8") as f:
@@ -187,8 +187,10 @@ def cache_types():
     equal(size["q8_0", "q8_0"] / size["f16", "f16"], 34 / 64)
     equal(size["q4_0", "q4_0"] / size["f16", "f16"], 18 / 64)
     equal(size["q8_0", "q4_0"] / size["f16", "f16"], (34 + 18) / 128)
-    for name in ("fp8", "fp8_e4m3", "f8_e4m3"):
-        one_line(greedy("-n", "1", "--quiet", "-dev", "none", "-ctk", name, "-ctv", name, rc=6)[1], "f8_e4m3", "GPU", "q8_0")
+    equal(size["fp8", "fp8"] / size["f16", "f16"], 0.5)
+    equal(size["f16", "f8_e4m3"] / size["f16", "f16"], 0.75)
+    equal(size["fp8_e4m3", "f8_e4m3"], size["fp8", "fp8"])
+    one_line(greedy("-n", "1", "--quiet", "-ctk", "fp9", rc=2)[1], "fp9")
 
 
 @test
@@ -201,9 +203,9 @@ def batches():
 def stats_file():
     s = stats_of("run", "-m", MODEL, "--greedy", "-p", QUESTION, "-n", "4", "--route", "mass", "--route-eps", "0.2", "--route-window",
                  "100", "--route-sinks", "2", "--route-min", "16", "--route-rank", "8", "--route-bits", "8", "--route-audit", "1",
-                 "--route-seed", "3", "-s", "5", "--route-delta", "0.05", "--route-breaker", "off")
-    equal(s["route"], {"mode": "mass", "eps": 0.2, "delta": 0.05, "breaker": False, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8, "audit": 1.0,
-                       "seed": 3, "tau": None})
+                 "--route-seed", "3", "-s", "5", "--route-delta", "0.05", "--route-breaker", "off", "--route-look", "off")
+    equal(s["route"], {"mode": "mass", "eps": 0.2, "delta": 0.05, "breaker": False, "look": False, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8,
+                       "audit": 1.0, "seed": 3, "tau": None})
     a = s["answers"][0]
     equal(a["prompt_tokens"], a["reused"] + a["prefilled"])
     equal(a["routing"]["steps"], a["decoded"])

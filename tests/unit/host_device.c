@@ -72,7 +72,7 @@ static void unit_of(const struct device_cache *c, int32_t layer, int32_t g, cons
         u->y[i] = c->y_page[at + (size_t)(i * pages)];
     }
     for (int32_t i = 0; q && i < n; i++) u->q[i] = q[g * n + i] * (1.0f / sqrtf((float)c->shape.head_dim));
-    u->a = (struct attn_unit){.q = u->q, .k = {u->k}, .v = {u->v}, .y = {u->y}, .kv_len = *c->kv_len};
+    u->a = (struct attn_unit){.q = u->q, .k = {u->k, 1.0f}, .v = {u->v, 1.0f}, .y = {u->y, 1.0f}, .kv_len = *c->kv_len};
 }
 
 static void note_row(struct found_sinks *f, int32_t row, float k, float v)
