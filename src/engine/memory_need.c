@@ -5,6 +5,7 @@
 #include "engine/model.h"
 
 #include "attention/basis.h"
+#include "backend/device_attn.h"
 #include "model/forward.h"
 
 enum { MAX_BATCH = 4096, CHUNK = SR_CHUNK_ROWS };
@@ -73,7 +74,8 @@ uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options 
     if (r->mode != SR_ROUTE_MASS || n_ctx < r->min_len) return 0;
     const int32_t rank = r->rank > 0 ? r->rank : sr_model_sketch_rank(m);
     const uint64_t d = (uint64_t)c->head_dim, units = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads;
-    const uint64_t row = sr_sketch_host_row_bytes(rank, r->bits);
+    const int is_device = m->backend && m->backend->has_own_memory && !m->n_lower;
+    const uint64_t row = is_device ? m->backend->ops->device_attn->sketch_row_bytes(rank, r->bits) : sr_sketch_host_row_bytes(rank, r->bits);
     const uint64_t basis = 4 * (d + (uint64_t)rank * (d + 1) + d * d + d), moments = 8 * (2 * d * d + d);
     return units * (whole_chunks(n_ctx) * row * sketch_halves(m, n_ctx) + 2 * basis + moments);
 }
