@@ -36,7 +36,7 @@ struct route_step {
     const int32_t *n_found;       /* [n_units] */
     const int32_t *const *drawn;  /* [n_units] NULL, or rows to be read instead of those chosen, rising (measurements) */
     const int32_t *n_drawn;       /* [n_units] */
-    float *near_m, *near_l;       /* [n_units][group] for audits: the near part alone, as left by the policy */
+    float *near_m, *near_l;       /* [n_units][group] for audits: what was read before the choice, as left by the policy */
     float *far_share;             /* [n_units][group] estimated share of all far rows */
     uint8_t *bytes;               /* [n_units] scratch */
     float *score;                 /* [n_units] scratch */

@@ -3,12 +3,16 @@
  * mass: the near part is attended exactly; the sketch estimates the logit of every far row; the fewest far
  * rows are listed such that no head of the group leaves more than eps of its attention unread. Once they are
  * read the estimate is compared with them, and more are listed where it was too low.
+ *
+ * Sinks among the far rows are read whatever the estimate says, which is far off for keys as unlike the others. With
+ * a second look they are attended first: the total that shares are of has them exactly, and the comparison is of
+ * ordinary rows.
  */
 #include "attention/policy.h"
 
 #include <string.h>
 
-/* Sinks among the far rows are read whatever the estimate says: both rise, the list has room for all rows. */
+/* Both rise, the list has room for all rows. */
 static void add_found(const struct route_step *step, const struct route_plan *p, int32_t u)
 {
     const int32_t *found = step->found[u];
@@ -28,10 +32,13 @@ static void add_found(const struct route_step *step, const struct route_plan *p,
 /* Far rows by lot, so that models without a meaning can be measured: the choice was made and is thrown away. */
 static void take_drawn(const struct route_step *step, const struct route_plan *p, int32_t u)
 {
-    const int32_t *drawn = step->drawn[u];
-    int32_t n = step->n_drawn[u];
-    while (n > 0 && drawn[0] < step->options->n_sinks) drawn++, n--;
-    memcpy(p->list[u], drawn, (size_t)n * sizeof *drawn);
+    const int32_t *drawn = step->drawn[u], *found = step->found[u], n_found = step->options->look ? step->n_found[u] : 0;
+    int32_t n = 0;
+    for (int32_t i = 0, f = 0; i < step->n_drawn[u]; i++) {
+        while (f < n_found && found[f] < drawn[i]) f++;
+        const int is_read = drawn[i] < step->options->n_sinks || (f < n_found && found[f] == drawn[i]);
+        if (!is_read) p->list[u][n++] = drawn[i];
+    }
     p->n_list[u] = n;
 }
 
@@ -59,21 +66,37 @@ static struct sketch_choose_args choice_of(const struct route_step *step, const 
     };
 }
 
-static void plan(const struct route_step *step, struct route_plan *p)
+/* The near part, or everything of units that are read whole; with a second look the sinks found too. */
+static void attend_near(const struct route_step *step)
 {
     const sr_route_options *o = step->options;
-    size_t n_heads = (size_t)step->n_units * (size_t)step->shape->group;
+    int has_found = 0;
+    struct attn_rows_args rows = {
+        .shape = step->shape,
+        .units = step->units,
+        .set = step->bytes,
+        .list = step->found,
+        .n_list = step->n_found,
+        .n_units = step->n_units,
+        .n_sinks = o->n_sinks,
+        .window = o->window,
+        .state = step->state,
+        .touched = step->touched,
+    };
     for (int32_t u = 0; u < step->n_units; u++) step->bytes[u] = step->whole[u] ? ATTN_ALL : ATTN_NEAR;
-    step->backend->ops->attn_rows(step->backend, &(struct attn_rows_args){
-                                                     .shape = step->shape,
-                                                     .units = step->units,
-                                                     .set = step->bytes,
-                                                     .n_units = step->n_units,
-                                                     .n_sinks = o->n_sinks,
-                                                     .window = o->window,
-                                                     .state = step->state,
-                                                     .touched = step->touched,
-                                                 });
+    step->backend->ops->attn_rows(step->backend, &rows);
+    for (int32_t u = 0; u < step->n_units; u++) {
+        step->bytes[u] = o->look && !step->whole[u] && step->n_found[u] > 0 ? ATTN_LIST : ATTN_NONE;
+        has_found |= step->bytes[u] == ATTN_LIST;
+    }
+    rows.merge = 1;
+    if (has_found) step->backend->ops->attn_rows(step->backend, &rows);
+}
+
+static void plan(const struct route_step *step, struct route_plan *p)
+{
+    size_t n_heads = (size_t)step->n_units * (size_t)step->shape->group;
+    attend_near(step);
     memcpy(step->near_m, step->state.m, n_heads * sizeof(float));
     memcpy(step->near_l, step->state.l, n_heads * sizeof(float));
     for (int32_t u = 0; u < step->n_units; u++) step->bytes[u] = !step->whole[u];
@@ -83,7 +106,7 @@ static void plan(const struct route_step *step, struct route_plan *p)
     for (int32_t u = 0; u < step->n_units; u++) {
         if (step->drawn[u]) take_drawn(step, p, u);
         p->n_chosen[u] = p->n_list[u];
-        if (!step->whole[u]) add_found(step, p, u);
+        if (!step->whole[u] && !step->options->look) add_found(step, p, u);
         p->kind[u] = step->whole[u] ? READ_ALL : p->n_list[u] > 0 ? READ_NEAR_LIST : READ_NEAR;
     }
 }

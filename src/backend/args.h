@@ -256,26 +256,26 @@ struct sketch_choose_args {
     const uint8_t *mask;             /* [n_units] */
     int32_t n_units, n_sinks, window;
     const float *eps;                /* [n_units] */
-    struct attn_state near_state;    /* exact states of the near parts; only m and l are used */
+    struct attn_state near_state;    /* exact states of the near parts and of `found`; only m and l are used */
     int32_t **list;                  /* [n_units] out: chosen rows, rising; room for kv_len each */
     int32_t *n_list;                 /* [n_units] out */
     float *unread;                   /* [n_units][group] out: estimated unread share */
     float *far_share;                /* [n_units][group] out or NULL: estimated share of all far rows */
     float *const *logits;            /* NULL, or for tests [n_units] -> [group][kv_len] estimated logits of far rows */
     struct attn_touched *touched;    /* [n_units], y_rows and y_bytes added */
-    const int32_t *const *found;     /* NULL, or [n_units] far rows, rising, that the caller reads in any case: their shares
-                                        do not count as unread; those that are not listed are below every bin */
+    const int32_t *const *found;     /* NULL, or [n_units] far rows, rising, that near_state has too: they are neither
+                                        estimated nor listed */
     const int32_t *n_found;          /* [n_units] */
 };
 
-/* The second look, after a choice with `found` and before the next: what was read is exact now, and where the estimate
- * had too little for it, it has too little for the rest. With E the exact and e the estimated mass of the far rows read, u
+/* The second look, after a choice and before the next: what was listed is exact now, and where the estimate
+ * had too little for it, it has too little for the rest. With E the exact and e the estimated mass of the rows listed, u
  * the estimated mass of the others, all over the estimated total: r = max(1, (E + u) / (e + u)), and the unread share is
  * r u / (near + E + r u). Of a unit that has a head above eps the next bins are listed, until no head is or none is left. */
 struct sketch_more_args {
     const struct sketch_choose_args *choice; /* as it was called; its `unread` is brought up to date */
     const uint8_t *mask;             /* [n_units] */
-    struct attn_state read;          /* exact states of everything read: near, listed and found; only m and l are used */
+    struct attn_state read;          /* exact states of everything read: near_state and listed; only m and l are used */
     int32_t **more;                  /* [n_units] out: rows besides those read, rising; room for the rest of kv_len each */
     int32_t *n_more;                 /* [n_units] out; 0 where the mask is */
 };

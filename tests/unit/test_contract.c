@@ -268,8 +268,16 @@ static int is_listed(const struct attn_bench *b, int32_t group, int32_t row)
     return 0;
 }
 
-/* Rows of tiny norm are listed by the units that have them, whatever the estimate says of them; batches of any size and
- * truncation find the same. */
+/* Of the last layer: rows that were read without being listed. */
+static int32_t unlisted(const struct attn_bench *b, int32_t group)
+{
+    const struct decode_scratch *s = &b->attention->scratch;
+    assert_true(s->touched[group].k_rows == s->touched[group].v_rows);
+    return (int32_t)s->touched[group].k_rows - s->n_list[group] - s->n_more[group];
+}
+
+/* Rows of tiny norm are read by the units that have them, whatever the estimate says of them: with the near part where
+ * there is a second look, else listed. Batches of any size and truncation find the same. */
 static void test_sinks_found(void **state)
 {
     static const int32_t rows[] = {30, 700, 2000};
@@ -284,6 +292,7 @@ static void test_sinks_found(void **state)
         struct attn_bench b;
         sr_route_options o = options(0);
         o.eps = .9f; /* nothing far is worth reading */
+        o.look = i < 2;
         sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
         for (int32_t at = 0; at < AT; at += batches[i])
             sr_bench_fill(&b, w, at, at + batches[i] < AT ? at + batches[i] : AT);
@@ -298,8 +307,10 @@ static void test_sinks_found(void **state)
         assert_int_equal(sr_sinks_get(b.seq->sinks, 2, 1, 4, AT, &found), 0);
         assert_int_equal(sr_sinks_get(b.seq->sinks, 0, 0, 4, AT, &found), 0);
         sr_bench_step(&b, w, AT, out);
-        for (int k = 0; k < 3; k++) assert_true(is_listed(&b, 0, rows[k]));
+        for (int k = 0; k < 3; k++) assert_int_equal(is_listed(&b, 0, rows[k]), !o.look);
         assert_false(is_listed(&b, 1, 700));
+        assert_int_equal(unlisted(&b, 1), o.n_sinks + o.window);
+        assert_int_equal(unlisted(&b, 0), o.n_sinks + o.window + (o.look ? 3 : 0));
         assert_int_equal(sr_attn_seq_truncate(b.seq, 2000, NULL), SR_OK);
         assert_int_equal(sr_sinks_get(b.seq->sinks, 2, 0, 4, AT, &found), 2);
         sr_bench_close(&b);

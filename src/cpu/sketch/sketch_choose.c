@@ -84,6 +84,18 @@ static void copy_logits(const struct choose_job *j, const struct choose_span *s,
                logits + g * SR_CHUNK_ROWS + s->row0, (size_t)(s->row1 - s->row0) * sizeof(float));
 }
 
+/* What the sketch says of rows that were read already counts for nothing: it is far from the truth for rows as unlike
+ * the others as sinks are, and the near state has them. */
+static void forget_found(const struct choose_job *j, const struct choose_span *s, float *logits)
+{
+    if (!j->a->found) return;
+    const int32_t base = s->chunk * SR_CHUNK_ROWS, *found = j->a->found[s->unit];
+    for (int32_t f = 0; f < j->a->n_found[s->unit]; f++) {
+        const int32_t at = found[f] - base;
+        for (int32_t g = 0; at >= s->row0 && at < s->row1 && g < j->a->shape->group; g++) logits[g * SR_CHUNK_ROWS + at] = -INFINITY;
+    }
+}
+
 /* ---- the bound from below ---- */
 
 enum { WORTH_SEEING = SR_CHUNK_ROWS / 8 };
@@ -137,6 +149,7 @@ static void score_span(const struct choose_job *j, int32_t span, float *logits)
     j->s->span_touched[span] = (struct attn_touched){0};
     j->c->k.sketch_score(&score);
     if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, logits);
+    forget_found(j, s, logits);
     for (int32_t g = 0; g < group; g++) floor[g] = floor_of(w, g);
     struct sketch_mass mass = {
         .group = group, .row0 = s->row0, .row1 = s->row1, .logits = logits, .max = max, .floor = floor,
@@ -191,18 +204,17 @@ static void report(const struct choose_job *j, int32_t u, const struct totals *t
     }
 }
 
-/* Everything far: there is nothing for a second look. */
+/* Everything far that was not read: there is nothing for a second look. */
 static void choose_all(const struct choose_job *j, int32_t u, const struct totals *t)
 {
-    const int32_t n_far = j->s->choose[u].n_far;
-    for (int32_t i = 0; i < n_far; i++) j->a->list[u][i] = j->a->n_sinks + i;
-    j->a->n_list[u] = n_far;
+    const int32_t end = j->a->n_sinks + j->s->choose[u].n_far, n_found = j->a->found ? j->a->n_found[u] : 0;
+    int32_t n = 0;
+    for (int32_t row = j->a->n_sinks, f = 0; row < end; row++) {
+        if (f < n_found && j->a->found[u][f] == row) f++;
+        else j->a->list[u][n++] = row;
+    }
+    j->a->n_list[u] = n;
     report(j, u, t, NULL);
-}
-
-static int has_found(const struct choose_job *j, int32_t u)
-{
-    return j->a->found && j->a->n_found[u] > 0;
 }
 
 static int within(const double *share, int32_t group, float eps)
@@ -210,28 +222,6 @@ static int within(const double *share, int32_t group, float eps)
     for (int32_t g = 0; g < group; g++)
         if (!(share[g] <= eps)) return 0;
     return 1;
-}
-
-/* Rows that are read in any case go to the first bin, which is listed always. */
-static void raise_found(const struct choose_job *j, int32_t u, const struct totals *t, float *sums)
-{
-    const struct choose_unit *w = &j->s->choose[u];
-    const int32_t group = j->a->shape->group, width = sr_sketch_width(group), *found = j->a->found[u];
-    for (int32_t i = w->first, f = 0; i < w->first + w->n; i++) {
-        const int32_t *rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, n_kept = j->s->spans[i].n_kept;
-        const int32_t end = (j->s->spans[i].chunk + 1) * SR_CHUNK_ROWS;
-        uint16_t *bins = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS;
-        for (int32_t at = 0; f < j->a->n_found[u] && found[f] < end; f++) {
-            while (at < n_kept && rows[at] < found[f]) at++;
-            if (at == n_kept || rows[at] != found[f] || bins[at] >= SR_SKETCH_BINS) continue;
-            for (int32_t g = 0; g < group; g++) {
-                const float share = expf(kept_of(j, i)[g * SR_CHUNK_ROWS + at] - t->log[g]);
-                sums[bins[at] * width + g] -= share;
-                sums[g] += share;
-            }
-            bins[at] = 0;
-        }
-    }
 }
 
 /* Bins of the kept rows, and the shares summed per bin. */
@@ -244,7 +234,6 @@ static void fill_bins(const struct choose_job *j, int32_t u, const struct totals
         j->c->k.sketch_share(&(struct sketch_share){
             .group = group, .n = j->s->spans[i].n_kept, .kept = kept_of(j, i), .log_total = t->log, .cut = w->cut,
             .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS, .sums = sums});
-    if (has_found(j, u)) raise_found(j, u, t, sums);
 }
 
 /* Log share from which on a row is read in any case. */
@@ -303,7 +292,7 @@ static void choose_unit_rows(const struct choose_job *j, int32_t u)
     }
     memcpy(unread, t.far_share, sizeof(unread));
     j->a->n_list[u] = 0;
-    if (eps < 1 && (has_found(j, u) || has_sure(&t, group, eps) || !within(unread, group, eps))) {
+    if (eps < 1 && (has_sure(&t, group, eps) || !within(unread, group, eps))) {
         fill_bins(j, u, &t, w->sums);
         w->end = bins_needed(j, u, w->sums, unread);
         j->a->n_list[u] = list_rows(j, u, w->end);
