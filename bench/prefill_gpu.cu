@@ -96,7 +96,7 @@ static void bench(int len, int n_kv, int group, int d, sr_dtype type)
     CHECK(cudaMemcpy(scales, ones.data(), n_kv * sizeof(float), cudaMemcpyHostToDevice));
     float *rows[4] = {random_rows(len * width, 1), random_rows(len * width, 2), random_rows(len * width * group, 3), memory<float>(len * width * group)};
     const attn_cuda_cache cache = {tables, tables + n_pages, NULL, scales, scales, kv_len, pages, 1};
-    const attn_cuda_append append = {rows[0], rows[1], SR_DTYPE_F32, (int64_t)width, len, NULL};
+    const attn_cuda_append append = {rows[0], rows[1], SR_DTYPE_F32, (int64_t)width, len, NULL, NULL, NULL};
     if (sr_attn_cuda_append(&a, &cache, &append, &err) != SR_OK) fprintf(stderr, "prefill_gpu: %s\n", err.text), exit(1);
     const bool scaled = type == SR_DTYPE_F8_E4M3;
     const struct prefill_params p = {tables, tables + n_pages, scaled ? scales : NULL, scaled ? scales : NULL, rows[2], rows[3], type, pages, n_kv, group, d,

@@ -32,7 +32,7 @@ static void layout(struct arena *a, struct device_seq *d, size_t units)
     d->scales = sr_arena_take(a, d->cache.shape.k_type == SR_DTYPE_F8_E4M3 ? 2 * units : 0, sizeof *d->scales);
 }
 
-/* A sequence that begins with a step, whose first row is all there is to see, keeps 1. */
+/* 1, till the first rows come. */
 static sr_status plain_scales(struct attn_seq *s, sr_error *err)
 {
     struct device_seq *d = s->device;

@@ -23,7 +23,8 @@ struct device_cache {
     struct sketch_shape sketch;     /* row_bytes as sketch_row_bytes says */
     int32_t n_kv_heads, max_pages;
     void **k_page, **v_page, **y_page;
-    float *k_scale, *v_scale;       /* [n_layers][n_kv_heads], F8_E4M3 only: append sets them from the rows at position 0 */
+    float *k_scale, *v_scale;       /* [n_layers][n_kv_heads], F8_E4M3 only: append and step set them from the rows that
+                                       come with position 0 */
     const int32_t *kv_len;          /* rows present, the ones being worked on included */
     struct found_sinks *found;      /* [n_layers][n_kv_heads], kept by append and step; what lies at or after an appended
                                        row is forgotten, all of it while rows below SR_SINKS_REFERENCE come */

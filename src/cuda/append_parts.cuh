@@ -30,6 +30,22 @@ static __device__ __forceinline__ void store_element(int type, uint8_t *page, in
     else page[slot * d + i] = __nv_cvt_float_to_fp8(x * inverse, __NV_SATFINITE, __NV_E4M3);
 }
 
+// The scale of a head whose first rows are at most `max`: attention/sequence.c has the rule.
+static __device__ __forceinline__ float scale_of_most(float max)
+{
+    return exp2f((float)(max < CUDART_INF_F ? ilogbf(fmaxf(max, 1.0f)) - 4 : 0));
+}
+
+// Of a first row that comes alone: 1 over its head's scale, which is written down. A warp; each lane brings the most of its elements.
+static __device__ __forceinline__ float begin_scale(float *scale, float max)
+{
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, i));
+    const float mine = scale_of_most(max);
+    if (threadIdx.x % WARP == 0) *scale = mine;
+    return 1.0f / mine;
+}
+
 // ---- found sinks: attention/sinks.c has the rule ----
 
 static __device__ __forceinline__ bool is_sink(const struct found_sinks &u, float k, float v)

@@ -142,12 +142,18 @@ static void place(struct backend *b, const struct device_place_args *a)
     sr_cuda_note(c, cudaGetLastError(), "page table");
 }
 
+static struct attn_cuda_append append_of(const struct device_cache *cache, int32_t layer, const float *k, const float *v, int32_t n)
+{
+    const int64_t head = (int64_t)layer * cache->n_kv_heads, stride = (int64_t)cache->n_kv_heads * cache->shape.head_dim;
+    float *k_scale = cache->k_scale ? cache->k_scale + head : NULL, *v_scale = cache->v_scale ? cache->v_scale + head : NULL;
+    return attn_cuda_append{k, v, SR_DTYPE_F32, stride, n, cache->found + head, k_scale, v_scale};
+}
+
 static void append_rows(struct backend_cuda *c, const struct device_cache *cache, int32_t layer, const float *k, const float *v, int32_t n)
 {
     const struct attn_cuda call = common(c, cache);
     const struct attn_cuda_cache rows = layer_of(cache, layer);
-    const struct attn_cuda_append a = {k, v, SR_DTYPE_F32, (int64_t)cache->n_kv_heads * cache->shape.head_dim, n,
-                                       cache->found + (size_t)layer * (size_t)cache->n_kv_heads};
+    const struct attn_cuda_append a = append_of(cache, layer, k, v, n);
     sr_error err;
     note(c, sr_attn_cuda_append(&call, &rows, &a, &err), &err);
 }
@@ -165,7 +171,7 @@ static void set_scales(struct backend_cuda *c, const struct device_rows_args *a)
 static void append(struct backend *b, const struct device_rows_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
-    if (a->pos0 == 0 && a->cache->k_scale) set_scales(c, a);
+    if (a->pos0 == 0 && a->n > 1 && a->cache->k_scale) set_scales(c, a);
     append_rows(c, a->cache, a->layer, a->k, a->v, a->n);
 }
 
@@ -308,7 +314,8 @@ static void rotate_and_append(struct backend_cuda *c, const struct device_step_a
 {
     const struct device_cache *cache = a->cache;
     const struct attn_cuda_cache rows = layer_of(cache, a->layer);
-    sr_cuda_rope_append(c, rope, a->v, &rows, cache->shape.k_type, cache->found + (size_t)a->layer * (size_t)cache->n_kv_heads);
+    const struct attn_cuda_append row = append_of(cache, a->layer, a->k, a->v, 1);
+    sr_cuda_rope_append(c, rope, &row, &rows, cache->shape.k_type);
 }
 
 static void step(struct backend *b, const struct device_step_args *a)

@@ -95,8 +95,16 @@ struct attn_cuda {                        /* host; common to all calls */
 /* ---- append ---- */
 
 /* Rows kv_len - n .. kv_len - 1 of every sequence, from k, v [n_seqs][n][n_kv_heads * head_dim] (`stride` elements from
- * row to row; src_type F32, F16 or BF16). `found`: the sinks among them are noted (backend/found_sinks.h). */
-struct attn_cuda_append { const void *k, *v; sr_dtype src_type; int64_t stride; int32_t n; struct found_sinks *found; /* [n_units] or NULL */ };
+ * row to row; src_type F32, F16 or BF16). `found`: the sinks among them are noted (backend/found_sinks.h). A row 0 that
+ * comes alone sets k_scale and v_scale (F8_E4M3, one sequence) as sr_attn_cuda_scales would. */
+struct attn_cuda_append {
+    const void *k, *v;
+    sr_dtype src_type;
+    int64_t stride;
+    int32_t n;
+    struct found_sinks *found;            /* [n_units] or NULL */
+    float *k_scale, *v_scale;             /* [n_kv_heads] or NULL */
+};
 sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_append *a, sr_error *err);
 

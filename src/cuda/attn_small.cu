@@ -31,8 +31,7 @@ __global__ void scales_kernel(const __grid_constant__ scales_params p)
     __syncthreads();
     if (threadIdx.x != 0) return;
     for (int i = 1; i < 8; i++) max = fmaxf(max, most[i]);
-    const int power = max < CUDART_INF_F ? ilogbf(fmaxf(max, 1.0f)) - 4 : 0;
-    (blockIdx.x % 2 ? p.a.v_scale : p.a.k_scale)[head] = exp2f((float)power);
+    (blockIdx.x % 2 ? p.a.v_scale : p.a.k_scale)[head] = scale_of_most(max);
 }
 
 // ---- found sinks: attention/sinks.c has the rule ----
@@ -117,7 +116,12 @@ __global__ void append_kernel(const __grid_constant__ append_params p)
     uint8_t *page = (uint8_t *)table[((int64_t)seq * p.n_kv_heads + head) * p.cache.max_pages + row / SR_PAGE_ROWS];
     const void *src = is_v ? p.a.v : p.a.k;
     const float *scales = is_v ? p.cache.v_scale : p.cache.k_scale;
-    const float inverse = p.type == ELEM_F8 && scales ? 1.0f / scales[head] : 1.0f;
+    float inverse = p.type == ELEM_F8 && scales ? 1.0f / scales[head] : 1.0f;
+    if (row == 0 && p.a.n == 1 && p.a.k_scale) {
+        float max = 0.0f;
+        for (int i = lane; i < d; i += WARP) max = fmaxf(max, fabsf(source_of(p, src, token * p.a.stride + head * d + i)));
+        inverse = begin_scale((is_v ? p.a.v_scale : p.a.k_scale) + head, max);
+    }
     for (int i = lane; i < d; i += WARP)
         store_element(p.type, page, slot, d, i, source_of(p, src, token * p.a.stride + head * d + i), inverse);
     if (!p.a.found || p.a.n != 1 || is_v) return;

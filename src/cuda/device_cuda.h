@@ -83,11 +83,12 @@ void sr_cuda_rope(struct backend *b, const struct rope_args *a);
 /* Whether a rope of just this q and k is held back; then it is the caller's, and everything else is done. */
 bool sr_cuda_take_rope(struct backend_cuda *c, const float *q, const float *k, struct rope_args *out);
 
-/* rope_append.cu: that rope, k (its second array) and v into the cache of one sequence and layer, and what its found sinks say. */
+/* rope_append.cu: that rope, and its k (the second array) with the v of `row` into the cache of one sequence and layer, as
+ * sr_attn_cuda_append would. */
+struct attn_cuda_append;
 struct attn_cuda_cache;
-struct found_sinks;
-void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const float *v, const struct attn_cuda_cache *cache, sr_dtype type,
-                         struct found_sinks *found);
+void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct attn_cuda_cache *cache,
+                         sr_dtype type);
 
 /* smallops_cuda.cu */
 void sr_cuda_norm_now(struct backend_cuda *c, const struct norm_args *a);

@@ -86,21 +86,42 @@ static __global__ void round_kernel(const float *x, int64_t x_stride, __nv_bfloa
     if (i < d) out[t * d + i] = __float2bfloat16_rn(x[t * x_stride + i]);
 }
 
-/* One thread per group of 32. */
+/* Four codes, bytes of a word, as weights: a byte below the bits of 2^23 is 2^23 and that many. */
 template <int TYPE>
-static __global__ void expand_kernel(const struct cuda_planes w, int64_t first, int64_t n_groups, __nv_bfloat16 *out)
+static __device__ __forceinline__ uint2 weights_of(uint32_t codes, float scale, float offset)
 {
-    const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= n_groups) return;
-    const plane_place place = sr_place(w, sr_record(TYPE), (first + at) / w.groups, (first + at) % w.groups);
+    constexpr bool is_signed = TYPE == SR_DTYPE_Q8_0;
+    const uint32_t word = is_signed ? codes ^ 0x80808080u : codes;
+    float x[4];
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+        x[b] = fmaf(scale, __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7650u + b)) - (is_signed ? 8388736.0f : 8388608.0f), offset);
+    const __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]), high = __floats2bfloat162_rn(x[2], x[3]);
+    return make_uint2(*reinterpret_cast<const uint32_t *>(&low), *reinterpret_cast<const uint32_t *>(&high));
+}
+
+/* A block two times four groups of 16 rows, as they lie side by side in records; a thread the elements [8 h, 8 h + 8) of a group
+ * and those 16 behind, so that two neighbours fill whole sectors. */
+enum { EXPAND_THREADS = 2 * TILE_ROWS * QUAD * 2 };
+
+template <int TYPE>
+static __global__ void __launch_bounds__(EXPAND_THREADS) expand_kernel(const struct cuda_planes w, int64_t first, int64_t n_rows, __nv_bfloat16 *out)
+{
+    const int h = threadIdx.x % 2, r = threadIdx.x / (2 * QUAD) % TILE_ROWS;
+    const int64_t g = (int64_t)blockIdx.y * 2 * QUAD + threadIdx.x / (2 * QUAD * TILE_ROWS) * QUAD + threadIdx.x / 2 % QUAD;
+    const int64_t row = (int64_t)blockIdx.x * TILE_ROWS + r;
+    if (row >= n_rows || g >= w.groups) return;
+    const plane_place place = sr_place(w, sr_record(TYPE), first + row, g);
+    const half_bits b = load_half<TYPE>(place, h);
     const group_scale s = load_scale<TYPE>(place);
-    uint32_t bytes[8];
-    unpack<TYPE>(load_bits<TYPE>(place), bytes);
-    __nv_bfloat162 v[16];
+    uint32_t codes[4];
+    unpack_half<TYPE>(b, h, codes);
+    uint4 *to = reinterpret_cast<uint4 *>(out + (row * w.groups + g) * 32) + h;
 #pragma unroll
-    for (int i = 0; i < 16; i++) v[i] = __floats2bfloat162_rn(element_of<TYPE>(bytes, s, 2 * i), element_of<TYPE>(bytes, s, 2 * i + 1));
-#pragma unroll
-    for (int i = 0; i < 4; i++) reinterpret_cast<uint4 *>(out + at * 32)[i] = reinterpret_cast<const uint4 *>(v)[i];
+    for (int i = 0; i < 2; i++) {
+        const uint2 x = weights_of<TYPE>(codes[2 * i], s.scale[i], s.offset[i]), y = weights_of<TYPE>(codes[2 * i + 1], s.scale[i], s.offset[i]);
+        to[2 * i] = make_uint4(x.x, x.y, y.x, y.y);
+    }
 }
 
 static __global__ void narrow_kernel(const __half *w, __nv_bfloat16 *out, int64_t n)
@@ -118,13 +139,12 @@ static __global__ void bias_kernel(float *y, int64_t y_stride, const float *bias
 static unsigned blocks_of(int64_t n) { return (unsigned)((n + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS); }
 
 #define EXPAND(type) \
-    case type: expand_kernel<type><<<grid, SR_CUDA_THREADS, 0, c->stream>>>(*sr_planes_of(w), first, n_groups, c->matmul->tile); break
+    case type: expand_kernel<type><<<grid, EXPAND_THREADS, 0, c->stream>>>(*sr_planes_of(w), row, n, c->matmul->tile); break
 
-/* Rows [row, row + n) of w into the tile. */
+/* Rows [row, row + n) of w into the tile; row is a multiple of TILE_ROWS. */
 static void expand_rows(struct backend_cuda *c, const struct weight *w, int64_t row, int64_t n)
 {
-    const int64_t first = row * (w->n_in / 32), n_groups = n * (w->n_in / 32);
-    const unsigned grid = blocks_of(n_groups);
+    const dim3 grid((unsigned)((n + TILE_ROWS - 1) / TILE_ROWS), (unsigned)((w->n_in / 32 + 2 * QUAD - 1) / (2 * QUAD)));
     switch (w->dtype) {
         EXPAND(SR_DTYPE_Q8_0);
         EXPAND(SR_DTYPE_Q4_0);
@@ -218,7 +238,7 @@ static void product_many(struct backend_cuda *c, const struct matmul_args *a, in
 {
     const struct weight *w = a->w[i];
     const bool f32 = w->dtype == SR_DTYPE_F32, as_is = f32 || w->dtype == SR_DTYPE_BF16;
-    const int64_t most = as_is ? w->n_out : (int64_t)(TILE_BYTES / sizeof(__nv_bfloat16)) / w->n_in;
+    const int64_t most = as_is ? w->n_out : (int64_t)(TILE_BYTES / sizeof(__nv_bfloat16)) / w->n_in / TILE_ROWS * TILE_ROWS;
     for (int64_t row = 0, n; row < w->n_out; row += n) {
         n = w->n_out - row < most ? w->n_out - row : most;
         if (!as_is) expand_rows(c, w, row, n);

@@ -167,6 +167,41 @@ static __device__ __forceinline__ void unpack(const group_bits &b, uint32_t (&w)
     }
 }
 
+/* Bytes 8 h ... 8 h + 7 of a group's codes with what they need, and its elements 8 h ... 8 h + 7 and 16 on from them as bytes. */
+struct half_bits { uint2 codes, more, high; };
+
+template <int TYPE>
+static __device__ __forceinline__ half_bits load_half(const plane_place &at, int h)
+{
+    constexpr plane_record F = sr_record(TYPE);
+    half_bits b;
+    const uint8_t *high = at.record + F.high + sr_place_index(at) * F.high_bytes;
+    b.codes = __ldcs(reinterpret_cast<const uint2 *>(at.record + sr_code_offset(at, F, 0)) + h);
+    if constexpr (F.code_bytes == 32) b.more = __ldcs(reinterpret_cast<const uint2 *>(at.record + sr_code_offset(at, F, 1)) + h);
+    if constexpr (F.high_bytes == 4) b.high.x = __ldcs(reinterpret_cast<const uint32_t *>(high));
+    if constexpr (F.high_bytes == 8) b.high = __ldcs(reinterpret_cast<const uint2 *>(high));
+    return b;
+}
+
+template <int TYPE>
+static __device__ __forceinline__ void unpack_half(const half_bits &b, int h, uint32_t (&w)[4])
+{
+    const uint32_t c[2] = {b.codes.x, b.codes.y}, m[2] = {b.more.x, b.more.y};
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        w[j] = TYPE == SR_DTYPE_Q8_0 ? c[j] : c[j] & 0x0f0f0f0fu;
+        w[2 + j] = TYPE == SR_DTYPE_Q8_0 ? m[j] : c[j] >> 4 & 0x0f0f0f0fu;
+        if constexpr (sr_record(TYPE).high_bytes == 4) {
+            w[j] |= (b.high.x >> (2 * h + j) & 0x01010101u) << 4;
+            w[2 + j] |= (b.high.x >> (4 + 2 * h + j) & 0x01010101u) << 4;
+        }
+        if constexpr (sr_record(TYPE).high_bytes == 8) {
+            w[j] |= (b.high.x >> 2 * (2 * h + j) & 0x03030303u) << 4;
+            w[2 + j] |= (b.high.y >> 2 * (2 * h + j) & 0x03030303u) << 4;
+        }
+    }
+}
+
 /* Element e of a group, for conversions. */
 template <int TYPE>
 static __device__ __forceinline__ float element_of(const uint32_t (&w)[8], const group_scale &s, int e)

@@ -20,6 +20,7 @@ struct turn_params {
     int32_t n_heads, n_kv_heads, head_dim, half, neox, type;
     struct attn_cuda_cache cache; // of one sequence
     struct found_sinks *found;    // [n_kv_heads]
+    float *k_scale, *v_scale;     // [n_kv_heads], set by a first row; or NULL
 };
 
 // Where a KV head's row goes, and what was noted of its head; all there before the step began.
@@ -67,9 +68,22 @@ __device__ __forceinline__ float norm_of(const float *row, int d, int lane)
     return sqrtf(sum);
 }
 
-__device__ __forceinline__ void append_head(const turn_params &p, const row_place &at, int head, const float *k, const float *v, int lane)
+// 1 over the scale that a first row sets.
+__device__ __forceinline__ float begin_with(float *scale, const float *x, int d, int lane)
+{
+    float max = 0.0f;
+#pragma unroll 1
+    for (int i = lane; i < d; i += WARP) max = fmaxf(max, fabsf(x[i]));
+    return begin_scale(scale, max);
+}
+
+__device__ __forceinline__ void append_head(const turn_params &p, row_place &at, int head, const float *k, const float *v, int lane)
 {
     const int d = p.head_dim, slot = at.row % SR_PAGE_ROWS;
+    if (at.row == 0 && p.k_scale) {
+        at.k_inverse = begin_with(p.k_scale + head, k, d, lane);
+        at.v_inverse = begin_with(p.v_scale + head, v, d, lane);
+    }
 #pragma unroll 1
     for (int is_v = 0; is_v < 2; is_v++)
 #pragma unroll 1
@@ -102,15 +116,15 @@ __global__ void __launch_bounds__(HEAD_WARPS * WARP) turn_kernel(const __grid_co
 
 } // namespace
 
-void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const float *v, const struct attn_cuda_cache *cache, sr_dtype type,
-                         struct found_sinks *found)
+void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct attn_cuda_cache *cache,
+                         sr_dtype type)
 {
     assert(r->head_dim <= MOST_DIM && r->n == 1);
     struct turn_params p = {};
     sr_cuda_rope_angles(c, r, &p.cos, &p.sin);
     p.q = r->x;
     p.k = r->x2;
-    p.v = v;
+    p.v = (const float *)row->v;
     p.n_heads = r->heads;
     p.n_kv_heads = r->heads2;
     p.head_dim = r->head_dim;
@@ -118,7 +132,9 @@ void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, cons
     p.neox = r->spec->kind == ROPE_NEOX;
     p.type = type == SR_DTYPE_BF16 ? ELEM_BF16 : type == SR_DTYPE_F16 ? ELEM_F16 : type == SR_DTYPE_Q8_0 ? ELEM_Q8 : ELEM_F8;
     p.cache = *cache;
-    p.found = found;
+    p.found = row->found;
+    p.k_scale = row->k_scale;
+    p.v_scale = row->v_scale;
     const int heads = p.n_heads + p.n_kv_heads;
     // The next kernel starts when this one ends, not before: an SM that still holds a block of it cannot be divided anew
     // between shared memory and L1, and attention would run there with little of the latter (docs/speed.md).

@@ -141,7 +141,7 @@ void world::fill()
     const size_t width = (size_t)s.n_kv * s.d;
     const std::vector<float> kf = normals((size_t)s.n_seqs * most * width, 1.0f), vf = normals((size_t)s.n_seqs * most * width, 1.0f);
     const array<float> dk(kf), dv(vf);
-    const attn_cuda_append a = {dk.p, dv.p, SR_DTYPE_F32, (int64_t)width, most, NULL};
+    const attn_cuda_append a = {dk.p, dv.p, SR_DTYPE_F32, (int64_t)width, most, NULL, NULL, NULL};
     TRY(sr_attn_cuda_append(&c, &cache, &a, &err)); // shorter sequences keep the last rows
     CHECK(cudaDeviceSynchronize());
     read_back(k, s.type == SR_DTYPE_F8_E4M3 ? ks.get().data() : nullptr, kd);

@@ -79,7 +79,7 @@ struct world {
         int32_t *kv_len = (int32_t *)take(on_device(std::vector<int32_t>(1, len)));
         const attn_cuda_cache rows = {kt, vt, NULL, k_scale, v_scale, kv_len, pages, 1};
         float *kf = (float *)take(on_device(normals((size_t)len * s.n_kv * s.d, 1.0f))), *vf = (float *)take(on_device(normals((size_t)len * s.n_kv * s.d, 1.0f)));
-        const attn_cuda_append append = {kf, vf, SR_DTYPE_F32, (int64_t)s.n_kv * s.d, len, NULL};
+        const attn_cuda_append append = {kf, vf, SR_DTYPE_F32, (int64_t)s.n_kv * s.d, len, NULL, NULL, NULL};
         TRY(sr_attn_cuda_append(&a, &rows, &append, &err));
         CHECK(cudaDeviceSynchronize());
         read_back(k, kp, kt, page, pages, ks);

@@ -93,7 +93,7 @@ struct cache {
         const int32_t to = from + n;
         const size_t at = (size_t)from * N_KV * D;
         CHECK(cudaMemcpy(len, &to, sizeof to, cudaMemcpyHostToDevice));
-        const attn_cuda_append a = {k + at, v + at, SR_DTYPE_F32, (int64_t)N_KV * D, n, found};
+        const attn_cuda_append a = {k + at, v + at, SR_DTYPE_F32, (int64_t)N_KV * D, n, found, NULL, NULL};
         TRY(sr_attn_cuda_append(&c, &rows, &a, &err));
         CHECK(cudaDeviceSynchronize());
     }
