@@ -13,10 +13,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const char DEFAULT_TEXT[] = "/usr/share/common-licenses/GPL-3";
-enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 2048 };
+enum { DEFAULT_TOKENS = 4096, LEAST_TOKENS = 2048, OUTPUT_BYTES = 4200 };
 
 /* Adds at most `most` tokens of a text. */
 static sr_status add_text(const struct options *o, const sr_model *m, const char *path, int32_t most, int32_t **ids,
@@ -74,20 +75,25 @@ static int calibrate_threshold(const struct options *o, sr_model *m, sr_error *e
     return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
 }
 
+static sr_status output_name(char to[OUTPUT_BYTES], const struct options *o, sr_error *err)
+{
+    const char *end = o->output ? "" : o->paper ? ".tau.json" : ".moments";
+    if (snprintf(to, OUTPUT_BYTES, "%s%s", o->output ? o->output : o->models.v[0], end) < OUTPUT_BYTES) return SR_OK;
+    return sr_refuse(err, SR_ERR_USAGE, "-o: longer than %d bytes", OUTPUT_BYTES - 1);
+}
+
 static int calibrate(const struct options *o, sr_model *m, sr_error *err)
 {
-    char to[4200], shown[120];
+    char to[OUTPUT_BYTES], shown[120];
     int32_t *ids = NULL, n = 0;
     sr_session *s = NULL;
     sr_session_options so;
-    if (snprintf(to, sizeof to, "%s%s", o->output ? o->output : o->models.v[0],
-                 o->output ? "" : ".moments") >= (int)sizeof to)
-        return sr_refuse(err, SR_ERR_USAGE, "-o: longer than %zu bytes", sizeof to - 1);
     sr_model_info info;
     sr_model_get_info(m, &info);
     int32_t most = o->n_ctx ? (int32_t)o->n_ctx : DEFAULT_TOKENS;
     if (most > info.n_ctx_train) most = info.n_ctx_train;
-    sr_status st = read_ids(o, m, most, &ids, &n, err);
+    sr_status st = output_name(to, o, err);
+    if (!st) st = read_ids(o, m, most, &ids, &n, err);
     if (!st) st = sr_setup_session(&so, o, err);
     if (!st && n < LEAST_TOKENS)
         st = sr_refuse(err, SR_ERR_USAGE, "%s: %d tokens to calibrate on, at least %d are needed",
@@ -104,10 +110,25 @@ static int calibrate(const struct options *o, sr_model *m, sr_error *err)
     return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;
 }
 
+/* Before the work, not after it: the folder takes a file, and moments find a name that a rename may take. */
+static sr_status check_output(const struct options *o, sr_error *err)
+{
+    char to[OUTPUT_BYTES], shown[120];
+    struct stat is;
+    sr_status st = output_name(to, o, err);
+    if (st) return st;
+    const int exists = lstat(to, &is) == 0;
+    if (exists && o->paper && !S_ISDIR(is.st_mode)) return SR_OK; /* written where it is */
+    if (exists && !S_ISREG(is.st_mode) && !S_ISDIR(is.st_mode))
+        return sr_refuse(err, SR_ERR_IO, "-o %s: not a regular file", sr_visible(shown, sizeof shown, to));
+    return sr_setup_check_output("-o", to, err);
+}
+
 int sr_cmd_calibrate(const struct options *o, sr_error *err)
 {
     sr_model *m;
     sr_status st = sr_setup_check_model(o, 0, err);
+    if (!st) st = check_output(o, err);
     struct options own = *o; /* the file being made is not read */
     own.moments = "none";
     if (!st) st = sr_setup_model(&m, &own, 0, 0, err);

@@ -6,9 +6,12 @@
 #include "diag.h"
 #include "progress.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 sr_status sr_setup_check_model(const struct options *o, int many, sr_error *err)
 {
@@ -246,4 +249,27 @@ sr_status sr_setup_sampler(sr_sampler **out, uint64_t seed, const struct options
 sr_bos sr_setup_bos(const struct options *o)
 {
     return o->bos == CHOICE_ON ? SR_BOS_ON : o->bos == CHOICE_OFF ? SR_BOS_OFF : SR_BOS_AUTO;
+}
+
+/* Why a file of this name could not be made, as an errno; 0: it could. What is no regular file is not replaced: a
+ * device or a pipe is written as it is, or refused by who writes. */
+static int against_writing(const char *path)
+{
+    char folder[4200];
+    struct stat st;
+    const char *slash = strrchr(path, '/');
+    const size_t n = slash ? (size_t)(slash - path) + 1 : 0;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) return S_ISDIR(st.st_mode) ? EISDIR : 0;
+    if (n >= sizeof folder) return ENAMETOOLONG;
+    memcpy(folder, path, n);
+    folder[n] = '\0';
+    return access(n ? folder : ".", W_OK | X_OK) ? errno : 0;
+}
+
+sr_status sr_setup_check_output(const char *flag, const char *path, sr_error *err)
+{
+    char shown[120];
+    const int cause = path ? against_writing(path) : 0;
+    if (!cause) return SR_OK;
+    return sr_refuse(err, SR_ERR_IO, "%s %s: %s", flag, sr_visible(shown, sizeof shown, path), strerror(cause));
 }

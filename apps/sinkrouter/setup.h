@@ -26,5 +26,8 @@ sr_status sr_setup_dtype(sr_dtype *out, const char *name, sr_error *err);
 /* Tokens of one prefill batch: the smaller of -ub and -b. */
 int32_t sr_setup_batch(int64_t batch, int64_t ubatch);
 sr_bos sr_setup_bos(const struct options *o);
+/* The file of an output flag (NULL: none) can be written when the work is done, as far as one can tell now: its folder
+ * is there and takes files. */
+sr_status sr_setup_check_output(const char *flag, const char *path, sr_error *err);
 
 #endif

@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static json_t *number(double v)
@@ -184,15 +185,19 @@ static json_t *all_json(const struct talk *t, const struct answer *answers, int3
     return j;
 }
 
-/* The new file is complete on disk before it takes the name. */
+/* The new file is complete on disk before it takes the name. What is no regular file keeps its name and is written as it
+ * is: a pipe, a device, a link. */
 static sr_status write_file(const char *path, const char *text, sr_error *err)
 {
     char temporary[4096], shown[120];
+    struct stat is;
     size_t n = strlen(text), at = 0;
-    int ok =
-        snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid()) < (int)sizeof temporary;
+    const int directly = lstat(path, &is) == 0 && !S_ISREG(is.st_mode);
+    const int bytes = directly ? snprintf(temporary, sizeof temporary, "%s", path)
+                               : snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid());
+    int ok = bytes < (int)sizeof temporary;
     if (!ok) errno = ENAMETOOLONG;
-    int fd = ok ? open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666) : -1;
+    int fd = ok ? open(temporary, O_WRONLY | (directly ? 0 : O_CREAT) | O_TRUNC | O_CLOEXEC, 0666) : -1;
     ok = fd >= 0;
     while (ok && at < n) {
         ssize_t w = write(fd, text + at, n - at);
@@ -200,12 +205,12 @@ static sr_status write_file(const char *path, const char *text, sr_error *err)
         ok = w > 0;
         at += ok ? (size_t)w : 0;
     }
-    ok = ok && fsync(fd) == 0;
+    ok = ok && (fsync(fd) == 0 || (directly && errno == EINVAL)); /* nothing to sync */
     if (fd >= 0 && close(fd) != 0) ok = 0;
-    ok = ok && rename(temporary, path) == 0;
+    ok = ok && (directly || rename(temporary, path) == 0);
     if (ok) return SR_OK;
     int saved = errno;
-    if (fd >= 0) unlink(temporary);
+    if (fd >= 0 && !directly) unlink(temporary);
     return sr_refuse(err, SR_ERR_IO, "--stats %s: %s", sr_visible(shown, sizeof shown, path),
                      strerror(saved));
 }

@@ -152,6 +152,8 @@ sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
     sr_route_options checked; /* before the model is loaded: wrong usage should not wait for it */
     sr_status st = sr_setup_check_model(o, 0, err);
     if (!st) st = sr_setup_route(&checked, o, NULL, err);
+    if (!st) st = sr_setup_check_output("--session", o->session, err);
+    if (!st) st = sr_setup_check_output("--stats", o->stats, err);
     if (!st) st = open_model(t, err);
     if (st) return st;
     st = pick_template(t, &stop_texts, err);

@@ -111,6 +111,7 @@ static sr_status write_file(const char *path, const uint8_t *data, size_t bytes,
 {
     sr_status st = SR_OK;
     size_t room = strlen(path) + 8;
+    SR_TRY(sr_mapfile_check_target(path, err));
     char *temp = sr_alloc(room);
     if (!temp) return sr_fail_memory(err, room, "path");
     snprintf(temp, room, "%s.XXXXXX", path);

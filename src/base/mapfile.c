@@ -107,6 +107,7 @@ static const char *not_regular(mode_t mode)
 {
     if (S_ISREG(mode)) return NULL;
     if (S_ISDIR(mode)) return "is a directory";
+    if (S_ISLNK(mode)) return "is a symbolic link";
     if (S_ISFIFO(mode)) return "is a FIFO";
     if (S_ISCHR(mode) || S_ISBLK(mode)) return "is a device";
     return S_ISSOCK(mode) ? "is a socket" : "is not a regular file";
@@ -165,6 +166,18 @@ sr_status sr_mapfile_open(struct mapfile *f, const char *path, sr_error *err)
     memcpy(m.path, path, n);
     *f = m;
     return SR_OK;
+}
+
+sr_status sr_mapfile_check_target(const char *path, sr_error *err)
+{
+    struct stat st;
+    char name[NAME_BYTES];
+    if (lstat(path, &st)) {
+        if (errno == ENOENT) return SR_OK;
+        return sr_fail(err, SR_ERR_IO, "%s: cannot write: %s", name_of(name, path), strerror(errno));
+    }
+    const char *reason = not_regular(st.st_mode);
+    return reason ? sr_fail(err, SR_ERR_IO, "%s: %s, want a regular file", name_of(name, path), reason) : SR_OK;
 }
 
 void sr_mapfile_close(struct mapfile *f)

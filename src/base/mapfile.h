@@ -21,6 +21,10 @@ struct mapfile {
 sr_status sr_mapfile_open(struct mapfile *f, const char *path, sr_error *err);
 void sr_mapfile_close(struct mapfile *f);
 
+/* A name that a finished file may be renamed to: absent, or a regular file. A rename would put a file in the place of a
+ * device or a link, not write through it. SR_ERR_IO says what it is instead. */
+sr_status sr_mapfile_check_target(const char *path, sr_error *err);
+
 void sr_mapfile_guard_install(void);
 int sr_mapfile_lost(void); /* non-zero after a mapped page could not be read */
 

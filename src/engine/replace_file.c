@@ -5,6 +5,7 @@
  */
 #include "engine/replace_file.h"
 
+#include "base/mapfile.h"
 #include "base/memory.h"
 
 #include <errno.h>
@@ -24,16 +25,6 @@ static sr_status fail_io(const struct replacement *r, const char *what, sr_error
     const int scarce = cause == EMFILE || cause == ENFILE || cause == ENOMEM;
     return sr_fail(err, scarce ? SR_ERR_RESOURCE : SR_ERR_IO, "%s: %s: %s", sr_escape(name, sizeof(name), r->path, strlen(r->path)),
                    what, strerror(cause));
-}
-
-static sr_status check_target(const struct replacement *r, sr_error *err)
-{
-    struct stat st;
-    char name[NAME];
-    if (lstat(r->path, &st)) return errno == ENOENT ? SR_OK : fail_io(r, "cannot write", err);
-    if (S_ISREG(st.st_mode)) return SR_OK;
-    return sr_fail(err, SR_ERR_IO, "%s: is %s, want a regular file", sr_escape(name, sizeof(name), r->path, strlen(r->path)),
-                   S_ISLNK(st.st_mode) ? "a symbolic link" : S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
 }
 
 static sr_status make_names(struct replacement *r, sr_error *err)
@@ -88,7 +79,7 @@ sr_status sr_replace_begin(struct replacement *r, const char *path, sr_error *er
 {
     *r = (struct replacement){.path = path, .lock_fd = -1, .fd = -1};
     sr_status st;
-    SR_TRY(check_target(r, err));
+    SR_TRY(sr_mapfile_check_target(r->path, err));
     SR_TRY(make_names(r, err));
     SR_TRY_GOTO(take_lock(r, err));
     r->buffer = sr_alloc(BUFFER);
@@ -159,7 +150,7 @@ sr_status sr_replace_commit(struct replacement *r, sr_error *err)
     const int close_failed = close(r->fd);
     r->fd = -1;
     if (st == SR_OK && close_failed) st = fail_io(r, "cannot close", err);
-    if (st == SR_OK) st = check_target(r, err); /* rename would replace a link that came meanwhile, not follow it */
+    if (st == SR_OK) st = sr_mapfile_check_target(r->path, err); /* rename would replace a link that came meanwhile, not follow it */
     if (st == SR_OK && rename(r->part, r->path)) st = fail_io(r, "cannot rename its temporary file", err);
     if (st != SR_OK) unlink(r->part);
     else st = sync_folder(r, err);

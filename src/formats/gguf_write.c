@@ -6,6 +6,7 @@
  */
 #include "formats/gguf_write.h"
 
+#include "base/mapfile.h"
 #include "base/memory.h"
 
 #include <errno.h>
@@ -259,6 +260,7 @@ sr_status sr_gguf_put_data(struct gguf_writer *w, const void *data, size_t bytes
 sr_status sr_gguf_writer_new(struct gguf_writer **out, const char *path, sr_error *err)
 {
     const size_t path_bytes = strlen(path) + 1;
+    SR_TRY(sr_mapfile_check_target(path, err));
     struct gguf_writer *w = sr_alloc_zero(1, sizeof(*w));
     if (!w) return sr_fail_memory(err, sizeof(*w), "GGUF writer");
     w->path = sr_alloc(2 * path_bytes + 5);

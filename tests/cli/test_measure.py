@@ -234,7 +234,11 @@ def moments():
         equal(f.read() == first, False, "the second text says nothing")
     run("calibrate", "-m", MODEL, "-f", TEXT, "-f", other, "-f", few, "-c", "3300", "-o", file)
     one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "300", "-o", file, rc=2)[1], "-c", "2048")
-    one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "2048", "-o", "/absent/m", "--quiet", rc=4)[1], "/absent/m")
+    one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-c", "2048", "-o", "/absent/m", "--quiet", rc=4)[1], "-o /absent/m")
+    os.symlink("/dev/null", path("null"))
+    for more in ([], ["--paper"]):  # before the work, so without a progress line
+        one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-o", path(""), *more, rc=4)[1], "Is a directory")
+    one_line(run("calibrate", "-m", MODEL, "-f", TEXT, "-o", path("null"), rc=4)[1], "not a regular file")
     one_line(run("run", "-m", MODEL, "-p", "x", "--greedy", "--moments", "/absent", rc=4)[1], "/absent")
     one_line(run("run", "-m", MODEL, "-p", "x", "--greedy", "--moments", write("cut", first[:999]), rc=3)[1], "cut")
 

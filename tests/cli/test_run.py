@@ -218,7 +218,13 @@ def stats_file():
     equal((r["audits"], r["units_near"], r["cases"]), (r["units"], r["units"], 3 * r["units"]))
     equal(0 < r["read"] < 1, True)
     equal([n for n in os.listdir(os.path.dirname(path("x"))) if ".tmp." in n], [])
-    one_line(greedy("-n", "1", "--quiet", "--stats", "/absent/s.json", rc=4)[1], "--stats /absent/s.json")
+    absent = greedy("-n", "1", "--quiet", "--stats", "/absent/s.json", rc=4)  # found before the work
+    one_line(absent[1], "--stats /absent/s.json")
+    equal(absent[0], "")
+    os.symlink("/dev/null", path("null"))  # what is no file is written where it is: never replaced
+    greedy("-n", "1", "--quiet", "--stats", path("null"))
+    equal(os.path.islink(path("null")), True)
+    one_line(greedy("-n", "1", "--quiet", "--stats", "/dev/full", rc=4)[1], "--stats /dev/full")
 
 
 @test
@@ -237,7 +243,9 @@ def sessions():
     for name, data in (("cut", good[:len(good) // 2]), ("flip", good[:5000] + bytes([good[5000] ^ 1]) + good[5001:]), ("none", b"")):
         one_line(greedy("-n", "2", "--quiet", "--session", write(name, data), rc=3)[1], name)
     one_line(greedy("-n", "2", "--quiet", "--session", file, "-ctk", "q8_0", rc=6)[1], file)
-    one_line(greedy("-n", "2", "--quiet", "--session", "/absent/s", rc=4)[1], "/absent/s")
+    absent = greedy("-n", "2", "--quiet", "--session", "/absent/s", rc=4)
+    one_line(absent[1], "--session /absent/s")
+    equal(absent[0], "", "an answer that no session could keep")
     with open(file, "rb") as f:
         equal(f.read() == good, True, "the same command saved other bytes")
 

@@ -329,6 +329,9 @@ static void test_moments_file(void **state)
     fclose(in);
     assert_memory_equal(copy, f.data, f.bytes);
     unlink(again);
+    assert_int_equal(symlink("/dev/null", again), 0); /* a rename would replace it */
+    assert_int_equal(sr_moments_save(m, &w->rope, again, &err), SR_ERR_IO);
+    assert_int_equal(unlink(again), 0);
     sr_moments_free(m);
     assert_int_equal(load("/nonexistent/moments", &shape, &w->rope, &err), SR_ERR_IO);
     refuse_damage(&f, &shape, &w->rope);

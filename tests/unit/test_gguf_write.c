@@ -243,6 +243,10 @@ static void directory_is_absent(void **state)
     assert_int_equal(sr_gguf_writer_new(&w, sr_tb_path("no/such/dir.gguf"), &err), SR_ERR_IO);
     assert_null(w);
     assert_non_null(strstr(err.text, "dir.gguf.part"));
+    assert_int_equal(symlink("/dev/null", sr_tb_path("link")), 0); /* as a device: a rename would replace it */
+    assert_int_equal(sr_gguf_writer_new(&w, sr_tb_path("link"), &err), SR_ERR_IO);
+    assert_non_null(strstr(err.text, "is a symbolic link"));
+    assert_int_equal(unlink(sr_tb_path("link")), 0);
 }
 
 static void disk_is_full(void **state)

@@ -66,6 +66,27 @@ static void refused(const char *path, const char *reason)
     assert_string_equal(f.path, "untouched");
 }
 
+static void target_refused(const char *path, const char *reason)
+{
+    sr_error err;
+    assert_int_equal(sr_mapfile_check_target(path, &err), SR_ERR_IO);
+    if (!strstr(err.text, reason)) fail_msg("'%s' does not say '%s'", err.text, reason);
+}
+
+static void targets_are_files(void **state)
+{
+    (void)state;
+    assert_int_equal(sr_mapfile_check_target(in_dir("absent"), NULL), SR_OK);
+    write_file(in_dir("f"), "x", 1);
+    assert_int_equal(sr_mapfile_check_target(in_dir("f"), NULL), SR_OK);
+    target_refused(in_dir("f/x"), "Not a directory");
+    target_refused(dir, "is a directory");
+    target_refused("/dev/null", "is a device");
+    assert_int_equal(symlink("f", in_dir("link")), 0);
+    target_refused(in_dir("link"), "is a symbolic link");
+    unlink(in_dir("link"));
+}
+
 static void odd_files_are_refused(void **state)
 {
     (void)state;
@@ -280,7 +301,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(odd_files_are_refused),   cmocka_unit_test(content_is_mapped),
         cmocka_unit_test(reads_are_bounded),       cmocka_unit_test(shrinking_file_reads_zeros),
-        cmocka_unit_test(other_faults_still_kill),
+        cmocka_unit_test(other_faults_still_kill), cmocka_unit_test(targets_are_files),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("mapfile", tests, make_dir, drop_dir);
