@@ -38,8 +38,10 @@ enum {
 
 const struct flag sr_flag_table[] = {
     HEAD("Model"),
-    {"-m --model", "FILE", FLAG_TEXTS, ALL, AT(models), 0, 0, 0, NULL,
-     "GGUF file (the first part of a split one) or folder with safetensors; bench: give it again for more models"},
+    {"-m --model", "FILE", FLAG_TEXTS, ALL & ~CMD_BENCH, AT(models), 0, 0, 0, NULL,
+     "GGUF file (the first part of a split one) or folder with safetensors"},
+    {"-m --model", "FILE", FLAG_TEXTS, CMD_BENCH, AT(models), 0, 0, 0, NULL,
+     "GGUF file (the first part of a split one) or folder with safetensors; give it again for more models"},
     {"-t --threads", "N", FLAG_INTS, TALK | CMD_PERPLEXITY | CMD_CALIBRATE, AT(threads), 1, 512, 1, NULL,
      "threads (default: physical cores); results do not depend on it"},
     {"-t --threads", "N,..", FLAG_INTS, CMD_BENCH, AT(threads), 1, 512, 0, NULL,
