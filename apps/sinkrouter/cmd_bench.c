@@ -157,6 +157,7 @@ static sr_status run_modes(struct bench *b, int32_t depth, int32_t p, int32_t n,
     sr_status st = SR_OK;
     for (int32_t i = 0; i < b->o->route.n && !st && !sr_interrupt_pending(); i++) {
         st = sr_setup_route(&b->test.route, b->o, b->o->route.v[i], err);
+        if (!st) sr_setup_warn_min(&b->test.route, b->n_ctx);
         if (!st) st = run_test(b, depth, p, n, err);
     }
     sr_bench_ratios(b->rows, first);
@@ -336,7 +337,7 @@ int sr_cmd_bench(const struct options *given, sr_error *err)
     for (int32_t m = 0; m < o.models.n; m++)
         for (int32_t t = 0; t < o.threads.n && !st && !sr_interrupt_pending(); t++)
             st = run_model(&b, m, (int)o.threads.v[t], err);
-    print(&b);
+    if (!st || json_array_size(b.rows)) print(&b);
     json_decref(b.rows);
     free(b.samples);
     return st ? (int)st : sr_interrupt_pending() ? 128 + sr_interrupt_pending() : 0;

@@ -19,6 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { QUESTION_TOKENS = 32 }; /* room for a needle's question */
+
 struct run {
     const struct options *o;
     sr_model *model;
@@ -209,6 +211,13 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
     return st;
 }
 
+/* Tokens of the longest context that is decoded in. */
+static int32_t longest(const struct run *r)
+{
+    const int32_t decoded = r->is_niah ? r->n_decode * (int32_t)r->o->values + QUESTION_TOKENS : r->n_decode;
+    return r->n_prefill * (int32_t)r->o->tile + decoded;
+}
+
 /* All settings of one mode: the lists that mean something to it. */
 static sr_status measure_mode(struct run *r, const char *mode, sr_error *err)
 {
@@ -217,6 +226,7 @@ static sr_status measure_mode(struct run *r, const char *mode, sr_error *err)
     sr_status st = sr_setup_route(&base, o, mode, err);
     if (st) return st;
     sr_setup_warn_tau(&base, r->n_prefill);
+    sr_setup_warn_min(&base, longest(r));
     int is_mass = base.mode == SR_ROUTE_MASS, is_paper = base.mode == SR_ROUTE_PAPER;
     int has_eps = is_mass || base.mode == SR_ROUTE_TOPP;
     int32_t n_rank = is_mass && o->rank.n ? o->rank.n : 1, n_eps = has_eps && o->eps.n ? o->eps.n : 1;
@@ -331,7 +341,12 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     r->n_prefill = (int32_t)o->n_ctx;
     if (r->is_niah) {
         r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 16;
-        if (!r->n_prefill) r->n_prefill = trained - 32 - r->n_decode * (int32_t)o->values;
+        const int64_t answer = (int64_t)r->n_decode * o->values + QUESTION_TOKENS;
+        const int64_t whole = o->n_ctx ? o->n_ctx + answer : trained;
+        if (answer >= whole || whole > INT32_MAX)
+            return sr_refuse(err, SR_ERR_USAGE, "-n %d: %lld tokens of answers do not fit a context of %lld", r->n_decode,
+                             (long long)answer, o->n_ctx ? (long long)INT32_MAX - o->n_ctx : (long long)trained);
+        r->n_prefill = (int32_t)(whole - answer);
         return sr_corpus_needles(&r->corpus, r->needles, o, r->model, r->n_prefill, err);
     }
     r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 96;
@@ -342,7 +357,9 @@ static sr_status read_corpus(struct run *r, sr_error *err)
             "-c %lld: with -n %d and --tile %lld more than the %d tokens the model was trained for (--allow-extrapolation)",
             (long long)o->n_ctx, r->n_decode, (long long)o->tile, trained);
     if (o->tile > 1 && !o->n_ctx) return sr_refuse(err, SR_ERR_USAGE, "--tile %lld: -c says how many tokens are repeated", (long long)o->tile);
-    if (o->n_ctx * o->tile + r->n_decode > INT32_MAX) return sr_refuse(err, SR_ERR_USAGE, "-c %lld: too long", (long long)o->n_ctx);
+    if (o->n_ctx * o->tile + r->n_decode > INT32_MAX) 
+        return sr_refuse(err, SR_ERR_USAGE, "-c %lld: with -n %d and --tile %lld more than %d tokens", (long long)o->n_ctx,
+                         r->n_decode, (long long)o->tile, INT32_MAX);
     sr_status st = sr_corpus_text(&r->corpus, o, r->model, o->n_ctx ? (int32_t)wanted : 0, trained, err);
     if (!st && !r->n_prefill) r->n_prefill = r->corpus.n - r->n_decode;
     if (!st && r->n_prefill < 1)
@@ -356,7 +373,7 @@ static sr_status prefill(struct run *r, const struct text_list *modes, sr_error 
     sr_session_options s;
     int32_t done = 0;
     sr_status st = sr_setup_session(&s, r->o, err);
-    s.n_ctx = r->n_prefill * (int32_t)r->o->tile + r->n_decode * (r->is_niah ? (int32_t)r->o->values : 1) + (r->is_niah ? 32 : 0);
+    s.n_ctx = longest(r);
     if (!st) st = sr_session_new(&r->session, r->model, &s, err);
     for (int32_t i = 0; !st && i < modes->n; i++) {
         sr_route_mode mode;

@@ -125,6 +125,14 @@ void sr_setup_warn_tau(const sr_route_options *r, int32_t len)
            r->tau_min_len, r->tau_max_len, len);
 }
 
+void sr_setup_warn_min(const sr_route_options *r, int32_t len)
+{
+    static int was_said;
+    if (r->mode == SR_ROUTE_DENSE || len >= r->min_len || was_said) return;
+    was_said = 1;
+    sr_note("--route-min %d: contexts of at most %d tokens are read whole in every mode", r->min_len, len);
+}
+
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err)
 {
     sr_route_options r = sr_route_options_default();

@@ -14,6 +14,8 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
 sr_status sr_setup_check_model(const struct options *o, int many, sr_error *err);
 /* Says once that a context of len tokens lies outside the lengths that paper's cubic was fitted on, where it is clamped. */
 void sr_setup_warn_tau(const sr_route_options *r, int32_t len);
+/* Says once that nothing is routed in contexts of at most len tokens, where --route-min is above them. */
+void sr_setup_warn_min(const sr_route_options *r, int32_t len);
 /* Routing for a mode by name (NULL: --route, or the library's default), with the first of each list. */
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err);
 sr_status sr_setup_session(sr_session_options *out, const struct options *o, sr_error *err);

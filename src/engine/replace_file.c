@@ -33,7 +33,7 @@ static sr_status make_names(struct replacement *r, sr_error *err)
     r->names = sr_alloc(2 * n);
     if (!r->names) return sr_fail_memory(err, 2 * n, "file name");
     snprintf(r->names, n, "%s.lock", r->path);
-    snprintf(r->names + n, n, "%s.part-%ld", r->path, (long)getpid());
+    snprintf(r->names + n, n, "%s.part", r->path);
     r->lock = r->names;
     r->part = r->names + n;
     return SR_OK;
@@ -87,7 +87,7 @@ sr_status sr_replace_begin(struct replacement *r, const char *path, sr_error *er
         st = sr_fail_memory(err, BUFFER, "file buffer");
         goto fail;
     }
-    unlink(r->part); /* of a process that had this number and died */
+    unlink(r->part); /* of a writer that died: the lock is ours */
     r->fd = open(r->part, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (r->fd < 0) {
         st = fail_io(r, "cannot create its temporary file", err);

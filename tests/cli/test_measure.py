@@ -121,7 +121,11 @@ def bench_formats():
 
 @test
 def bench_refusals():
-    one_line(run("bench", "-m", MODEL, "-d", "8192", rc=2)[1], "-d", "8192")
+    out, err = run("bench", "-m", MODEL, "-d", "8192", rc=2)
+    one_line(err, "-d", "8192")
+    equal(out, "", "a table without rows")
+    _, err = run("bench", "-m", MODEL, "-p", "0", "-n", "1", "-d", "9", "-r", "1", "--route", "dense,mass,window")
+    one_line(err, "--route-min 2048: contexts of at most 10 tokens are read whole")
     one_line(run("bench", "-m", MODEL, "-d", "7000", "-f", write("short", "a few words"), rc=2)[1], "-f", "tokens")
     one_line(run("bench", "-m", MODEL, "--route", "paper", rc=2)[1], "--route-tau")
 
@@ -205,6 +209,10 @@ def needles():
     out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "64", "-n", "12", "--needles", "1", "--modes", "dense")
     equal(json.loads(out)["hits"], 1)
     one_line(run("perplexity", "-m", MODEL, "--task", "niah", "-c", "60", "--needles", "8", rc=2)[1], "-c 60")
+    for n, values in ((2147483647, 1), (1147483640, 8)):  # products beyond 2^31
+        for c in ([], ["-c", "3000"]):
+            one_line(run("perplexity", "-m", MODEL, "--task", "niah", *c, "-n", str(n), "--values", str(values), "--allow-extrapolation",
+                         rc=2)[1], f"-n {n}", str(n * values + 32))
 
 
 @test

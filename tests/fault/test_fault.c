@@ -125,7 +125,7 @@ static void nothing_left_behind(void *ctx)
     unchanged(ctx);
     snprintf(name, sizeof(name), "%s.lock", w->path);
     assert_int_not_equal(access(name, F_OK), 0);
-    snprintf(name, sizeof(name), "%s.part-%ld", w->path, (long)getpid());
+    snprintf(name, sizeof(name), "%s.part", w->path);
     assert_int_not_equal(access(name, F_OK), 0);
 }
 
