@@ -91,12 +91,13 @@ static void result_row(json_t *j, const struct comparison *c, int32_t decoded)
     json_object_set_new(j, "open", number(ratio((double)s->units_open, (double)s->units)));
 }
 
-/* How well the cosine and the estimate find groups that sit on the first row. */
+/* How well the cosine and the estimate find groups that sit on the first row, and how true the estimate is. */
 static void detector_row(json_t *j, const struct detector *d)
 {
     json_object_set_new(j, "sink_rate", number(sr_detector_rate(d)));
     json_object_set_new(j, "auprc_cosine", number(sr_detector_auprc(d, SCORE_COSINE)));
     json_object_set_new(j, "auprc_estimate", number(sr_detector_auprc(d, SCORE_ESTIMATE)));
+    json_object_set_new(j, "unread_at_eps", number(sr_detector_at_eps(d)));
 }
 
 /* --speed: the same steps again without audits, timed. */
@@ -179,7 +180,7 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
     struct comparison c;
     int done;
     struct found needles = {0};
-    struct detector found = {0};
+    struct detector found = {.eps = ro->mode == SR_ROUTE_MASS && !(ro->delta > 0) ? ro->eps : 0};
     sr_status st = r->is_niah ? ask_needles(r, ro, &c, &needles, &done, err)
                               : sr_compare_mode(&r->compare, r->session, ro, sr_detector_watch, &found, &c, &done, err);
     sr_progress_clear();

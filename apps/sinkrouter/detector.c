@@ -16,9 +16,24 @@ static float mean(const float *x, int32_t n)
     return (float)(sum / n);
 }
 
+static void add_at_eps(struct detector *d, const sr_route_case *c)
+{
+    for (int32_t h = 0; h < c->n_heads && c->is_routed; h++) {
+        if (!(c->estimate[h] > 0.8f * d->eps && c->estimate[h] <= d->eps)) continue;
+        d->n_at_eps++;
+        d->unread_at_eps += (double)c->unread[h];
+    }
+}
+
+double sr_detector_at_eps(const struct detector *d)
+{
+    return d->n_at_eps ? d->unread_at_eps / (double)d->n_at_eps / (double)d->eps : NAN;
+}
+
 void sr_detector_watch(void *user, const sr_route_case *c)
 {
     struct detector *d = user;
+    if (d->eps > 0) add_at_eps(d, c);
     if (d->n == d->room && !d->is_short) {
         size_t room = d->room ? 2 * d->room : 4096;
         struct decision *v = realloc(d->v, room * sizeof *v);

@@ -131,7 +131,8 @@ def bench_refusals():
 
 
 FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "budget", "prefill", "tile", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
-          "contract_broken", "audited", "threshold", "correction", "open", "sink_rate", "auprc_cosine", "auprc_estimate"]
+          "contract_broken", "audited", "threshold", "correction", "open", "sink_rate", "auprc_cosine", "auprc_estimate",
+          "unread_at_eps"]
 
 
 def perplexity(*args, f=TEXT):
@@ -156,6 +157,7 @@ def perplexity_rows():
     equal(window["read"] < mass["read"] < 1, True)
     equal([r for r in rows[4:] if not 0 < r["auprc_cosine"] < r["auprc_estimate"] <= 1], [])
     equal((dense["auprc_estimate"], window["auprc_estimate"], window["threshold"], mass["threshold"]), (None, None, None, 0.1))
+    equal([r for r in rows[4:] if not 0.3 < r["unread_at_eps"] < 1.5] + [r["unread_at_eps"] for r in (dense, window)], [None, None])
     equal(rows[5]["read"] < mass["read"], True)  # a larger eps reads less
     equal(all(r["kl"] >= 0 and 0 <= r["contract_broken"] <= r["above_eps"] <= 1 for r in rows[1:]), True)
     equal(all(abs(r["ppl_ratio"] * dense["ppl"] / r["ppl"] - 1) < 1e-4 for r in rows), True)
