@@ -3,7 +3,7 @@
 // attn_gpu: decode attention of one layer on a GPU, beside what the card can read. K, V and sketches are random, made on
 // the device; pages lie in random order.
 //
-//     attn_gpu [--rows read,dense,f16,f8,q8,groups,dims,batch,paper,window,list,mass] [--ctx 8192,32768,131072,524288] [--reps N] [--early 0|1]
+//     attn_gpu [--rows read,dense,f16,f8,q8,groups,dims,batch,paper,window,list,mass,look] [--ctx 8192,32768,131072,524288] [--reps N] [--early 0|1]
 //
 // --early 1: dense and window rows begin with what does not depend on the kernel before (after_append). The engine does not: there
 // the kernel before takes longer by more than that saves.
@@ -468,6 +468,61 @@ static void read_limit()
         printf("read %8.1f MB %8.2f us %6.0f GB/s\n", b / 1e6, read_us(b), b / read_us(b) / 1e3);
 }
 
+// What a second look costs, behind choice and attention by a threshold: a sketch of the keys' first 32 coordinates, which queries
+// mostly look at, with logits of a deviation of `spread`. The look has `factor` times the threshold of the choice.
+static void look(int len, float spread, float factor)
+{
+    const int rank = 32, n = 8, d = 128, group = 4;
+    problem p(len, 1, n, group, d, SR_DTYPE_BF16, rank / 2);
+    std::vector<float> identity((size_t)d * d, 0), q((size_t)n * group * d);
+    std::mt19937 rng(3);
+    for (int i = 0; i < d; i++) identity[(size_t)i * d + i] = 1;
+    for (size_t i = 0; i < q.size(); i++) q[i] = spread * std::sqrt((i % d < 32 ? 128 * .95f / 32 : 128 * .05f / 96)) * (rng() % 2 ? 1.0f : -1.0f);
+    CHECK(cudaMemcpy(p.q, q.data(), q.size() * sizeof(float), cudaMemcpyHostToDevice));
+    const float *unit = p.keep(upload(identity)), *zero = p.keep(device<float>(d));
+    const sketch_basis one = {zero, unit, unit, p.keep(upload(std::vector<float>(d, 0.45f))), p.keep(upload(std::vector<float>(d, 1.0f)))};
+    sketch_basis *bases = p.keep(upload(std::vector<sketch_basis>(n, one)));
+    float *eps = p.keep(upload(std::vector<float>(1, 0.1f))), *eps_2 = p.keep(upload(std::vector<float>(1, 0.1f * factor)));
+    uint8_t *kinds = p.keep(device<uint8_t>(n));
+    int32_t *list = p.keep(device<int32_t>((size_t)n * len)), *n_list = p.keep(device<int32_t>(n));
+    attn_cuda_counters *counters = p.keep(device<attn_cuda_counters>(n));
+    const attn_state state = {p.keep(device<float>((size_t)n * group * d)), p.keep(device<float>(n * group)), p.keep(device<float>(n * group))};
+    for (int i = 0; i < p.copies; i++) {
+        const attn_cuda_encode e = {{rank, 4, bases}, 4, 256, INT32_MAX, NULL};
+        TRY(sr_attn_cuda_encode(&p.c, &p.cache[i], &e, &err));
+    }
+    int looks = 0;
+    const auto step = [&](int i) {
+        attn_cuda_choose a = {};
+        a.sketch = attn_cuda_sketch{rank, 4, bases};
+        a.q = p.q, a.scale = p.scale(), a.n_sinks = 4, a.window = 256, a.min_len = 2048, a.eps = eps, a.encodes = 1, a.look = looks > 0;
+        a.kinds = kinds, a.list = list, a.n_list = n_list, a.list_stride = len;
+        TRY(sr_attn_cuda_choose(&p.c, &p.cache[i % p.copies], &a, &err));
+        attn_cuda_attend t = {};
+        t.q = p.q, t.scale = p.scale(), t.kinds = kinds, t.list = list, t.n_list = n_list, t.list_stride = len;
+        t.n_sinks = 4, t.window = 256, t.out = p.out;
+        if (looks > 0) t.state = state;
+        TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &t, &err));
+        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, looks > 2 ? counters : NULL};
+        if (looks > 1) TRY(sr_attn_cuda_look(&p.c, &p.cache[i % p.copies], &l, &err));
+    };
+    const int calls = std::max(p.copies, 8);
+    float us[3];
+    for (looks = 0; looks < 3; looks++) us[looks] = graph_us(step, calls);
+    step(0);
+    std::vector<int32_t> counts(n);
+    std::vector<attn_cuda_counters> more(n);
+    CHECK(cudaStreamSynchronize(stream));
+    CHECK(cudaMemcpy(counts.data(), n_list, n * sizeof(int32_t), cudaMemcpyDeviceToHost));
+    CHECK(cudaMemcpy(more.data(), counters, n * sizeof more[0], cudaMemcpyDeviceToHost));
+    int rows = 0, added = 0, units = 0;
+    for (int c : counts) rows += c;
+    for (const auto &c : more) added += (int)c.k_rows, units += c.k_rows > 0;
+    printf("look %8d: %6d rows listed, %6d added in %d of %d units; choice and attention %.2f us, with state and rest %.2f us, with the look %.2f us\n", len, rows,
+           added, units, n, us[0], us[1], us[2]);
+    fflush(stdout);
+}
+
 static std::vector<std::string> split(const char *s)
 {
     std::vector<std::string> v;
@@ -509,6 +564,8 @@ int main(int argc, char **argv)
         if (has("window")) window(len);
         if (has("paper") && len >= 32768)
             for (int skip : {4, 6, 7}) paper(len, skip);
+        if (has("look"))
+            for (float factor : {2.0f, 1.0f, 0.9f, 0.3f, 0.02f}) look(len, 3.0f, factor);
         if (has("mass") && len >= 32768)
             for (double share : {0.0, 0.02, 0.05, 0.1, 0.3}) mass(len, share, false), mass(len, share, true);
         if (has("list") && len >= 32768)

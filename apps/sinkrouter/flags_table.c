@@ -216,7 +216,7 @@ const struct flag sr_flag_table[] = {
     {"--route-breaker", "on|off", FLAG_CHOICE, TALK | MEASURE, AT(breaker), 0, 0, 0, NULL,
      "mass: read a (layer, KV group) whole for a while when its audits fail (default on)"},
     {"--route-look", "on|off", FLAG_CHOICE, TALK | MEASURE, AT(look), 0, 0, 0, NULL,
-     "mass: read on where the keys chosen show that the estimate was too low (default on; not on a GPU)"},
+     "mass: read on where the keys chosen show that the estimate was too low (default on)"},
     {"--route-window", "N", FLAG_INT, TALK | MEASURE, AT(window), 1, 65536, 0, NULL,
      "last tokens always read (default 256)"},
     {"--route-sinks", "N", FLAG_INT, TALK | MEASURE, AT(sinks), 0, 1024, 0, NULL,

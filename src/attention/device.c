@@ -128,7 +128,7 @@ void sr_device_route_changed(struct attn_seq *s)
     d->route = (struct device_route){
         .rule = p->rule, .n_sinks = o->n_sinks, .window = o->window, .dense_layers = dense > 0 ? dense : 0, .terms = d->terms,
         .tau = {o->tau[0], o->tau[1], o->tau[2], o->tau[3]}, .tau_scale = o->tau_scale, .tau_min_len = o->tau_min_len,
-        .tau_max_len = o->tau_max_len, .seed = o->seed, .keeps_near = p->keeps_near,
+        .tau_max_len = o->tau_max_len, .seed = o->seed, .keeps_near = p->keeps_near, .looks = p->look && o->look,
         .is_corrected = o->delta > 0};
     if (o->keep > 0) {
         for (int32_t g = 0; g < d->cache.n_kv_heads; g++)

@@ -67,6 +67,7 @@ struct device_route {
     double tau[4], tau_scale, tau_min_len, tau_max_len;
     uint64_t seed;
     int keeps_near;
+    int looks;                      /* RULE_MASS: as struct sketch_more_args says */
     int has_audits;                 /* units may be audited; 0: none will be */
     int is_watched;                 /* all are, RULE_ALL too (which counts no cases) */
     int is_corrected;               /* far rows are counted at audited units, and those that eps itself would list */

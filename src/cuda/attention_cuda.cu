@@ -242,8 +242,17 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.list_stride = d->limits.max_len;
     t.unread = d->unread;
     t.encodes = 1;
+    t.look = r->looks;
     t.counters = counters_of(a->counters);
     return sr_attn_cuda_choose(call, &rows, &t, err);
+}
+
+static sr_status look(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
+{
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct attn_cuda_look l = {a->q, scale, &a->route->terms->threshold, d->kinds, d->list, d->n_list, d->limits.max_len, d->unread, d->state, a->out,
+                                     counters_of(a->counters)};
+    return sr_attn_cuda_look(call, &rows, &l, err);
 }
 
 /* Whether a plan was made; else all units are of one kind. */
@@ -289,6 +298,8 @@ static sr_status audit(const struct attn_device *d, const struct attn_cuda *call
     return sr_attn_cuda_audit(call, &rows, &u, err);
 }
 
+static bool looks_again(const struct device_step_args *a) { return is_planned(a) && a->route->rule == RULE_MASS && a->route->looks; }
+
 static sr_status attend(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
 {
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
@@ -304,7 +315,7 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
     t.n_sinks = r->n_sinks;
     t.window = r->window;
     t.out = a->out;
-    if (r->has_audits) t.state = d->state;
+    if (r->has_audits || looks_again(a)) t.state = d->state;
     t.counters = counters_of(a->counters);
     return sr_attn_cuda_attend(call, &rows, &t, err);
 }
@@ -332,6 +343,7 @@ static void step(struct backend *b, const struct device_step_args *a)
     if (is_planned(a) && a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
     if (is_planned(a) && a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);
+    if (st == SR_OK && looks_again(a)) st = look(c->attn, &call, a, scale, &err);
     if (st == SR_OK && a->route->has_audits) st = audit(c->attn, &call, a, scale, &err);
     note(c, st, &err);
 }

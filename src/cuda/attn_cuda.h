@@ -16,7 +16,7 @@
  *     sr_attn_cuda_attend(set ATTN_ALL)                dense
  *     sr_attn_cuda_attend(set ATTN_NEAR)               window
  *     sr_attn_cuda_paper, then attend(kinds)           paper
- *     sr_attn_cuda_choose, attend(kinds)               mass, every far row but the newest being encoded
+ *     sr_attn_cuda_choose, attend(kinds), look         mass, every far row but the newest being encoded
  *     sr_attn_cuda_audit                               window, paper and mass, where audits are on
  */
 #ifndef SR_CUDA_ATTN_CUDA_H
@@ -193,10 +193,31 @@ struct attn_cuda_choose {
     int encodes;                          /* 1: also does what _encode with n_last 1 would do before it. Then the kernel before in
                                            * the stream writes nothing that is read here but q and the last row of each sequence, so
                                            * that the rest is read while it runs */
+    int look;                             /* 1: _look follows. Found sinks count as near then, and behind a unit's list lie the rows that
+                                           * were not chosen but may be yet */
     struct attn_cuda_counters *counters;
 };
 sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_choose *a, sr_error *err);
+
+/* ---- second look ---- */
+
+/* After _choose with `look` and _attend of what it chose, with a state: as struct sketch_more_args says. State, output and the
+ * estimate are brought up to date. */
+struct attn_cuda_look {
+    const float *q;
+    float scale;
+    const float *eps;                     /* [n_seqs], of the choice */
+    uint8_t *kinds;                       /* [n_units] of the choice; NEAR becomes NEAR_LIST where rows are added */
+    const int32_t *list, *n_list;         /* likewise */
+    int64_t list_stride;
+    float *unread;                        /* [n_units][group] of the choice, or NULL */
+    struct attn_state state;              /* of what was read */
+    float *out;
+    struct attn_cuda_counters *counters;  /* [n_units] or NULL */
+};
+sr_status sr_attn_cuda_look(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
+                            const struct attn_cuda_look *a, sr_error *err);
 
 /* ---- audit ---- */
 

@@ -24,6 +24,9 @@ struct attn_work {
     int32_t n_exchanges;
     uint16_t *bin_of;                     /* [n_units][max_len] bin of each far row */
     int32_t max_len;
+    /* second look */
+    void *rests;                          /* [n_units] struct choose_rest */
+    float *left;                          /* [n_units][CHOOSE_BINS][heads, up to 4, 8 or 16] unread once the bins up to each are read */
     int32_t slots;
 };
 

@@ -53,6 +53,10 @@ template <int NT> static __device__ __forceinline__ void sum_totals(const choose
             ((float *)s.total)[h] = total;
             s.far_share[h] = share;
             if (p.a.total && x.index == 0) p.a.total[x.u * p.group + h] = total * LN2;
+            if (p.a.look && x.index == 0) {
+                choose_rest &rest = *rest_of_unit(p, x.u);
+                rest.log_total[h] = total, rest.near[h] = near.y * exp2_of(near.x - total), rest.far[h] = share;
+            }
             if (!isfinite(total)) s.all = 1;
             if (!(share <= fminf(x.eps, plain_eps_of(p, x))) || (x.eps < 1 && top_far - total >= sure_of(x.eps))) s.none = 0;
         }
@@ -190,6 +194,7 @@ template <int NT> static __device__ __forceinline__ void write_sums(const lane_s
 static __device__ __forceinline__ void report(const choose_params &p, const part &x, int kind, const int4 &rows)
 {
     if (x.index != 0 || threadIdx.x != 0) return;
+    if (p.a.look) rest_of_unit(p, x.u)->end = CHOOSE_BINS, rest_of_unit(p, x.u)->n_found = 0;
     p.a.kinds[x.u] = (uint8_t)kind;
     p.a.n_list[x.u] = rows.x;
     if (p.a.n_chosen) p.a.n_chosen[2 * x.u] = rows.y, p.a.n_chosen[2 * x.u + 1] = rows.z;
@@ -208,14 +213,31 @@ static __device__ __forceinline__ void report_all(const choose_params &p, const 
     if (x.index == 0 && (int)threadIdx.x < p.group && p.a.total && !x.routed) p.a.total[x.u * p.group + threadIdx.x] = CUDART_NAN_F;
 }
 
-// Found sinks of the part's far rows are marked, and their bins noted; one thread a sink.
-template <int NT> static __device__ __forceinline__ void mark_found(const choose_params &p, const part &x, uint16_t *bin_of, choose_space<NT> &s)
+// The place of this thread's found sink among the part's rows, or -1; one thread a sink.
+static __device__ __forceinline__ int32_t found_place(const choose_params &p, const part &x)
 {
     const int i = threadIdx.x;
-    if (!p.a.found || i >= SR_SINKS_MOST || i >= p.a.found[x.u].n) return;
-    const int32_t row = p.a.found[x.u].rows[i], at = row - x.page0 * SR_PAGE_ROWS;
-    if (row < max(x.first, x.page0 * SR_PAGE_ROWS) || row >= min(x.end, x.page1 * SR_PAGE_ROWS)) return;
-    s.found[i] = x.index << 16 | (bin_of[at] - 1);
+    if (!p.a.found || i >= SR_SINKS_MOST) return -1;
+    const int32_t n = p.a.found[x.u].n, row = p.a.found[x.u].rows[i];
+    const bool is_in = i < n && row >= max(x.first, x.page0 * SR_PAGE_ROWS) && row < min(x.end, x.page1 * SR_PAGE_ROWS);
+    return is_in ? row - x.page0 * SR_PAGE_ROWS : -1;
+}
+
+// Those that count as near are marked before the scan, which passes them over.
+template <int NT> static __device__ __forceinline__ void hide_found(const choose_params &p, const part &x, int32_t at, uint16_t *bin_of, choose_space<NT> &s)
+{
+    if (!p.a.look || p.a.keep || at < 0) return;
+    bin_of[at] = FOUND;
+    const int page = x.page0 + at / SR_PAGE_ROWS;
+    atomicOr(&s.hidden[page / 32 % 2], 1u << page % 32);
+    if (p.a.counters) atomicAdd((unsigned long long *)&p.a.counters[x.u].again_rows, 1ull);
+}
+
+// Found sinks of the part's far rows, each at its thread's place, are marked, and their bins noted.
+template <int NT> static __device__ __forceinline__ void mark_found(const part &x, int32_t at, uint16_t *bin_of, choose_space<NT> &s)
+{
+    if (at < 0) return;
+    s.found[threadIdx.x] = x.index << 16 | ((bin_of[at] == FOUND ? NO_BIN : bin_of[at]) - 1);
     bin_of[at] = FOUND;
 }
 
@@ -279,10 +301,11 @@ template <int NT> static __device__ __forceinline__ choice find_end(const choose
     }
     __syncthreads();
     bool good = true, plain_good = true, wanted = false, plain_wanted = false;
+    float left_of[H]; // once this bin is read
 #pragma unroll
     for (int h = 0; h < H; h++) {
         upto[h] += __reduce_add_sync(~0u, lane < w ? s.before[lane][h] : 0u);
-        const float far = h < p.group ? s.far_share[h] : 0.0f, left = far - (float)upto[h] / SHARE_UNIT;
+        const float far = h < p.group ? s.far_share[h] : 0.0f, left = left_of[h] = far - (float)upto[h] / SHARE_UNIT;
         good &= left <= x.eps, plain_good &= left <= plain_eps;
         wanted |= !(far <= x.eps), plain_wanted |= !(far <= plain_eps);
     }
@@ -293,7 +316,11 @@ template <int NT> static __device__ __forceinline__ choice find_end(const choose
     if (x.index == 0 && p.a.unread && b == max(c.end, 1) - 1)
 #pragma unroll
         for (int h = 0; h < H; h++)
-            if (h < p.group) p.a.unread[x.u * p.group + h] = fmaxf(s.far_share[h] - (c.end ? (float)upto[h] / SHARE_UNIT : 0.0f), 0.0f);
+            if (h < p.group) p.a.unread[x.u * p.group + h] = fmaxf(c.end ? left_of[h] : s.far_share[h], 0.0f);
+    if (x.index == 0 && p.a.look)
+#pragma unroll
+        for (int i = 0; i < NT; i++)
+            ((float4 *)p.w.left)[(x.u * CHOOSE_BINS + b) * NT + i] = make_float4(left_of[4 * i], left_of[4 * i + 1], left_of[4 * i + 2], left_of[4 * i + 3]);
     return c;
 }
 
@@ -309,7 +336,7 @@ static __device__ __forceinline__ unsigned chosen_of(const uint16_t *bin_of, int
     return (chosen | chosen >> 15) & 0xffu;
 }
 
-// Of part `lane`: rows listed, chosen, chosen with the other eps.
+// Of part `lane`: rows listed, chosen, chosen with the other eps, left for a second look.
 template <int NT> static __device__ __forceinline__ int4 rows_of_part(const choose_params &p, const choose_exchange *ex, const choose_space<NT> &s, choice c)
 {
     const int lane = threadIdx.x % WARP, n = gridDim.x;
@@ -319,6 +346,7 @@ template <int NT> static __device__ __forceinline__ int4 rows_of_part(const choo
     if (lane < n) {
         all.y = c.end > 0 ? (int)at[c.end - 1] : 0;
         all.z = c.plain_end == c.end ? all.y : c.plain_end > 0 ? (int)at[c.plain_end - 1] : 0;
+        all.w = p.a.look ? (int)at[CHOOSE_BINS - 1] - all.y : 0;
     }
     all.x = all.y;
     if (!p.a.found) return all;
@@ -328,32 +356,45 @@ template <int NT> static __device__ __forceinline__ int4 rows_of_part(const choo
     return all;
 }
 
-// Each warp a stretch of the part's rows, 8 neighbouring rows a lane.
+// Each warp a stretch of the part's rows, 8 neighbouring rows a lane. What a second look may add follows the list of all parts.
 template <int NT>
 static __device__ __forceinline__ void write_list(const choose_params &p, const part &x, const choose_exchange *ex, const uint16_t *bin_of, choose_space<NT> &s, choice c)
 {
     constexpr int STEP = 8 * WARP;
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, rows = (x.page1 - x.page0) * SR_PAGE_ROWS;
+    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, rows = (x.page1 - x.page0) * SR_PAGE_ROWS, most = p.a.look ? CHOOSE_BINS : c.end;
     const int each = (rows + CHOOSE_WARPS * STEP - 1) / (CHOOSE_WARPS * STEP) * STEP, from = w * each, to = min(from + each, rows);
     int4 all = rows_of_part(p, ex, s, c);
-    int32_t *list = p.a.list + x.u * p.a.list_stride, n = 0;
+    int32_t *list = p.a.list + x.u * p.a.list_stride, n = 0, n_rest = 0;
 #pragma unroll 1
-    for (int at = from + 8 * lane; at < to; at += STEP) n += __popc(chosen_of(bin_of, at, c.end));
-    n = __reduce_add_sync(~0u, n);
-    if (lane == 0) s.warp_rows[w] = n;
+    for (int at = from + 8 * lane; at < to; at += STEP) {
+        const int own = __popc(chosen_of(bin_of, at, c.end));
+        n += own, n_rest += most > c.end ? __popc(chosen_of(bin_of, at, most)) - own : 0;
+    }
+    n = __reduce_add_sync(~0u, n), n_rest = __reduce_add_sync(~0u, n_rest);
+    if (lane == 0) s.warp_rows[w] = n, s.before[w][0] = (uint32_t)n_rest;
     __syncthreads();
     int32_t place = __reduce_add_sync(~0u, (lane < x.index ? all.x : 0) + (lane < w ? s.warp_rows[lane] : 0));
+    int32_t rest_place = __reduce_add_sync(~0u, all.x + (lane < x.index ? all.w : 0) + (lane < w ? (int32_t)s.before[lane][0] : 0));
 #pragma unroll 1
     for (int base = from; base < to; base += STEP) {
         const int at = base + 8 * lane;
-        unsigned chosen = at < to ? chosen_of(bin_of, at, c.end) : 0;
-        const int32_t own = __popc(chosen), upto = sum_up_to(own);
-        for (int32_t i = place + upto - own; chosen; chosen &= chosen - 1) list[i++] = x.page0 * SR_PAGE_ROWS + at + __ffs(chosen) - 1;
-        place += __shfl_sync(~0u, upto, WARP - 1);
+        unsigned chosen = at < to ? chosen_of(bin_of, at, c.end) : 0, rest = at < to ? chosen_of(bin_of, at, most) & ~chosen : 0;
+        const int32_t own = __popc(chosen) | __popc(rest) << 16, upto = sum_up_to(own), before = upto - own;
+        for (int32_t i = place + (before & 0xffff); chosen; chosen &= chosen - 1) list[i++] = x.page0 * SR_PAGE_ROWS + at + __ffs(chosen) - 1;
+        for (int32_t i = rest_place + (before >> 16); rest; rest &= rest - 1) {
+            const int row = at + __ffs(rest) - 1;
+            list[i++] = rest_of(x.page0 * SR_PAGE_ROWS + row, bin_of[row] - 1);
+        }
+        const int32_t both = __shfl_sync(~0u, upto, WARP - 1);
+        place += both & 0xffff, rest_place += both >> 16;
     }
     if (x.index != 0 || w != 0) return;
-    all.x = __reduce_add_sync(~0u, all.x), all.y = __reduce_add_sync(~0u, all.y), all.z = __reduce_add_sync(~0u, all.z);
+    all.x = __reduce_add_sync(~0u, all.x), all.y = __reduce_add_sync(~0u, all.y), all.z = __reduce_add_sync(~0u, all.z), all.w = __reduce_add_sync(~0u, all.w);
     report(p, x, all.x > 0 ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR, all);
+    if (lane != 0 || !p.a.look) return;
+    choose_rest &rest = *rest_of_unit(p, x.u);
+    rest.end = x.eps < 1 && !p.a.keep ? c.end : CHOOSE_BINS;
+    rest.n = all.w, rest.n_more = 0, rest.n_found = all.x - all.y;
 }
 
 // ---- the kernel ----
@@ -372,7 +413,7 @@ static __device__ __forceinline__ void clear(const choose_params &p, const struc
     if (i < 256) s.step[i] = i < p.a.sketch.rank ? basis.step[i] : 0, s.lambda[i] = i < p.head_dim ? basis.lambda[i] : 0;
     if (i < 16) s.found[i] = -1;
     if (i < NT) s.total[i] = make_float4(0, 0, 0, 0);
-    if (i == 0) s.all = !(x.eps > 0), s.none = 1;
+    if (i == 0) s.all = !(x.eps > 0), s.none = 1, s.hidden[0] = s.hidden[1] = 0;
 }
 
 static __device__ __forceinline__ void count_rows(const choose_params &p, const part &x)
@@ -412,7 +453,9 @@ template <int BITS, int NT> __global__ void __maxnreg__(NT == 1 ? 96 : 128) choo
     clear(p, p.a.sketch.basis[x.u], s, bin_of, x);
     wait_for_previous();
     __syncthreads();
+    const int32_t found = found_place(p, x);
     read_query<NT>(p, x.u, s);
+    hide_found(p, x, found, bin_of, s);
     pages.complete();
     __syncthreads();
     const float cut = cut_of(x.eps, x.end - x.first);
@@ -421,7 +464,8 @@ template <int BITS, int NT> __global__ void __maxnreg__(NT == 1 ? 96 : 128) choo
     lane_sums<NT> sums;
 #pragma unroll
     for (int n = 0; n < NT; n++) sums.base[n] = sums.peak[n] = -CUDART_INF_F, sums.l[n] = 0;
-    for_pages<false>(x, pages, scores, [&](int page, uint32_t, const float (*y)[NT]) {
+    const hidden_rows hidden = {(uint64_t)s.hidden[1] << 32 | s.hidden[0], bin_of};
+    for_pages<false>(x, pages, scores, hidden, [&](int page, uint32_t, const float (*y)[NT]) {
         if (__builtin_expect(p.a.logits != NULL, 0)) write_logits<NT>(p, x, page, y);
         sums.add(y);
     });
@@ -438,9 +482,9 @@ template <int BITS, int NT> __global__ void __maxnreg__(NT == 1 ? 96 : 128) choo
         return;
     }
     const bin_places places = {shared_of(s.total), shared_of(s.rows), shared_of(s.sums), shared_of(s.chosen[w])};
-    for_pages<true>(x, pages, scores, [&](int page, uint32_t slot, const float (*)[NT]) { add_to_bins<NT>(rule, x, page, slot, places, bin_of); });
+    for_pages<true>(x, pages, scores, hidden, [&](int page, uint32_t slot, const float (*)[NT]) { add_to_bins<NT>(rule, x, page, slot, places, bin_of); });
     __syncthreads();
-    mark_found(p, x, bin_of, s);
+    mark_found(x, found, bin_of, s);
     sum_rows(s);
     if (gridDim.x > 1) share_bins(x, ex, s);
     else __syncthreads();

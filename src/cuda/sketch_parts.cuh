@@ -33,6 +33,21 @@ struct choose_exchange {
     unsigned arrived, unused[15];
 };
 
+// What a second look goes on from. Logarithms are of 2, shares of the estimated total.
+struct choose_rest {
+    float log_total[16], near[16], far[16];
+    int32_t end;                      // the first bin that is not listed; CHOOSE_BINS: there is nothing to look for
+    int32_t n_found;                  // sinks in the list that were not chosen
+    int32_t n;                        // rows in the bins from `end` on; they follow those of the list, as rest_of makes them
+    int32_t n_more;                   // of these, rows that the look has read so far
+};
+
+constexpr int32_t MAX_REST_ROWS = (1 << 23) - 1; // of a unit; -1 is none of them
+static __device__ __forceinline__ int32_t rest_of(int32_t row, int bin) { return (int32_t)((uint32_t)row << 9 | (uint32_t)bin); }
+static __device__ __forceinline__ int32_t row_of_rest(int32_t x) { return (int32_t)((uint32_t)x >> 9); }
+static __device__ __forceinline__ int bin_of_rest(int32_t x) { return x & (CHOOSE_BINS - 1); }
+static_assert(CHOOSE_BINS == 1 << 9, "a bin beside a row");
+
 struct encode_params { struct attn_cuda_encode a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, type, n_pages; };
 struct choose_params {
     struct attn_cuda_choose a;
@@ -79,7 +94,8 @@ static __device__ __forceinline__ bool is_routed(const choose_params &p, int u, 
 
 static __device__ __forceinline__ choose_query *query_of(const choose_params &p, int u) { return (choose_query *)p.w.queries + u; }
 static __device__ __forceinline__ choose_exchange *exchange_of(const choose_params &p, int u) { return (choose_exchange *)p.w.exchange + u; }
-static __device__ __forceinline__ int heads_room(int group) { return group <= 4 ? 4 : group <= 8 ? 8 : 16; } // of the sums
+static __device__ __forceinline__ choose_rest *rest_of_unit(const choose_params &p, int u) { return (choose_rest *)p.w.rests + u; }
+__host__ __device__ constexpr int heads_room(int group) { return group <= 4 ? 4 : group <= 8 ? 8 : 16; } // of the sums
 
 // ---- over a warp ----
 

@@ -12,18 +12,34 @@ namespace sr {
 struct near_rows {
     static constexpr int STRIDE = CHOOSE_PARTS * NEAR_WARPS;
     const choose_params &p;
-    int32_t u, len, n, at, i, next; // `next` is the row that is loaded next, the i-th of those with a known page
+    int32_t u, len, n_near, n, at, i, next; // `next` is the row that is loaded next, the i-th of those with a known page
+    int32_t found;                          // less n_near: the first far one of the found sinks, which count as near where a second look follows
     uint64_t lane_page;
     row_of_warp k[3];
 
-    __device__ __forceinline__ int32_t row_at(int32_t j) const { return j < p.a.n_sinks ? j : len - p.a.window + j - p.a.n_sinks; }
+    __device__ __forceinline__ int32_t row_at(int32_t j) const
+    {
+        if (j >= n_near) return __ldcg(p.a.found[u].rows + found + j);
+        return j < p.a.n_sinks ? j : len - p.a.window + j - p.a.n_sinks;
+    }
 
     __device__ __forceinline__ near_rows(const choose_params &p_, int u_, int32_t len_)
-        : p(p_), u(u_), len(len_), n(min(p_.a.n_sinks + p_.a.window, len_)), at((int)blockIdx.x + CHOOSE_PARTS * ((int)threadIdx.x / WARP)), i(WARP), next(at)
+        : p(p_), u(u_), len(len_), n_near(min(p_.a.n_sinks + p_.a.window, len_)), n(n_near), at((int)blockIdx.x + CHOOSE_PARTS * ((int)threadIdx.x / WARP)), i(WARP), next(at)
     {
+        if (p.a.look && p.a.found && !p.a.keep) add_found(p.a.found[u]);
         if (at >= STRIDE) n = 0; // the warp that encodes
 #pragma unroll
         for (int j = 0; j < 3; j++) load(k[j]);
+    }
+    // Of rising rows; the kernel before may add one, which is near.
+    __device__ __forceinline__ void add_found(const struct found_sinks &f)
+    {
+        const int lane = threadIdx.x % WARP;
+        const int32_t row = lane < SR_SINKS_MOST ? __ldcg(f.rows + lane) : 0;
+        const bool is_there = lane < SR_SINKS_MOST && lane < __ldcg(&f.n);
+        const int before = __popc(__ballot_sync(~0u, is_there && row < p.a.n_sinks)), upto = __popc(__ballot_sync(~0u, is_there && row < len - p.a.window));
+        found = before - n_near;
+        n += max(upto - before, 0);
     }
     // The last row is the kernel's before to write.
     __device__ __forceinline__ void load(row_of_warp &to)
@@ -35,7 +51,7 @@ struct near_rows {
             i = 0;
         }
         const uint8_t *page = (const uint8_t *)__shfl_sync(~0u, lane_page, i++);
-        if (next == n - 1) wait_for_previous();
+        if (next == n_near - 1) wait_for_previous();
         to.load(p.type, page, row_at(next) % SR_PAGE_ROWS, p.head_dim);
         next += STRIDE;
     }

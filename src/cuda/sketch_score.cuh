@@ -30,6 +30,7 @@ template <int NT> struct choose_space {
     uint32_t before[CHOOSE_WARPS][H];
     uint64_t full[CHOOSE_WARPS][2];
     int32_t warp_rows[CHOOSE_WARPS], found[16], all, none;
+    uint32_t hidden[2];                         // by page number modulo 64: pages that may have rows to pass over
     uint16_t chosen[CHOOSE_WARPS][SR_PAGE_ROWS]; // rows of a warp's page that are binned: bin * 64 + row
 };
 
@@ -204,21 +205,32 @@ template <int BITS, int NT> struct scorer {
     }
 };
 
-// Rows that are not far have -inf.
-template <int NT> static __device__ __forceinline__ void mask_rows(const part &x, int page, float (*y)[NT])
+// Rows that count as near, marked FOUND, and in which pages they may be.
+struct hidden_rows {
+    uint64_t pages;
+    const uint16_t *bin_of;
+    __device__ __forceinline__ bool may_be_in(int page) const { return pages >> page % 64 & 1; }
+};
+
+// Rows that are not far, and those that are passed over, have -inf.
+template <int NT> static __device__ __forceinline__ void mask_rows(const part &x, int page, const hidden_rows &hidden, float (*y)[NT])
 {
-    const int before = x.first - page * SR_PAGE_ROWS - (int)(threadIdx.x % WARP >> 2);
+    const int own = (int)(threadIdx.x % WARP >> 2), before = x.first - page * SR_PAGE_ROWS - own;
+    const bool looks = hidden.may_be_in(page);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 8; i++) {
+        const bool is_out = (unsigned)(i * 8 - before) >= (unsigned)(x.end - x.first);
+        const bool is_hidden = looks && hidden.bin_of[(page - x.page0) * SR_PAGE_ROWS + i * 8 + own] == FOUND;
 #pragma unroll
         for (int n = 0; n < NT; n++)
-            if ((unsigned)(i * 8 - before) >= (unsigned)(x.end - x.first)) y[i][n] = -CUDART_INF_F;
+            if (is_out || is_hidden) y[i][n] = -CUDART_INF_F;
+    }
 }
 
 // Calls take(page number, slot of its logits, logits) for the pages of a part that are this warp's; in the second pass logits
 // are in the slot and nowhere else.
 template <bool SECOND, int BITS, int NT, typename F>
-static __device__ __forceinline__ void for_pages(const part &x, page_stream &pages, const scorer<BITS, NT> &scores, F take)
+static __device__ __forceinline__ void for_pages(const part &x, page_stream &pages, const scorer<BITS, NT> &scores, const hidden_rows &hidden, F take)
 {
     const int whole0 = (x.first + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS, whole1 = x.end / SR_PAGE_ROWS, first = SECOND ? pages.kept : 0;
 #pragma unroll 1
@@ -234,7 +246,7 @@ static __device__ __forceinline__ void for_pages(const part &x, page_stream &pag
             float y[8][NT];
             if (!SECOND || !is_kept) {
                 scores.score(pages.batch ? NULL : pages.page(i), slot, y);
-                if (__builtin_expect(number < whole0 || number >= whole1, 0)) mask_rows<NT>(x, number, y);
+                if (__builtin_expect(number < whole0 || number >= whole1 || hidden.may_be_in(number), 0)) mask_rows<NT>(x, number, hidden, y);
                 if (SECOND || is_kept) scores.store(slot, y);
             }
             take(number, slot, y);

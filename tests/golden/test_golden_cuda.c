@@ -158,8 +158,7 @@ static void smollm2_mass(void **state)
     sr_session_options o = sr_session_options_default();
     o.n_ctx = 4096;
     o.route.mode = SR_ROUTE_MASS;
-    o.route.look = 0;  /* a GPU has none */
-    o.route.rank = 16; /* and d / 4 by default */
+    o.route.rank = 16; /* a GPU has d / 4 by default */
     o.route.audit = 0.2f;
     const sr_route_stats s = model_case("mass", &o, 2200, 2260, 2e-3);
     assert_true(s.units_near + s.units_list > 0 && s.sketch_rows > 0 && s.audits > 0);
@@ -183,8 +182,7 @@ static void qwen(void **state)
     model_case("qwen, dense", &o, 300, 340, 1e-3);
     model_part("qwen, dense, 8 layers on the GPU", &o, 8, 300, 320, 1e-3);
     o.route.mode = SR_ROUTE_MASS;
-    o.route.look = 0;  /* a GPU has none */
-    o.route.rank = 16; /* and d / 4 by default */
+    o.route.rank = 16; /* a GPU has d / 4 by default */
     o.route.audit = 0.2f;
     model_case("qwen, mass", &o, 2200, 2240, 2e-3);
 }
@@ -264,8 +262,7 @@ static void contract_case(const char *what, float delta, float audit)
     float *dense = decode(&cpu, ids, FROM, TO, NULL, NULL);
     OK(sr_session_truncate(cpu.s, FROM, &cuda_err));
     o.route.mode = SR_ROUTE_MASS;
-    o.route.look = 0;  /* a GPU has none */
-    o.route.rank = 16; /* and d / 4 by default */
+    o.route.rank = 16; /* a GPU has d / 4 by default */
     o.route.min_len = 2048;
     o.route.delta = delta;
     o.route.audit = audit;
@@ -342,8 +339,7 @@ static void smollm2_watched(void **state)
     sr_session_options o = sr_session_options_default();
     o.n_ctx = TO;
     o.route.mode = SR_ROUTE_MASS;
-    o.route.look = 0;  /* a GPU has none */
-    o.route.rank = 16; /* and d / 4 by default */
+    o.route.rank = 16; /* a GPU has d / 4 by default */
     o.route.min_len = 2048;
     for (int i = 0; i < 3; i++) { /* watched on CPU and GPU, then on the GPU without */
         struct run r = open_run(smollm2, i ? "cuda" : "none", &o);

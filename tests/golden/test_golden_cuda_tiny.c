@@ -284,8 +284,7 @@ static void session_case(const char *from, const char *to, sr_dtype kv, int32_t 
     tiny_tokens(11, ids, LAST);
     o.n_ctx = 4096;
     o.k_type = o.v_type = kv;
-    o.route.look = 0;  /* a GPU has none */
-    o.route.rank = 16; /* and d / 4 by default */
+    o.route.rank = 16; /* a GPU has d / 4 by default */
     o.route.min_len = 512;
     o.route.window = 64;
     o.route.eps = 0.02f;

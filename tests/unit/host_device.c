@@ -200,6 +200,8 @@ struct work {
     int32_t g, len;
     enum device_kind kind;
     int32_t *list, n_list, n_chosen;
+    const int32_t *found; /* sinks among the far rows */
+    int32_t n_found;
     float unread[MAX_HEADS], far_share[MAX_HEADS], near_m[MAX_HEADS], near_l[MAX_HEADS];
     float o[MAX_HEADS * MAX_DIM], m[MAX_HEADS], l[MAX_HEADS], dense_o[MAX_HEADS * MAX_DIM], dense_m[MAX_HEADS], dense_l[MAX_HEADS];
     float *out;
@@ -222,47 +224,83 @@ static void count(struct device_counters *c, struct attn_touched t)
     c->y_rows += (uint64_t)t.y_rows;
 }
 
-static void choose(struct work *w, float eps, int32_t **list, int32_t *n_list, float *unread, struct attn_touched *touched)
+/* What a choice takes, and a look after it; the results go to where the caller says. */
+struct choice { struct sketch_choose_args a; uint8_t mask; float eps; };
+
+static void choose(struct work *w, struct choice *x, float eps, int32_t **list, int32_t *n_list, float *unread, struct attn_touched *touched)
 {
-    const uint8_t mask = 1;
-    w->cpu->ops->sketch_choose(w->cpu, &(struct sketch_choose_args){
-        .shape = w->shape, .sketch = &w->a->cache->sketch, .units = &w->u.a, .basis = &w->a->basis[w->g], .mask = &mask, .n_units = 1,
-        .n_sinks = w->a->route->n_sinks, .window = w->a->route->window, .eps = &eps, .near_state = {NULL, w->near_m, w->near_l},
-        .list = list, .n_list = n_list, .unread = unread, .far_share = w->far_share, .touched = touched});
+    x->mask = 1;
+    x->eps = eps;
+    x->a = (struct sketch_choose_args){
+        .shape = w->shape, .sketch = &w->a->cache->sketch, .units = &w->u.a, .basis = &w->a->basis[w->g], .mask = &x->mask, .n_units = 1,
+        .n_sinks = w->a->route->n_sinks, .window = w->a->route->window, .eps = &x->eps, .near_state = {NULL, w->near_m, w->near_l},
+        .list = list, .n_list = n_list, .unread = unread, .far_share = w->far_share, .touched = touched,
+        .found = w->a->route->looks ? &w->found : NULL, .n_found = &w->n_found};
+    w->cpu->ops->sketch_choose(w->cpu, &x->a);
+}
+
+static void find_sinks(struct work *w)
+{
+    const struct found_sinks *f = &w->a->cache->found[w->a->layer * w->a->cache->n_kv_heads + w->g];
+    const int32_t end = w->len - w->a->route->window;
+    int32_t first = 0, last;
+    while (first < f->n && f->rows[first] < w->a->route->n_sinks) first++;
+    for (last = first; last < f->n && f->rows[last] < end;) last++;
+    w->found = f->rows + first;
+    w->n_found = last - first;
 }
 
 static void add_found(struct work *w)
 {
-    const struct found_sinks *f = &w->a->cache->found[w->a->layer * w->a->cache->n_kv_heads + w->g];
-    const int32_t end = w->len - w->a->route->window;
-    for (int32_t i = 0; i < f->n; i++) {
+    for (int32_t i = 0; i < w->n_found; i++) {
         int32_t at = 0;
-        if (f->rows[i] < w->a->route->n_sinks || f->rows[i] >= end) continue;
-        while (at < w->n_list && w->list[at] < f->rows[i]) at++;
-        if (at < w->n_list && w->list[at] == f->rows[i]) continue;
+        while (at < w->n_list && w->list[at] < w->found[i]) at++;
+        if (at < w->n_list && w->list[at] == w->found[i]) continue;
         memmove(w->list + at + 1, w->list + at, (size_t)(w->n_list - at) * sizeof *w->list);
-        w->list[at] = f->rows[i];
+        w->list[at] = w->found[i];
         w->n_list++;
     }
 }
 
+/* n rows besides what was read. */
+static void read_rows(struct work *w, const int32_t *rows, int32_t n, struct device_counters *c)
+{
+    int32_t *list = w->list, n_list = w->n_list;
+    w->list = (int32_t *)(uintptr_t)rows;
+    w->n_list = n;
+    if (n > 0) count(c, attend(w, ATTN_LIST, (struct attn_state){w->o, w->m, w->l}, 1));
+    w->list = list;
+    w->n_list = n_list;
+}
+
+static void look_again(struct work *w, const struct choice *x, struct device_counters *c)
+{
+    int32_t *more = w->list + w->n_list, n_more = 0;
+    w->cpu->ops->sketch_more(w->cpu, &(struct sketch_more_args){
+        .choice = &x->a, .mask = &x->mask, .read = {w->o, w->m, w->l}, .more = &more, .n_more = &n_more});
+    read_rows(w, more, n_more, c);
+    if (n_more > 0) w->kind = KIND_NEAR_LIST;
+}
+
 static void step_mass(struct work *w, struct device_counters *c)
 {
-    const struct attn_state state = {w->o, w->m, w->l};
-    const int is_whole = w->a->trust[w->g] == TRUST_WHOLE;
+    const int is_whole = w->a->trust[w->g] == TRUST_WHOLE, looks = w->a->route->looks;
     struct attn_touched scan = {0};
+    struct choice x;
     w->kind = is_whole ? KIND_ALL : KIND_NEAR;
-    count(c, attend(w, is_whole ? ATTN_ALL : ATTN_NEAR, state, 0));
+    count(c, attend(w, is_whole ? ATTN_ALL : ATTN_NEAR, (struct attn_state){w->o, w->m, w->l}, 0));
     if (is_whole) return;
+    find_sinks(w);
+    if (looks) read_rows(w, w->found, w->n_found, c);
     memcpy(w->near_m, w->m, sizeof w->near_m);
     memcpy(w->near_l, w->l, sizeof w->near_l);
-    choose(w, w->a->route->terms->threshold, &w->list, &w->n_list, w->unread, &scan);
+    choose(w, &x, w->a->route->terms->threshold, &w->list, &w->n_list, w->unread, &scan);
     count(c, scan);
     w->n_chosen = w->n_list;
-    add_found(w);
-    if (w->n_list == 0) return;
-    w->kind = KIND_NEAR_LIST;
-    count(c, attend(w, ATTN_LIST, state, 1));
+    if (!looks) add_found(w);
+    if (w->n_list > 0) w->kind = KIND_NEAR_LIST;
+    read_rows(w, w->list, w->n_list, c);
+    if (looks) look_again(w, &x, c);
 }
 
 static double tau_of(const struct device_route *r, int32_t len)
@@ -373,9 +411,10 @@ static void count_uncorrected(struct work *w, struct device_counters *c)
     int32_t *list = malloc(MAX_LEN * sizeof *list), n = 0;
     float unread[MAX_HEADS], far_share[MAX_HEADS];
     struct attn_touched ignored = {0};
+    struct choice x;
     assert(list);
     memcpy(far_share, w->far_share, sizeof far_share); /* the step's own, by its own threshold, is what is told */
-    choose(w, w->a->route->terms->eps, &list, &n, unread, &ignored);
+    choose(w, &x, w->a->route->terms->eps, &list, &n, unread, &ignored);
     memcpy(w->far_share, far_share, sizeof far_share);
     c->far_rows += (uint64_t)w->n_chosen;
     c->far_rows_uncorrected += (uint64_t)n;

@@ -27,7 +27,6 @@ static sr_route_options options(sr_route_mode mode)
 {
     sr_route_options o = sr_route_options_default();
     o.mode = mode;
-    o.look = 0; /* a device has none */
     o.rank = 16; /* each has a default of its own */
     return o;
 }
@@ -159,12 +158,19 @@ static void test_modes(void **state)
         assert_true(s.units_none > 0 && s.units_all > 2 * KV * (LEN - AT)); /* more than the dense layers */
         o = options(SR_ROUTE_MASS);
         o.audit = .3f;
-        assert_true(compare(&o, 0, watched).units_list > 0);
+        const sr_route_stats looked = compare(&o, 0, watched);
+        o.look = 0;
+        const sr_route_stats once = compare(&o, 0, watched);
+        assert_true(once.units_list > 0 && looked.units_list > 0 && once.v_rows != looked.v_rows);
     }
-    o.eps = .9f; /* hardly anything far is worth reading but the sinks found, which one unit has */
+    o.eps = .9f; /* hardly anything far is worth reading but the sinks found, which one unit has: listed, or before a choice that is looked at */
     o.audit = 0;
+    o.look = 1;
+    const sr_route_stats looked = compare(&o, 0, 0);
+    o.look = 0;
     const sr_route_stats s = compare(&o, 0, 0);
     assert_in_range(s.units_list, LEN - AT, 2 * (LEN - AT) - 1);
+    assert_true(looked.units_list < LEN - AT && looked.v_rows > looked.units * (o.n_sinks + o.window));
 }
 
 /* Audits move the threshold and open breakers, at the same positions; a watched session learns no more than another. */
