@@ -53,6 +53,14 @@ static __device__ __forceinline__ bool is_sink(const struct found_sinks &u, floa
     return v <= SR_SINKS_VALUE * u.mean_v && k <= SR_SINKS_KEY * u.mean_k;
 }
 
+// Of a row whose lanes brought sums of squares: the same bits however rows come.
+static __device__ __forceinline__ float norm_of_lanes(float sum)
+{
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) sum += __shfl_xor_sync(~0u, sum, i);
+    return sqrtf(sum);
+}
+
 // One thread; rows come in order, and one that comes again replaces all from it on.
 static __device__ void note_row(struct found_sinks &u, int row, float k, float v)
 {

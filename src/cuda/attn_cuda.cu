@@ -106,10 +106,22 @@ size_t sr_attn_cuda_workspace_bytes(const struct attn_cuda_card *card, const str
 
 sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_append *a, sr_error *err)
 {
-    const append_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type)};
-    const int64_t rows = (int64_t)cache->n_seqs * a->n * c->shape.n_kv_heads * 2;
-    if (a->found && a->n > 1) SR_TRY(launched(launch(sinks_kernel, n_units_of(c, cache), 32 * WARP, 0, c, p), "sinks", err));
-    return launched(launch(append_kernel, (int)((rows + 3) / 4), 4 * WARP, 0, c, p), "append", err);
+    append_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type), 0, a->n, NULL};
+    struct attn_work w;
+    int32_t most = a->n; // rows whose norms have room where attention leaves its parts
+    const bool finds = a->found && a->n > 1;
+    if (finds) {
+        sr_attn_work_place(&w, c->workspace, &c->card, &c->limits);
+        p.norms = w.part_o;
+        most = w.slots * WORK_HEAD_WORDS / 2 / n_units_of(c, cache);
+    }
+    for (; p.row0 < a->n; p.row0 += p.n_rows) {
+        p.n_rows = a->n - p.row0 < most ? a->n - p.row0 : most;
+        const int64_t rows = (int64_t)cache->n_seqs * p.n_rows * c->shape.n_kv_heads * 2;
+        SR_TRY(launched(launch(append_kernel, (int)((rows + 3) / 4), 4 * WARP, 0, c, p), "append", err));
+        if (finds) SR_TRY(launched(launch(sinks_kernel, n_units_of(c, cache), SINK_ROWS, 0, c, p), "sinks", err));
+    }
+    return SR_OK;
 }
 
 sr_status sr_attn_cuda_scales(const struct attn_cuda *c, const struct attn_cuda_scales *a, sr_error *err)

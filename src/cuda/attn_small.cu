@@ -36,81 +36,73 @@ __global__ void scales_kernel(const __grid_constant__ scales_params p)
 
 // ---- found sinks: attention/sinks.c has the rule ----
 
-constexpr int SINK_ROWS = 128, SINK_AT_ONCE = 4; // rows looked at together; of these, whose loads a warp has under way
-
-// Norms of rows [at, at + n) of `head`, n <= SINK_AT_ONCE, by one warp: the same bits however rows come.
-static __device__ __forceinline__ void norms_of(const append_params &p, const void *x, int64_t at, int n, int head, float *out)
+// Norm of a row of `head` by one warp.
+static __device__ __forceinline__ float norm_of(const append_params &p, const void *x, int64_t token, int head)
 {
-    const int lane = threadIdx.x % WARP;
-    float sum[SINK_AT_ONCE] = {};
-    for (int i = lane; i < p.head_dim; i += WARP)
-#pragma unroll
-        for (int j = 0; j < SINK_AT_ONCE; j++) {
-            const float y = j < n ? source_of(p, x, (at + j) * p.a.stride + head * p.head_dim + i) : 0.0f;
-            sum[j] += y * y;
-        }
-#pragma unroll
-    for (int j = 0; j < SINK_AT_ONCE; j++) {
-#pragma unroll
-        for (int i = 1; i < WARP; i *= 2) sum[j] += __shfl_xor_sync(~0u, sum[j], i);
-        out[j] = sqrtf(sum[j]);
+    float sum = 0.0f;
+    for (int i = threadIdx.x % WARP; i < p.head_dim; i += WARP) {
+        const float y = source_of(p, x, token * p.a.stride + head * p.head_dim + i);
+        sum += y * y;
     }
+    return norm_of_lanes(sum);
 }
 
-// The first warp notes rows [row, row + n): one by one where they may be sinks or make the means.
+// The first warp notes rows [row, row + n): those before the last of the reference together, and the others one by one where
+// they may be sinks or make the means.
 static __device__ void note_rows(struct found_sinks &u, int row, int n, const float *k, const float *v)
 {
-    for (int first = 0; first < n; first += WARP) {
-        const int i = first + (int)threadIdx.x;
-        const bool asks = i < n && (row + first < SR_SINKS_REFERENCE || i == 0 || is_sink(u, k[i], v[i]));
+    const int lane = (int)threadIdx.x, together = max(0, min(n, SR_SINKS_REFERENCE - 1 - row));
+    for (int i = lane; i < together; i += WARP) u.k[row + i] = k[i], u.v[row + i] = v[i];
+    if (lane == 0 && together > 0) u.n = 0;
+    __syncwarp();
+    for (int first = together; first < n; first += WARP) {
+        const int i = first + lane;
+        const bool asks = i < n && (row + first < SR_SINKS_REFERENCE || i == together || is_sink(u, k[i], v[i]));
         for (unsigned ask = __ballot_sync(~0u, asks); ask; ask &= ask - 1) {
             const int j = first + __ffs(ask) - 1;
-            if (threadIdx.x == 0) note_row(u, row + j, k[j], v[j]);
+            if (lane == 0) note_row(u, row + j, k[j], v[j]);
             __syncwarp();
         }
     }
 }
 
-__global__ void sinks_kernel(const __grid_constant__ append_params p)
+// What append_kernel wrote of the norms; the record in shared memory meanwhile, since one thread goes through it row by row.
+__global__ void __launch_bounds__(SINK_ROWS) sinks_kernel(const __grid_constant__ append_params p)
 {
     __shared__ float k[SINK_ROWS], v[SINK_ROWS];
+    __shared__ found_sinks u;
+    constexpr int WORDS = sizeof(found_sinks) / 4;
     wait_for_previous();
     let_next_start();
-    const int warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP, head = blockIdx.x % p.n_kv_heads, seq = blockIdx.x / p.n_kv_heads;
-    const int row0 = p.cache.kv_len[seq] - p.a.n;
-    const int64_t token0 = (int64_t)seq * p.a.n;
-    for (int at = 0; at < p.a.n; at += SINK_ROWS) {
-        for (int i = warp * SINK_AT_ONCE; i < SINK_ROWS && at + i < p.a.n; i += n_warps * SINK_AT_ONCE) {
-            const int n = min(SINK_AT_ONCE, p.a.n - at - i);
-            float key[SINK_AT_ONCE], value[SINK_AT_ONCE];
-            norms_of(p, p.a.k, token0 + at + i, n, head, key);
-            norms_of(p, p.a.v, token0 + at + i, n, head, value);
-            if (threadIdx.x % WARP == 0)
-#pragma unroll
-                for (int j = 0; j < SINK_AT_ONCE; j++)
-                    if (j < n) k[i + j] = key[j], v[i + j] = value[j];
-        }
+    int32_t *from = (int32_t *)&p.a.found[blockIdx.x], *here = (int32_t *)&u;
+    const float *norms = p.norms + (int64_t)blockIdx.x * 2 * p.n_rows;
+    const int row0 = p.cache.kv_len[blockIdx.x / p.n_kv_heads] - p.a.n + p.row0;
+    for (int i = threadIdx.x; i < WORDS; i += SINK_ROWS) here[i] = from[i];
+    for (int at = 0; at < p.n_rows; at += SINK_ROWS) {
+        const int i = threadIdx.x, n = min(SINK_ROWS, p.n_rows - at);
+        if (i < n) k[i] = norms[at + i], v[i] = norms[p.n_rows + at + i];
         __syncthreads();
-        if (warp == 0) note_rows(p.a.found[blockIdx.x], row0 + at, min(SINK_ROWS, p.a.n - at), k, v);
+        if (i < WARP) note_rows(u, row0 + at, n, k, v);
         __syncthreads();
     }
+    for (int i = threadIdx.x; i < WORDS; i += SINK_ROWS) from[i] = here[i];
 }
 
 // ---- rows ----
 
-// One warp a row, of K or of V. A single row is looked at by the warp of its key; more are by sinks_kernel.
+// One warp a row, of K or of V. A single row is looked at by the warp of its key; of more the norms go to sinks_kernel.
 __global__ void append_kernel(const __grid_constant__ append_params p)
 {
     wait_for_previous();
     let_next_start();
     const int lane = threadIdx.x % WARP, d = p.head_dim;
-    const int64_t n_rows = (int64_t)p.cache.n_seqs * p.a.n * p.n_kv_heads * 2;
+    const int64_t n_rows = (int64_t)p.cache.n_seqs * p.n_rows * p.n_kv_heads * 2;
     const int64_t at = (int64_t)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (at >= n_rows) return;
     const bool is_v = at % 2;
-    const int head = (int)(at / 2 % p.n_kv_heads);
-    const int64_t token = at / 2 / p.n_kv_heads; // of all sequences
-    const int seq = (int)(token / p.a.n), row = p.cache.kv_len[seq] - p.a.n + (int)(token % p.a.n), slot = row % SR_PAGE_ROWS;
+    const int head = (int)(at / 2 % p.n_kv_heads), seq = (int)(at / 2 / p.n_kv_heads / p.n_rows), here = (int)(at / 2 / p.n_kv_heads % p.n_rows);
+    const int64_t token = (int64_t)seq * p.a.n + p.row0 + here; // of all sequences
+    const int row = p.cache.kv_len[seq] - p.a.n + p.row0 + here, slot = row % SR_PAGE_ROWS;
     if (row < 0) return;
     void *const *table = is_v ? p.cache.v_page : p.cache.k_page;
     uint8_t *page = (uint8_t *)table[((int64_t)seq * p.n_kv_heads + head) * p.cache.max_pages + row / SR_PAGE_ROWS];
@@ -122,13 +114,19 @@ __global__ void append_kernel(const __grid_constant__ append_params p)
         for (int i = lane; i < d; i += WARP) max = fmaxf(max, fabsf(source_of(p, src, token * p.a.stride + head * d + i)));
         inverse = begin_scale((is_v ? p.a.v_scale : p.a.k_scale) + head, max);
     }
-    for (int i = lane; i < d; i += WARP)
-        store_element(p.type, page, slot, d, i, source_of(p, src, token * p.a.stride + head * d + i), inverse);
-    if (!p.a.found || p.a.n != 1 || is_v) return;
-    float key[SINK_AT_ONCE], value[SINK_AT_ONCE];
-    norms_of(p, p.a.k, token, 1, head, key);
-    norms_of(p, p.a.v, token, 1, head, value);
-    if (lane == 0) note_row(p.a.found[seq * p.n_kv_heads + head], row, key[0], value[0]);
+    float sum = 0.0f;
+    for (int i = lane; i < d; i += WARP) {
+        const float y = source_of(p, src, token * p.a.stride + head * d + i);
+        sum += y * y;
+        store_element(p.type, page, slot, d, i, y, inverse);
+    }
+    if (!p.a.found) return;
+    const int64_t unit = (int64_t)seq * p.n_kv_heads + head;
+    const float norm = norm_of_lanes(sum);
+    if (p.a.n > 1 && lane == 0) p.norms[(2 * unit + is_v) * p.n_rows + here] = norm;
+    if (p.a.n > 1 || is_v) return;
+    const float value = norm_of(p, p.a.v, token, head);
+    if (lane == 0) note_row(p.a.found[unit], row, norm, value);
 }
 
 // ---- the paper's cosine ----

@@ -8,15 +8,23 @@
 
 namespace sr {
 
-struct append_params { struct attn_cuda_append a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, type; };
+struct append_params {
+    struct attn_cuda_append a;
+    struct attn_cuda_cache cache;
+    int32_t head_dim, n_kv_heads, type;
+    int32_t row0, n_rows; // of the a.n rows of each sequence: those of this launch
+    float *norms;         // [n_units][K, V][n_rows], where a.n > 1 and sinks are looked for
+};
 struct paper_params { struct attn_cuda_paper a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, group, n_units, type; };
 struct audit_params { struct attn_cuda_audit a; struct attn_cuda_cache cache; int32_t head_dim, n_kv_heads, group, n_units, type; };
 
 struct scales_params { struct attn_cuda_scales a; int32_t head_dim; };
 
+constexpr int SINK_ROWS = 256; // threads of sinks_kernel, and rows that it looks at together
+
 __global__ void scales_kernel(const __grid_constant__ scales_params p);
 __global__ void append_kernel(const __grid_constant__ append_params p);
-__global__ void sinks_kernel(const __grid_constant__ append_params p); // found sinks of more rows than one; a block a unit
+__global__ void sinks_kernel(const __grid_constant__ append_params p); // found sinks of more rows than one, after append_kernel; a block a unit
 __global__ void paper_kernel(const __grid_constant__ paper_params p);
 __global__ void audit_mark_kernel(const __grid_constant__ audit_params p);
 __global__ void audit_record_kernel(const __grid_constant__ audit_params p);

@@ -75,6 +75,7 @@ struct cache {
         void **table;
         CHECK(cudaMalloc(&memory, page * N_KV * pages));
         CHECK(cudaMalloc(&table, N_KV * pages * sizeof(void *)));
+        CHECK(cudaMalloc(&c.workspace, sr_attn_cuda_workspace_bytes(&c.card, &c.limits)));
         CHECK(cudaMalloc(&found, N_KV * sizeof *found));
         CHECK(cudaMalloc(&len, sizeof *len));
         CHECK(cudaMalloc(&k, keys.size() * sizeof *k));
