@@ -35,6 +35,7 @@ struct backend_cuda {
     bool recording;
     uint64_t recordings; /* begun so far */
     enum sr_cuda_room after_matvec; /* what the last launch was */
+    struct { const float *x; int64_t n, d; } rounded; /* [n][d] that the last op also wrote as bf16, as products want it; x NULL: none */
     size_t shared_bytes;  /* that a block may have */
     struct held_cuda *held;
     cudaStream_t stream;
@@ -67,6 +68,8 @@ void sr_cuda_weight_release(struct backend *b, struct weight *w);
 /* matmul_cuda.cu */
 void sr_cuda_matmul(struct backend *b, const struct matmul_args *a);
 sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_in, int64_t max_out, sr_error *err);
+/* Where an op that stores x [n][d] may put it as bf16 too, for the product that comes next; NULL: nowhere. */
+struct __nv_bfloat16 *sr_cuda_round_beside(struct backend_cuda *c, const float *x, int64_t n, int64_t d);
 sr_status sr_cuda_matmul_init(struct backend_cuda *c, sr_error *err);
 void sr_cuda_matmul_fini(struct backend_cuda *c);
 

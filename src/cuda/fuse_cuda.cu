@@ -57,6 +57,7 @@ void sr_cuda_flush(struct backend_cuda *c)
 {
     if (c->held) do_held(c);
     c->after_matvec = SR_CUDA_OTHER; /* whoever calls will launch something else */
+    c->rounded.x = NULL;
 }
 
 /* ---- products ---- */

@@ -80,6 +80,15 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
 
 /* ---- conversions ---- */
 
+__nv_bfloat16 *sr_cuda_round_beside(struct backend_cuda *c, const float *x, int64_t n, int64_t d)
+{
+    if (n < GEMM_MIN_TOKENS || n * d > c->matmul->x_elems) return NULL;
+    c->rounded.x = x;
+    c->rounded.n = n;
+    c->rounded.d = d;
+    return c->matmul->x;
+}
+
 static __global__ void round_kernel(const float *x, int64_t x_stride, __nv_bfloat16 *out, int64_t d)
 {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
@@ -260,6 +269,7 @@ void sr_cuda_matmul(struct backend *b, const struct matmul_args *a)
         sr_cuda_hold_product(c, a);
         return;
     }
+    const bool is_rounded = c->rounded.x == a->x && c->rounded.n >= a->n && c->rounded.d == n_in && a->x_stride == n_in;
     sr_cuda_flush(c);
     if (a->n < GEMM_MIN_TOKENS) {
         const struct matvec_extra none = {};
@@ -270,7 +280,7 @@ void sr_cuda_matmul(struct backend *b, const struct matmul_args *a)
         return;
     }
     assert(a->n * n_in <= c->matmul->x_elems);
-    round_kernel<<<dim3(blocks_of(n_in), (unsigned)a->n), SR_CUDA_THREADS, 0, c->stream>>>(a->x, a->x_stride, c->matmul->x, n_in);
+    if (!is_rounded) round_kernel<<<dim3(blocks_of(n_in), (unsigned)a->n), SR_CUDA_THREADS, 0, c->stream>>>(a->x, a->x_stride, c->matmul->x, n_in);
     sr_cuda_note(c, cudaGetLastError(), "round");
     for (int i = 0; i < a->n_weights; i++) product_many(c, a, i);
 }
