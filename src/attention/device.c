@@ -77,6 +77,8 @@ static sr_status collect_own(struct attn_seq *s, sr_error *err)
     size_t bytes = sr_moments_sums_bytes(s->own);
     SR_TRY(b->ops->mem_new(b, (void **)&s->device->sums, bytes, "moments", err));
     b->ops->mem_clear(b, s->device->sums, bytes);
+    const size_t kept = (size_t)s->a->c.n_layers * SR_KEPT_ROWS * (size_t)(s->a->c.n_heads + s->a->c.n_kv_heads) * (size_t)s->a->c.head_dim;
+    SR_TRY(b->ops->mem_new(b, (void **)&s->device->kept, kept * sizeof *s->device->kept, "moments", err));
     return place_turns(s, err);
 }
 
@@ -111,7 +113,7 @@ void sr_device_seq_free(struct attn_seq *s)
     struct device_seq *d = s->device;
     struct backend *b = s->a->backend;
     if (!d) return;
-    void *blocks[] = {d->block, d->basis_block, d->sums, d->turn};
+    void *blocks[] = {d->block, d->basis_block, d->sums, d->kept, d->turn};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) b->ops->mem_free(b, blocks[i]);
     sr_device_contract_fini(s);
     sr_free(d->fetched);
@@ -148,6 +150,7 @@ void sr_device_own_reset(struct attn_seq *s)
 {
     struct device_seq *d = s->device;
     d->has_sums = 0;
+    d->kept_from = d->kept_to;
     if (d->sums) s->a->backend->ops->mem_clear(s->a->backend, d->sums, sr_moments_sums_bytes(s->own));
 }
 
@@ -208,6 +211,29 @@ static struct device_moments_args moments_args(const struct attn_seq *s, int32_t
         .is_key = is_key};
 }
 
+/* Where steps leave their rows of q (of k with is_key). */
+static float *kept_rows(const struct attn_seq *s, int32_t layer, int is_key)
+{
+    const struct attention_config *c = &s->a->c;
+    return s->device->kept + (int64_t)SR_KEPT_ROWS * c->head_dim * (layer * (c->n_heads + c->n_kv_heads) + (is_key ? c->n_heads : 0));
+}
+
+/* A step's rows are few for a launch of their own: they are added when their slots are full, or when somebody asks. */
+static void add_kept(struct attn_seq *s)
+{
+    struct device_seq *d = s->device;
+    const struct attention_config *c = &s->a->c;
+    const int32_t n = (int32_t)(d->kept_to - d->kept_from);
+    const int64_t slot = d->kept_from % SR_KEPT_ROWS * c->head_dim;
+    for (int32_t l = 0; n > 0 && l < c->n_layers; l++) {
+        struct device_moments_args m[2] = {moments_args(s, l, 0, kept_rows(s, l, 0) + slot * c->n_heads, sr_attn_scale(s->a)),
+                                           moments_args(s, l, 1, kept_rows(s, l, 1) + slot * c->n_kv_heads, 1.0f)};
+        for (int i = 0; i < 2; i++) m[i].pos0 = d->kept_from, m[i].n = n;
+        ops_of(s)->moments(s->a->backend, m, 2);
+    }
+    d->kept_from = d->kept_to;
+}
+
 /* Rows [pos0, pos0 + n), as far as they count and were not counted before. */
 static void collect(struct attn_seq *s, int32_t layer, int is_key, const float *rows, int32_t n, int64_t pos0)
 {
@@ -215,6 +241,7 @@ static void collect(struct attn_seq *s, int32_t layer, int is_key, const float *
     struct device_moments_args m = moments_args(s, layer, is_key, rows, is_key ? 1.0f : sr_attn_scale(s->a));
     int64_t from, to;
     if (!sr_seq_collects(s, layer)) return;
+    add_kept(s);
     sr_moments_note(s->own, layer, is_key, pos0, n, &from, &to);
     if (from >= to) return;
     s->device->has_sums = 0;
@@ -227,6 +254,7 @@ static void collect(struct attn_seq *s, int32_t layer, int is_key, const float *
 static sr_status fetch_own(struct attn_seq *s, sr_error *err)
 {
     if (!s->own || s->device->has_sums) return SR_OK;
+    add_kept(s);
     struct backend *b = s->a->backend;
     SR_TRY(b->ops->download(b, sr_moments_sums(s->own), s->device->sums, sr_moments_sums_bytes(s->own), err));
     s->device->has_sums = sr_moments_ready(s->own);
@@ -241,6 +269,7 @@ sr_status sr_device_own_fetch(const struct attn_seq *s, sr_error *err)
 void sr_device_own_place(struct attn_seq *s)
 {
     s->device->has_sums = 0;
+    s->device->kept_from = s->device->kept_to;
     s->a->backend->ops->upload(s->a->backend, s->device->sums, sr_moments_sums(s->own), sr_moments_sums_bytes(s->own));
 }
 
@@ -326,7 +355,7 @@ static sr_status sync_sketch(struct attn_seq *s, sr_error *err)
 
 /* ---- steps ---- */
 
-/* Notes the step's position in the moments of every layer; they go on together. */
+/* Notes the step's position in the moments of every layer; they go on together. Its rows will be kept where it counts. */
 static int note_step(struct attn_seq *s, int64_t pos)
 {
     int64_t from = 0, to = 0;
@@ -335,8 +364,15 @@ static int note_step(struct attn_seq *s, int64_t pos)
         sr_moments_note(s->own, l, 1, pos, 1, &from, &to);
         sr_moments_note(s->own, l, 0, pos, 1, &from, &to);
     }
-    if (from < to) s->device->has_sums = 0;
-    return from < to;
+    if (from >= to) return 0;
+    struct device_seq *d = s->device;
+    d->has_sums = 0;
+    if (pos != d->kept_to || pos % SR_KEPT_ROWS == 0) {
+        add_kept(s);
+        d->kept_from = pos;
+    }
+    d->kept_to = pos + 1;
+    return 1;
 }
 
 sr_status sr_attn_step_begin(struct attn_seq *s, sr_error *err)
@@ -378,11 +414,9 @@ void sr_attn_step(struct attn_seq *s, int32_t layer, const float *q, const float
                                        .cache = &d->cache, .route = &route, .q = q, .k = k, .v = v, .out = out, .layer = layer,
                                        .basis = d->basis ? d->basis + layer * n_kv : NULL, .counters = d->counters + layer * n_kv,
                                        .trust = d->trust + layer * n_kv,
-                                       .cases = (struct device_case *)d->cases_there + layer * n_kv});
-    if (!d->collects) return;
-    struct device_moments_args m[2] = {moments_args(s, layer, 0, q, sr_attn_scale(s->a)), moments_args(s, layer, 1, k, 1.0f)};
-    m[0].kv_len = m[1].kv_len = d->kv_len;
-    ops_of(s)->moments(s->a->backend, m, 2);
+                                       .cases = (struct device_case *)d->cases_there + layer * n_kv,
+                                       .q_kept = d->collects ? kept_rows(s, layer, 0) : NULL,
+                                       .k_kept = d->collects ? kept_rows(s, layer, 1) : NULL});
 }
 
 /* ---- counters ---- */

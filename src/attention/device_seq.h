@@ -30,6 +30,8 @@ struct device_seq {
     double *sums;                     /* own moments, as moments.c keeps them; NULL: none are collected */
     float *turn;                      /* of device_moments_args */
     int has_sums;                     /* the host has them too */
+    float *kept;                      /* [n_layers] of q and k of the last steps, which the sums lack; by slot */
+    int64_t kept_from, kept_to;       /* their positions, of one turn of the slots */
     const struct policy *policy;      /* of the step at hand */
     int collects;                     /* the step at hand counts its position */
     int is_open;                      /* a step was begun and not ended */

@@ -108,8 +108,11 @@ struct device_step_args {
     struct device_counters *counters; /* [n_kv_heads] of this layer */
     const uint8_t *trust;           /* likewise, enum device_trust; RULE_MASS only */
     struct device_case *cases;      /* likewise, as the device sees them */
+    float *q_kept, *k_kept;         /* or NULL: [SR_KEPT_ROWS] of q and of k, rotated, whose row (*kv_len - 1) % SR_KEPT_ROWS this
+                                       step writes, for moments to come */
     int32_t layer;
 };
+#define SR_KEPT_ROWS 32
 
 /* n new rows of one layer, already counted by kv_len = pos0 + n: append stores them, prefill attends exactly. */
 struct device_rows_args {
@@ -130,7 +133,7 @@ struct device_encode_args {
 };
 
 /* Adds second moments of rows, turned back to before rotary embedding, to sums [n_kv_heads][unit_len] in double, in
- * the order of positions (attention/moments.h). With kv_len, in a step, the one row at position *kv_len - 1, if it counts. */
+ * the order of positions (attention/moments.h). */
 #define SR_TURN_STEP 64
 struct device_moments_args {
     double *sums;                   /* [unit_len]: M_q [d][d], M_k [d][d], m_k [d]; elements j >= i of the matrices */
@@ -138,7 +141,6 @@ struct device_moments_args {
     const float *rows;              /* [n][n_kv_heads * per_group][head_dim] */
     const float *turn;              /* [SR_TURN_STEP + ...][n_dims / 2] cos and sin: of positions 0, 1, ..., and over the
                                      * embedding's magnitude of positions 0, SR_TURN_STEP, 2 SR_TURN_STEP ...: two make any */
-    const int32_t *kv_len;          /* or NULL: pos0 */
     int32_t n_kv_heads, per_group, head_dim, n, n_dims, first, end; /* positions [first, end) count */
     int64_t pos0;
     enum rope_kind kind;

@@ -326,7 +326,25 @@ static void rotate_and_append(struct backend_cuda *c, const struct device_step_a
     const struct device_cache *cache = a->cache;
     const struct attn_cuda_cache rows = layer_of(cache, a->layer);
     const struct attn_cuda_append row = append_of(cache, a->layer, a->k, a->v, 1);
-    sr_cuda_rope_append(c, rope, &row, &rows, cache->shape.k_type);
+    sr_cuda_rope_append(c, rope, &row, &rows, a);
+}
+
+static __global__ void keep_kernel(const float *row, float *kept, int32_t n, const int32_t *kv_len)
+{
+    const int32_t i = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) kept[(int64_t)((*kv_len - 1) % SR_KEPT_ROWS) * n + i] = row[i];
+}
+
+/* The same, of heads that are as attention wants them. */
+static void append_and_keep(struct backend_cuda *c, const struct device_step_args *a)
+{
+    const struct device_cache *cache = a->cache;
+    const int32_t k = cache->n_kv_heads * cache->shape.head_dim, q = k * cache->shape.group;
+    append_rows(c, cache, a->layer, a->k, a->v, 1);
+    if (!a->q_kept) return;
+    keep_kernel<<<(unsigned)((q + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS), SR_CUDA_THREADS, 0, c->stream>>>(a->q, a->q_kept, q, cache->kv_len);
+    keep_kernel<<<(unsigned)((k + SR_CUDA_THREADS - 1) / SR_CUDA_THREADS), SR_CUDA_THREADS, 0, c->stream>>>(a->k, a->k_kept, k, cache->kv_len);
+    sr_cuda_note(c, cudaGetLastError(), "rows kept");
 }
 
 static void step(struct backend *b, const struct device_step_args *a)
@@ -339,7 +357,7 @@ static void step(struct backend *b, const struct device_step_args *a)
     sr_error err;
     sr_status st = SR_OK;
     if (turns) rotate_and_append(c, a, &rope);
-    else if (a->k) append_rows(c, a->cache, a->layer, a->k, a->v, 1);
+    else if (a->k) append_and_keep(c, a);
     if (is_planned(a) && a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
     if (is_planned(a) && a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);

@@ -87,11 +87,12 @@ void sr_cuda_rope(struct backend *b, const struct rope_args *a);
 bool sr_cuda_take_rope(struct backend_cuda *c, const float *q, const float *k, struct rope_args *out);
 
 /* rope_append.cu: that rope, and its k (the second array) with the v of `row` into the cache of one sequence and layer, as
- * sr_attn_cuda_append would. */
+ * sr_attn_cuda_append would; and what the step keeps. */
 struct attn_cuda_append;
 struct attn_cuda_cache;
+struct device_step_args;
 void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct attn_cuda_cache *cache,
-                         sr_dtype type);
+                         const struct device_step_args *a);
 
 /* smallops_cuda.cu */
 void sr_cuda_norm_now(struct backend_cuda *c, const struct norm_args *a);

@@ -6,6 +6,10 @@
 #include "cuda/append_parts.cuh"
 #include "cuda/device_cuda.h"
 
+extern "C" {
+#include "backend/device_attn.h"
+}
+
 #include <assert.h>
 
 using namespace sr;
@@ -21,6 +25,7 @@ struct turn_params {
     struct attn_cuda_cache cache; // of one sequence
     struct found_sinks *found;    // [n_kv_heads]
     float *k_scale, *v_scale;     // [n_kv_heads], set by a first row; or NULL
+    float *q_kept, *k_kept;       // of device_step_args
 };
 
 // Where a KV head's row goes, and what was noted of its head; all there before the step began.
@@ -58,14 +63,12 @@ __device__ __forceinline__ void turn_head(const turn_params &p, float *x, float 
     for (int i = 2 * p.half + lane; copy && i < p.head_dim; i += WARP) copy[i] = __ldcg(x + i);
 }
 
-// As sinks_kernel adds.
+// As append_kernel adds.
 __device__ __forceinline__ float norm_of(const float *row, int d, int lane)
 {
     float sum = 0;
     for (int i = lane; i < d; i += WARP) sum += row[i] * row[i];
-#pragma unroll
-    for (int i = 1; i < WARP; i *= 2) sum += __shfl_xor_sync(~0u, sum, i);
-    return sqrtf(sum);
+    return norm_of_lanes(sum);
 }
 
 // 1 over the scale that a first row sets.
@@ -102,9 +105,12 @@ __global__ void __launch_bounds__(HEAD_WARPS * WARP) turn_kernel(const __grid_co
     float *k = rows[warp][0], *v = rows[warp][1];
     row_place at = {};
     if (head < p.n_kv_heads) at.find(p, head);
+    const int64_t kept_row = p.q_kept ? (p.cache.kv_len[0] - 1) % SR_KEPT_ROWS : 0;
     wait_for_previous();
     if (head >= p.n_kv_heads) {
-        if (head < p.n_kv_heads + p.n_heads) turn_head(p, p.q + (int64_t)(head - p.n_kv_heads) * p.head_dim, NULL, lane);
+        const int64_t mine = (int64_t)(head - p.n_kv_heads) * p.head_dim;
+        float *kept = p.q_kept ? p.q_kept + kept_row * p.n_heads * p.head_dim + mine : NULL;
+        if (head < p.n_kv_heads + p.n_heads) turn_head(p, p.q + mine, kept, lane);
         return;
     }
 #pragma unroll 4
@@ -112,13 +118,16 @@ __global__ void __launch_bounds__(HEAD_WARPS * WARP) turn_kernel(const __grid_co
     turn_head(p, p.k + (int64_t)head * p.head_dim, k, lane);
     __syncwarp();
     append_head(p, at, head, k, v, lane);
+#pragma unroll 1
+    for (int i = lane; p.k_kept && i < p.head_dim; i += WARP) p.k_kept[(kept_row * p.n_kv_heads + head) * p.head_dim + i] = k[i];
 }
 
 } // namespace
 
 void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct attn_cuda_cache *cache,
-                         sr_dtype type)
+                         const struct device_step_args *a)
 {
+    const sr_dtype type = a->cache->shape.k_type;
     assert(r->head_dim <= MOST_DIM && r->n == 1);
     struct turn_params p = {};
     sr_cuda_rope_angles(c, r, &p.cos, &p.sin);
@@ -135,6 +144,8 @@ void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, cons
     p.found = row->found;
     p.k_scale = row->k_scale;
     p.v_scale = row->v_scale;
+    p.q_kept = a->q_kept;
+    p.k_kept = a->k_kept;
     const int heads = p.n_heads + p.n_kv_heads;
     // The next kernel starts when this one ends, not before: an SM that still holds a block of it cannot be divided anew
     // between shared memory and L1, and attention would run there with little of the latter (docs/speed.md).

@@ -159,7 +159,7 @@ static void encode(struct backend *b, const struct device_encode_args *a)
 static void add_moments(const struct device_moments_args *a)
 {
     const int32_t d = a->head_dim, half = a->kind == ROPE_NONE ? 0 : a->n_dims / 2;
-    const int64_t pos0 = a->kv_len ? *a->kv_len - 1 : a->pos0;
+    const int64_t pos0 = a->pos0;
     for (int64_t t = 0; t < a->n; t++) {
         if (pos0 + t < a->first || pos0 + t >= a->end) continue;
         for (int32_t h = 0; h < a->n_kv_heads * a->per_group; h++) {
@@ -442,6 +442,15 @@ static void audit(struct work *w, struct device_counters *c)
     told->kv_len = w->len;
 }
 
+static void keep_rows(const struct device_step_args *a)
+{
+    const size_t k = (size_t)a->cache->n_kv_heads * (size_t)a->cache->shape.head_dim, q = k * (size_t)a->cache->shape.group;
+    const size_t slot = (size_t)(*a->cache->kv_len - 1) % SR_KEPT_ROWS;
+    if (!a->q_kept) return;
+    memcpy(a->q_kept + slot * q, a->q, q * sizeof(float));
+    memcpy(a->k_kept + slot * k, a->k, k * sizeof(float));
+}
+
 static void step(struct backend *b, const struct device_step_args *a)
 {
     const struct device_cache *cache = a->cache;
@@ -449,6 +458,7 @@ static void step(struct backend *b, const struct device_step_args *a)
     int32_t *list = malloc(MAX_LEN * sizeof *list);
     assert(w && list && cache->shape.group <= MAX_HEADS && *cache->kv_len <= MAX_LEN);
     append(b, &(struct device_rows_args){.cache = cache, .layer = a->layer, .k = a->k, .v = a->v, .n = 1});
+    keep_rows(a);
     if (a->route->rule == RULE_MASS)
         encode(b, &(struct device_encode_args){.cache = cache, .basis = a->basis, .counters = a->counters, .layer = a->layer,
                                                .n_sinks = a->route->n_sinks, .window = a->route->window, .n_last = 1});

@@ -278,6 +278,45 @@ static void test_own_moments(void **state)
     sr_bench_close(&gpu);
 }
 
+/* The moments of a sequence as the file that would be written of them. */
+static size_t moments_of(struct attn_bench *b, uint8_t *out, size_t most)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/tmp/sr-test-device-%d.moments", (int)getpid());
+    OK(sr_attn_seq_save_moments(b->seq, path, &err));
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    const size_t n = fread(out, 1, most, f);
+    fclose(f);
+    unlink(path);
+    return n;
+}
+
+/* Rows that come by steps count as those of a prefill do, whether their slots were full or not when another came. */
+static void test_kept_rows(void **state)
+{
+    enum { MOST = 1 << 20 };
+    struct attn_bench whole, parts;
+    float out[LAYERS * STRIDE];
+    sr_route_options o = options(SR_ROUTE_DENSE);
+    uint8_t *a = malloc(MOST), *b = malloc(MOST);
+    (void)state;
+    open_device(&whole, &o, NULL);
+    open_device(&parts, &o, NULL);
+    sr_bench_prefill(&whole, sr_shared.world, 0, 2100, 512, NULL);
+    sr_bench_prefill(&parts, sr_shared.world, 0, 1000, 512, NULL);
+    for (int32_t p = 1000; p < 1050; p++) device_step(&parts, p, out);
+    sr_bench_prefill(&parts, sr_shared.world, 1050, 1990, 512, NULL);
+    for (int32_t p = 1990; p < 2100; p++) device_step(&parts, p, out);
+    const size_t n = moments_of(&whole, a, MOST);
+    assert_true(n > 0 && n < MOST && moments_of(&parts, b, MOST) == n);
+    assert_memory_equal(a, b, n);
+    free(a);
+    free(b);
+    sr_bench_close(&whole);
+    sr_bench_close(&parts);
+}
+
 /* ---- session files ---- */
 
 struct tape {
@@ -419,7 +458,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_modes),       cmocka_unit_test(test_contract), cmocka_unit_test(test_recordings),
-        cmocka_unit_test(test_failed_step), cmocka_unit_test(test_own_moments), cmocka_unit_test(test_restore), cmocka_unit_test(test_host_file),
+        cmocka_unit_test(test_failed_step), cmocka_unit_test(test_own_moments), cmocka_unit_test(test_kept_rows),
+        cmocka_unit_test(test_restore), cmocka_unit_test(test_host_file),
         cmocka_unit_test(test_refusals),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
