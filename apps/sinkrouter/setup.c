@@ -4,6 +4,7 @@
  */
 #include "setup.h"
 #include "diag.h"
+#include "interrupt.h"
 #include "progress.h"
 
 #include <errno.h>
@@ -81,7 +82,8 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
         st = sr_model_open(out, o->models.v[i], &m, err);
     }
     sr_progress_clear();
-    return st;
+    /* Progress was told to stop by a signal: its exit status, and nothing to say. */
+    return st == SR_ERR_USAGE && sr_interrupt_pending() ? (sr_status)(128 + sr_interrupt_pending()) : st;
 }
 
 /* {"tau":[c0,c1,c2,c3],"scale":131072,"min_len":2048,"max_len":131072} */

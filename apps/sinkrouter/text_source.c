@@ -4,6 +4,7 @@
  */
 #include "text_source.h"
 #include "diag.h"
+#include "interrupt.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -46,6 +47,8 @@ static sr_status read_all(int fd, struct text *t, const char *what, sr_error *er
             t->data = grown;
         }
         ssize_t n = read(fd, t->data + t->bytes, room - t->bytes);
+        if (n < 0 && errno == EINTR && !sr_interrupt_pending()) continue;
+        if (n < 0 && errno == EINTR) return (sr_status)(128 + sr_interrupt_pending()); /* the exit status: nothing to say */
         if (n < 0) return sr_refuse(err, SR_ERR_IO, "%s: %s", what, strerror(errno));
         if (n == 0) break;
         t->bytes += (size_t)n;

@@ -53,32 +53,38 @@ uint64_t sr_model_kv_bytes(const sr_model *m, sr_dtype k_type, sr_dtype v_type)
 
 static uint64_t whole_chunks(int32_t n_ctx) { return ((uint64_t)n_ctx + CHUNK - 1) / CHUNK * CHUNK; }
 
-/* Room for the rows of the next band beside those in use: on the host, where there is one to come. */
-static uint64_t sketch_halves(const struct sr_model *m, int32_t n_ctx)
+static int is_on_device(const struct sr_model *m) { return m->backend && m->backend->has_own_memory; }
+
+static int32_t rank_on(const struct sr_model *m, int on_device)
 {
-    const int is_device = m->backend && m->backend->has_own_memory;
-    return is_device || m->config.rope.kind == ROPE_NONE || n_ctx <= SR_BAND_TOKENS ? 1 : 2;
+    const struct model_config *c = &m->config;
+    return on_device ? c->head_dim / 4 : sr_sketch_rank_for(c->head_dim, c->n_heads / c->n_kv_heads);
 }
 
 int32_t sr_model_sketch_rank(const struct sr_model *m)
 {
-    if (!m->has_config) return 0;
-    const int is_device = m->backend && m->backend->has_own_memory && !m->n_lower;
-    return is_device ? m->config.head_dim / 4 : sr_sketch_rank_for(m->config.head_dim, m->config.n_heads / m->config.n_kv_heads);
+    return m->has_config ? rank_on(m, is_on_device(m) && !m->n_lower) : 0;
 }
 
-/* Rows, and the bases of two bands beside the moments (and the rows of steps that these lack). */
-uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx)
+/* Of n_layers that lie together: rows, and the bases of two bands beside the moments. On the host there is room for the
+ * rows of the next band beside those in use, where there is one to come; on a device for steps' rows that moments lack. */
+static uint64_t sketch_of(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx, int32_t n_layers, int on_device)
 {
     const struct model_config *c = &m->config;
-    if (r->mode != SR_ROUTE_MASS || n_ctx < r->min_len) return 0;
-    const int32_t rank = r->rank > 0 ? r->rank : sr_model_sketch_rank(m);
-    const uint64_t d = (uint64_t)c->head_dim, units = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads;
-    const int is_device = m->backend && m->backend->has_own_memory && !m->n_lower;
-    const uint64_t row = is_device ? m->backend->ops->device_attn->sketch_row_bytes(rank, r->bits) : sr_sketch_host_row_bytes(rank, r->bits);
+    const int32_t rank = r->rank > 0 ? r->rank : rank_on(m, on_device);
+    const uint64_t d = (uint64_t)c->head_dim, units = (uint64_t)n_layers * (uint64_t)c->n_kv_heads;
+    const uint64_t halves = on_device || c->rope.kind == ROPE_NONE || n_ctx <= SR_BAND_TOKENS ? 1 : 2;
+    const uint64_t row = on_device ? m->backend->ops->device_attn->sketch_row_bytes(rank, r->bits) : sr_sketch_host_row_bytes(rank, r->bits);
     const uint64_t basis = 4 * (d + (uint64_t)rank * (d + 1) + d * d + d), moments = 8 * (2 * d * d + d);
-    const uint64_t kept = is_device ? 4 * d * SR_KEPT_ROWS * (uint64_t)(c->n_heads / c->n_kv_heads + 1) : 0;
-    return units * (whole_chunks(n_ctx) * row * sketch_halves(m, n_ctx) + 2 * basis + moments + kept);
+    const uint64_t kept = on_device ? 4 * d * SR_KEPT_ROWS * (uint64_t)(c->n_heads / c->n_kv_heads + 1) : 0;
+    return units * (whole_chunks(n_ctx) * row * halves + 2 * basis + moments + kept);
+}
+
+uint64_t sr_model_sketch_bytes(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx)
+{
+    const int32_t n_layers = m->config.n_layers, n_host = is_on_device(m) ? m->n_lower : n_layers;
+    if (r->mode != SR_ROUTE_MASS || n_ctx < r->min_len) return 0;
+    return sketch_of(m, r, n_ctx, n_host, 0) + (n_host < n_layers ? sketch_of(m, r, n_ctx, n_layers - n_host, 1) : 0);
 }
 
 sr_status sr_model_memory_need(const sr_model *m, const sr_session_options *o, sr_memory_need *out, sr_error *err)

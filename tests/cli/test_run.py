@@ -290,6 +290,17 @@ def signal_during_prefill():
 
 
 @test
+def signal_while_the_text_is_read():
+    p = subprocess.Popen([PROGRAM, "run", "-m", MODEL, "-f", "-", "--greedy"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, env=environment())
+    time.sleep(1.0)
+    p.send_signal(signal.SIGINT)
+    p.wait(timeout=60)  # standard input is still open
+    equal((p.returncode, p.stderr.read(), p.stdout.read()), (130, b"", b""))
+    p.stdin.close()
+
+
+@test
 def standard_output_that_fails():
     with open("/dev/full", "wb") as full:
         p = start("-p", QUESTION, "-n", "8", "--quiet", "--session", path("full"), stdout=full)

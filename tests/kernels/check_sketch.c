@@ -141,7 +141,7 @@ void sr_spoilt_sketch_score(const struct sketch_score *a)
     sr_check_spoil(&a->logits[a->row0]);
 }
 
-/* open: 0 no run, 1 about half of them, 2 all */
+/* open: 0 no run, 1 about half of them, 2 all, 3 all since the near part is NaN */
 struct score_case { int32_t rank, bits, group, row0, row1; double scale; int open; };
 
 static struct sketch_score score_setup(struct check *c, const struct score_case *s, const struct sketch_shape *sketch, struct attn_touched *touched)
@@ -157,7 +157,7 @@ static struct sketch_score score_setup(struct check *c, const struct score_case 
     sr_check_fill_normal(c, more, s->group, 1.0);
     for (int32_t g = 0; g < s->group; g++) {
         const double size = s->scale * (1 << s->bits) * sqrt(SR_SKETCH_FIRST / 12.0); /* of the first plane's sum: one row in 16 or so is above */
-        open[g] = s->open == 0 ? INFINITY : s->open == 2 ? -INFINITY : (float)((double)base[g] + size * (s->group > 3 ? 2.5 : 1.8));
+        open[g] = s->open == 0 ? INFINITY : s->open == 2 ? -INFINITY : s->open == 3 ? NAN : (float)((double)base[g] + size * (s->group > 3 ? 2.5 : 1.8));
     }
     return (struct sketch_score){.sketch = sketch, .y_chunk = y, .group = s->group, .row0 = s->row0, .row1 = s->row1,
                                  .w = w, .base = base, .more = more, .open = open, .touched = touched,
@@ -193,7 +193,7 @@ static int is_open(const struct check *c, const struct sketch_score *a, int32_t 
     for (int32_t i = row / SR_SKETCH_RUN * SR_SKETCH_RUN, end = i + SR_SKETCH_RUN; i < end; i++)
         for (int32_t g = 0; i >= a->row0 && i < a->row1 && g < a->group; g++) {
             const struct score_sum s = sum_of(c, a, g, i, 0);
-            if (s.x - s.tol >= (double)a->open[g]) return 1;
+            if (isnan(a->open[g]) || s.x - s.tol >= (double)a->open[g]) return 1;
             if (s.x + s.tol >= (double)a->open[g]) open = -1;
         }
     return open;
@@ -276,7 +276,7 @@ void sr_check_sketch_score(struct check *c)
             const int32_t row0 = (int32_t)sr_check_pick(c, 60), row1 = row0 + 1 + (int32_t)sr_check_pick(c, r == 3 ? 900 : 60);
             check_score(c, &(struct score_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1, (r + group / 2) % 3});
         }
-    for (int open = 0; open < 3; open++) {
+    for (int open = 0; open < 4; open++) {
         check_score(c, &(struct score_case){20, 4, 3, 0, SR_CHUNK_ROWS, 1, open});
         check_score(c, &(struct score_case){20, 8, 7, 5, SR_CHUNK_ROWS - 3, 1, open});
         check_score(c, &(struct score_case){36, 4, 11, 17, 1003, 1, open});

@@ -37,7 +37,7 @@ SR_INLINE void store_q4_block(const float *x, uint8_t *dst)
         max = vec_max(vec_abs(vec_load(x + i)), max);
     }
     const float top = vec_top(max);
-    for (int i = 0; i < 32; i += VEC) most |= (uint32_t)vec_not_less(vec_abs(vec_load(x + i)), vec_all(top)) << i;
+    for (int i = 0; i < 32; i += VEC) most |= (uint32_t)vec_at_least(vec_abs(vec_load(x + i)), vec_all(top)) << i;
     const int bad = nan || isinf(top);
     const float scale = bad ? NAN : (top > 0 ? x[__builtin_ctz(most)] : 0.0f) / -8.0f, one_over = 1.0f / scale;
     const vec inverse = vec_all(isfinite(one_over) ? one_over : 0.0f), half = vec_all(8.5f);

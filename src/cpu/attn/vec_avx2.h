@@ -45,7 +45,8 @@ SR_INLINE float vec_top(vec a)
 }
 
 /* Bit i: lane i of a >= lane i of b; and of NaN lanes. */
-SR_INLINE unsigned vec_not_less(vec a, vec b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+SR_INLINE unsigned vec_at_least(vec a, vec b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+SR_INLINE unsigned vec_not_less(vec a, vec b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)); } /* or NaN */
 SR_INLINE unsigned vec_nan(vec a) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
 
 /* 2^n p where x >= least or NaN, else 0; n is whole and in -126..127. */

@@ -39,7 +39,8 @@ SR_INLINE unsigned vec_bits(uint32x4_t mask)
 }
 
 /* Bit i: lane i of a >= lane i of b; and of NaN lanes. */
-SR_INLINE unsigned vec_not_less(vec a, vec b) { return vec_bits(vcgeq_f32(a, b)); }
+SR_INLINE unsigned vec_at_least(vec a, vec b) { return vec_bits(vcgeq_f32(a, b)); }
+SR_INLINE unsigned vec_not_less(vec a, vec b) { return vec_bits(vmvnq_u32(vcltq_f32(a, b))); } /* or NaN */
 SR_INLINE unsigned vec_nan(vec a) { return vec_bits(vmvnq_u32(vceqq_f32(a, a))); }
 
 /* 2^n p where x >= least or NaN, else 0; n is whole and in -126..127. */

@@ -82,7 +82,7 @@ SR_INLINE unsigned score_first(const struct sketch_score *a, const int heads, in
     }
     SR_UNROLL for (int g = 0; g < heads; g++) {
         vec_store(a->logits + (g0 + g) * SR_CHUNK_ROWS + row, acc[g]);
-        open |= vec_not_less(acc[g], vec_all(a->open[g0 + g])) | vec_nan(acc[g]);
+        open |= vec_not_less(acc[g], vec_all(a->open[g0 + g]));
     }
     return open;
 }
@@ -200,7 +200,7 @@ SR_INLINE void sketch_mass_body(struct sketch_mass *a)
         for (int32_t g = 0; g < a->group; g++) {
             const vec x = vec_load(a->logits + g * SR_CHUNK_ROWS + row);
             sum[g] = vec_add(sum[g], vec_exp(vec_sub(x, vec_all(a->max[g]))));
-            keep |= vec_not_less(x, vec_all(a->floor[g] + a->cut));
+            keep |= vec_at_least(x, vec_all(a->floor[g] + a->cut));
         }
         if (row < a->row0) keep = row + VEC <= a->row0 ? 0 : keep & (~0u << (a->row0 - row));
         if (row + VEC > a->row1) keep &= (1u << (a->row1 - row)) - 1u;
