@@ -448,9 +448,8 @@ void sr_options_default(struct options *o, enum command command)
     o->audit = o->yarn_ext = -1;
     o->no_mmap = -1;
     o->skip = 0.6;
-    o->temp = o->top_p = o->min_p = -1;
+    o->temp = o->top_p = o->min_p = o->repeat_penalty = -1;
     o->top_k = o->think_budget = -1;
-    o->repeat_penalty = (double)s.repeat_penalty;
     o->presence_penalty = (double)s.presence_penalty;
     o->frequency_penalty = (double)s.frequency_penalty;
     o->repeat_last_n = s.repeat_last_n;

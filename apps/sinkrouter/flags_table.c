@@ -255,7 +255,7 @@ const struct flag sr_flag_table[] = {
 
     HEAD("Sampling"),
     {"--temp --temperature", "T", FLAG_REAL, TALK, AT(temp), 0, 100, 0, NULL,
-     "temperature (default 0.8; Qwen3 0.6 thinking, 0.7 not; 0: greedy)"},
+     "temperature (default: as the file advises, else 0.8; Qwen3 0.6 thinking, 0.7 not; 0: greedy)"},
     {"--greedy", NULL, FLAG_SET, TALK, AT(greedy), 1, 0, 0, NULL, "the most probable token, always"},
     {"--top-k", "N", FLAG_INT, TALK, AT(top_k), 0, INT_TOP, 0, NULL,
      "keep the N most probable (default 40; Qwen3 20; 0: all)"},

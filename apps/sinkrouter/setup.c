@@ -243,7 +243,7 @@ sr_status sr_setup_sampler(sr_sampler **out, uint64_t seed, const struct options
     if (o->top_p >= 0) s.top_p = (float)o->top_p;
     if (o->min_p >= 0) s.min_p = (float)o->min_p;
     if (o->top_k >= 0) s.top_k = (int32_t)o->top_k;
-    s.repeat_penalty = (float)o->repeat_penalty;
+    if (o->repeat_penalty >= 0) s.repeat_penalty = (float)o->repeat_penalty;
     s.presence_penalty = (float)o->presence_penalty;
     s.frequency_penalty = (float)o->frequency_penalty;
     s.repeat_last_n = (int32_t)o->repeat_last_n;

@@ -316,7 +316,8 @@ SR_API void sr_sampler_free(sr_sampler *p);
 /* Next token from logits [n_vocab] given the tokens so far (for penalties). Does not allocate. SR_ERR_NUMERIC if every logit is
  * NaN or -inf or one is NaN. */
 SR_API sr_status sr_sampler_next(sr_sampler *p, const float *logits, const int32_t *tokens, int32_t n_tokens, int32_t *id, sr_error *err);
-/* Sets temperature, top_k, top_p, min_p and their order as the model's authors advise for answers with and without thinking.
+/* Sets temperature, top_k, top_p, min_p, repeat_penalty and the order as the model's authors advise for answers with and
+ * without thinking: what its file says (general.sampling.*, generation_config.json), for Qwen3 what is published beside it.
  * Returns 0 and changes nothing where no advice is known. */
 SR_API int sr_sampler_advice(const sr_model *m, int thinking, sr_sampler_options *o);
 /* A seed from the system's random source. */

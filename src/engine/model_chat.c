@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -221,14 +222,51 @@ int sr_chat_soft_switch(const sr_message *msgs, int32_t n_msgs)
     return -1;
 }
 
+/* ---- sampling ---- */
+
+static int is_qwen3(const sr_model *m)
+{
+    return strcmp(m->architecture, "qwen3") == 0 || strcmp(m->architecture, "qwen3moe") == 0;
+}
+
+/* What the file recommends under this name, where the sampler would take it. */
+static int file_advice(const sr_model *m, const char *name, double lo, double hi, float *out)
+{
+    char key[48];
+    double v = 0;
+    int found = 0;
+    snprintf(key, sizeof key, "general.sampling.%s", name);
+    if (sr_gguf_get_float(m->file, key, &v, &found, NULL) != SR_OK || !found || !(v >= lo && v <= hi)) return 0;
+    *out = (float)v;
+    return 1;
+}
+
+/* The keys of newer GGUF files, which a folder's generation_config.json is read into. */
+static int take_file_advice(const sr_model *m, sr_sampler_options *o)
+{
+    int64_t k = 0;
+    int known = 0;
+    known |= file_advice(m, "temp", 0, 100, &o->temperature);
+    known |= file_advice(m, "top_p", 0, 1, &o->top_p);
+    known |= file_advice(m, "min_p", 0, 1, &o->min_p);
+    known |= file_advice(m, "penalty_repeat", 1e-3, 1e3, &o->repeat_penalty);
+    int has_k = 0;
+    if (sr_gguf_get_int(m->file, "general.sampling.top_k", 0, INT32_MAX, &k, &has_k, NULL) != SR_OK || !has_k) return known;
+    o->top_k = (int32_t)k;
+    return 1;
+}
+
 int sr_sampler_advice(const sr_model *m, int thinking, sr_sampler_options *o)
 {
+    if (!m) return 0;
+    if (!is_qwen3(m)) return take_file_advice(m, o);
     /* Qwen3's authors tuned these with the temperature applied first. */
-    if (!m || (strcmp(m->architecture, "qwen3") != 0 && strcmp(m->architecture, "qwen3moe") != 0)) return 0;
     o->temperature = thinking ? 0.6f : 0.7f;
     o->top_p = thinking ? 0.95f : 0.8f;
     o->top_k = 20;
     o->min_p = 0;
     o->order = "penalties;temperature;top_k;top_p;min_p";
+    /* A model that can do both has its thinking advice in its file. */
+    if (thinking || sr_chat_thinks(m, NULL) != SR_THINKS_CHOICE) take_file_advice(m, o);
     return 1;
 }

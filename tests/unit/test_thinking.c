@@ -314,6 +314,57 @@ static void advice(void **state)
     sr_model_close(m);
 }
 
+/* What a file says of sampling where it is in range, beside the defaults. */
+static void advice_of_the_file(void **state)
+{
+    static const struct tiny_change changes[] = {{.key = "general.sampling.temp", .kind = TINY_F32, .f32 = 0.25},
+                                                 {.key = "general.sampling.top_k", .kind = TINY_U32, .u32 = 7},
+                                                 {.key = "general.sampling.top_p", .kind = TINY_F32, .f32 = 1.5},
+                                                 {.key = "general.sampling.penalty_repeat", .kind = TINY_F32, .f32 = 1.25}};
+    const sr_sampler_options plain = sr_sampler_options_default();
+    struct tiny_spec spec = tiny_spec_default();
+    sr_model_options o = sr_model_options_default();
+    sr_sampler_options s = plain;
+    sr_model *m;
+
+    (void)state;
+    o.vocab_only = 1;
+    spec.changes = changes;
+    spec.n_changes = 4;
+    tiny_model_write(tiny_path("s.gguf"), &spec);
+    assert_int_equal(sr_model_open(&m, tiny_path("s.gguf"), &o, &err), SR_OK);
+    assert_int_equal(sr_sampler_advice(m, 0, &s), 1);
+    assert_true(s.temperature == 0.25f && s.top_k == 7 && s.repeat_penalty == 1.25f);
+    assert_true(s.top_p == plain.top_p && s.min_p == plain.min_p);
+    sr_model_close(m);
+}
+
+/* The file of a Qwen3 that thinks or not speaks of thinking; that of one with a single mode of that. */
+static void advice_of_two_modes(void **state)
+{
+    static const char both[] = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined and not enable_thinking %}"
+                               "<think>\n\n</think>\n\n{% endif %}";
+    sr_sampler_options s = sr_sampler_options_default();
+
+    (void)state;
+    for (int is_both = 0; is_both < 2; is_both++) {
+        sr_model_close(open_vocab(1, 1));
+        v.architecture = "qwen3";
+        v.temperature = 0.25f;
+        v.chat_template = is_both ? both : "{{ messages[0].content }}";
+        sr_model_options o = sr_model_options_default();
+        sr_model *m;
+        o.vocab_only = 1;
+        if (sr_model_open(&m, sr_tv_save(&v, "modes.gguf"), &o, &err) != SR_OK) fail_msg("%s", err.text);
+        assert_int_equal(sr_chat_thinks(m, NULL), is_both ? SR_THINKS_CHOICE : SR_THINKS_NEVER);
+        assert_int_equal(sr_sampler_advice(m, 1, &s), 1);
+        assert_true(s.temperature == 0.25f && s.top_p == 0.95f && s.top_k == 20 && s.min_p == 0);
+        assert_int_equal(sr_sampler_advice(m, 0, &s), 1);
+        assert_true(s.temperature == (is_both ? 0.7f : 0.25f) && s.top_p == 0.8f);
+        sr_model_close(m);
+    }
+}
+
 static void ids_are_found(void **state)
 {
     sr_model *m = open_vocab(1, 1);
@@ -345,6 +396,8 @@ int main(void)
         cmocka_unit_test(soft_switches),
         cmocka_unit_test(switched_by_the_template),
         cmocka_unit_test(advice),
+        cmocka_unit_test(advice_of_the_file),
+        cmocka_unit_test(advice_of_two_modes),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("thinking", tests, NULL, clean);

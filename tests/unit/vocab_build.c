@@ -79,6 +79,7 @@ const char *sr_tv_save(const struct sr_tv *v, const char *name)
                         (v->unknown >= 0) + (v->add_bos >= 0) + (v->add_space_prefix >= 0);
     const char *path;
 
+    n_values += (v->architecture != NULL) + (v->chat_template != NULL) + (v->temperature > 0);
     sr_tb_begin(&b, 0, n_values);
     if (v->model) sr_tb_kv_str(&b, "tokenizer.ggml.model", v->model);
     if (v->pre) sr_tb_kv_str(&b, "tokenizer.ggml.pre", v->pre);
@@ -103,6 +104,12 @@ const char *sr_tv_save(const struct sr_tv *v, const char *name)
     if (v->add_space_prefix >= 0) {
         sr_tb_key(&b, "tokenizer.ggml.add_space_prefix", 7);
         sr_tb_u8(&b, (uint8_t)v->add_space_prefix);
+    }
+    if (v->architecture) sr_tb_kv_str(&b, "general.architecture", v->architecture);
+    if (v->chat_template) sr_tb_kv_str(&b, "tokenizer.chat_template", v->chat_template);
+    if (v->temperature > 0) {
+        sr_tb_key(&b, "general.sampling.temp", 6);
+        sr_tb_put(&b, &v->temperature, sizeof(float));
     }
     path = sr_tb_save(&b, name);
     sr_tb_free(&b);

@@ -18,6 +18,8 @@ struct sr_tv {
     uint64_t n_merges;
     int64_t bos, eos, unknown;     /* -1: left out */
     int add_bos, add_space_prefix; /* -1: left out */
+    const char *architecture, *chat_template; /* NULL: left out */
+    float temperature;             /* general.sampling.temp; 0: left out */
 };
 
 /* "gpt2" with the given pre-tokenizer and the 256 characters of the byte alphabet as tokens 0..255. */
