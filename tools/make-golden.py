@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 import torch
-from transformers import (LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+from transformers import (LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
                           Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 VOCAB = 264
@@ -86,7 +86,8 @@ def rope_of(theta, kind=None, factor=1.0, old=0):
 
 
 CLASSES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-           "qwen3": (Qwen3Config, Qwen3ForCausalLM), "qwen3moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM)}
+           "qwen3": (Qwen3Config, Qwen3ForCausalLM), "qwen3moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+           "mixtral": (MixtralConfig, MixtralForCausalLM)}
 
 
 def seeded_model(c):
@@ -94,8 +95,11 @@ def seeded_model(c):
     seed; n_experts, n_used with experts (n_ff is then the width of one)."""
     family, n_embd, n_ff, heads, n_kv, h, s = (c[k] for k in ("family", "n_embd", "n_ff", "heads", "n_kv", "head_dim", "seed"))
     kind, model = CLASSES[family]
-    moe = dict(num_experts=c["n_experts"], num_experts_per_tok=c["n_used"], moe_intermediate_size=n_ff,
-               norm_topk_prob=True) if "n_experts" in c else {}
+    moe = dict(num_experts_per_tok=c["n_used"]) if "n_experts" in c else {}
+    if family == "mixtral":
+        moe |= dict(num_local_experts=c["n_experts"])
+    elif moe:
+        moe |= dict(num_experts=c["n_experts"], moe_intermediate_size=n_ff, norm_topk_prob=True)
     config = kind(vocab_size=VOCAB, hidden_size=n_embd, intermediate_size=n_ff, num_hidden_layers=c["n_layers"],
                   num_attention_heads=heads, num_key_value_heads=n_kv, head_dim=h, max_position_embeddings=512,
                   rms_norm_eps=1e-5, rope_parameters=c["rope"], tie_word_embeddings=not c["untied"],
@@ -110,7 +114,7 @@ def seeded_model(c):
         state[a + "post_attention_layernorm.weight"] = norm(s, b + "ffn_norm.weight", n_embd)
         for p, n, gain in (("q", heads, 1.5), ("k", n_kv, 1.5), ("v", n_kv, 1.0)):
             w = matrix(s, b + f"attn_{p}.weight", n * h, n_embd, gain)
-            state[a + f"self_attn.{p}_proj.weight"] = unpermute(w, n) if family == "llama" and p != "v" else w
+            state[a + f"self_attn.{p}_proj.weight"] = unpermute(w, n) if family in ("llama", "mixtral") and p != "v" else w
             if family == "qwen2":
                 state[a + f"self_attn.{p}_proj.bias"] = units(s, b + f"attn_{p}.bias", n * h) * np.float32(0.125)
             if family.startswith("qwen3") and p != "v":
@@ -177,6 +181,7 @@ FAMILIES = [  # name, family, layers, width, ff, heads, kv heads, head size, unt
     ("qwen3-yarn", "qwen3", 2, 64, 96, 8, 1, 16, True, rope_of(1e6, "yarn", 4.0, 128)),
     ("qwen3moe", "qwen3moe", 3, 64, 32, 8, 1, 16, True, rope_of(1e6), 16, 4),
     ("qwen3moe-yarn", "qwen3moe", 2, 64, 64, 4, 2, 32, False, rope_of(1e6, "yarn", 2.0, 256), 8, 2),
+    ("mixtral", "mixtral", 3, 64, 32, 8, 2, 16, True, rope_of(1e6), 8, 2),
 ]
 FAMILY_TOKENS = 512
 

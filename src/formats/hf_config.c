@@ -13,15 +13,14 @@
 struct hf_family {
     const char *model_type, *arch;
     int32_t head_dim; /* default of the class; 0: hidden_size / num_attention_heads */
-    int experts;
+    enum { NO_EXPERTS, EXPERTS, MIXTRAL_EXPERTS } experts;
 };
 
 static const struct hf_family families[] = {
-    {"llama", "llama", 0, 0}, {"Yi", "llama", 0, 0}, {"mistral", "llama", 0, 0}, {"qwen2", "qwen2", 0, 0},
-    {"qwen3", "qwen3", 128, 0}, {"qwen3_moe", "qwen3moe", 128, 1}};
+    {"llama", "llama", 0, NO_EXPERTS}, {"Yi", "llama", 0, NO_EXPERTS}, {"mistral", "llama", 0, NO_EXPERTS},
+    {"qwen2", "qwen2", 0, NO_EXPERTS}, {"qwen3", "qwen3", 128, NO_EXPERTS}, {"qwen3_moe", "qwen3moe", 128, EXPERTS}, {"mixtral", "llama", 0, MIXTRAL_EXPERTS}};
 
-#define KNOWN_TYPES "llama, Yi, mistral, qwen2, qwen3, qwen3_moe"
-
+#define KNOWN_TYPES "llama, Yi, mistral, mixtral, qwen2, qwen3, qwen3_moe"
 
 /* Fields that change the result: the value beside them, or absence and null, is what is computed here. */
 static const struct { const char *key; enum { WANT_FALSE, WANT_NUMBER, WANT_TEXT, WANT_NONE } want; double number; const char *text; } neutral[] = {
@@ -83,11 +82,12 @@ static sr_status check_layer_types(struct hf *h, const struct json_at *a)
     return SR_OK;
 }
 
-/* Of llama's kin, mistral alone has a window without a switch for it. */
+/* Of llama's kin, mistral and mixtral have a window without a switch for it. */
 static sr_status check_window(struct hf *h, const struct json_at *a, const struct hf_family *f)
 {
     const json_t *w = json_object_get(a->object, "sliding_window");
-    if (strcmp(f->model_type, "mistral") != 0 || !w || json_is_null(w)) return SR_OK;
+    const int has_window = strcmp(f->model_type, "mistral") == 0 || strcmp(f->model_type, "mixtral") == 0;
+    if (!has_window || !w || json_is_null(w)) return SR_OK;
     return sr_json_unsupported(a, h->err, "sliding_window", "is set, and is not supported");
 }
 
@@ -129,6 +129,17 @@ static sr_status pass_int(struct hf *h, const struct json_at *a, const char *fie
     return put_int(h, key, *out);
 }
 
+/* The width of an expert is intermediate_size, and the weights of those used are always normalised. */
+static sr_status read_mixtral(struct hf *h, const struct json_at *a)
+{
+    int64_t n = 8, used = 2;
+    SR_TRY(pass_int(h, a, "num_local_experts", "expert_count", &n));
+    SR_TRY(pass_int(h, a, "num_experts_per_tok", "expert_used_count", &used));
+    h->n_experts = (int32_t)n;
+    h->experts_in = "block_sparse_moe.experts.";
+    return SR_OK;
+}
+
 static sr_status read_experts(struct hf *h, const struct json_at *a)
 {
     int64_t n = 0, used = 8, ff = 0;
@@ -140,6 +151,7 @@ static sr_status read_experts(struct hf *h, const struct json_at *a)
     SR_TRY(sr_json_bool(a, "norm_topk_prob", &norm, &found, h->err));
     if (!norm) return sr_json_unsupported(a, h->err, "norm_topk_prob", "false: weights of experts that are not normalised are not supported");
     h->n_experts = (int32_t)n;
+    h->experts_in = "mlp.experts.";
     return SR_OK;
 }
 
@@ -179,7 +191,7 @@ static sr_status read_shape(struct hf *h, const struct json_at *a, const struct 
     SR_TRY(sr_json_number(a, "rms_norm_eps", &eps, &found, h->err));
     SR_TRY(put_float(h, "attention.layer_norm_rms_epsilon", eps));
     SR_TRY(read_heads(h, a, f, width));
-    if (f->experts) SR_TRY(read_experts(h, a));
+    if (f->experts) SR_TRY(f->experts == EXPERTS ? read_experts(h, a) : read_mixtral(h, a));
     return sr_json_bool(a, "tie_word_embeddings", &h->tied, &found, h->err);
 }
 

@@ -18,6 +18,7 @@ struct hf {
     char config_path[HF_MAX_PATH], generation_path[HF_MAX_PATH], tok_config_path[HF_MAX_PATH];
     char path[HF_MAX_PATH];  /* of the file at hand */
     const char *arch;        /* "llama": GGUF's name of the family; NULL without config.json */
+    const char *experts_in;  /* what names of experts begin with within a layer; NULL without experts */
     int32_t n_layers, n_experts, n_vocab, n_kv_heads, head_dim;
     int tied;
     sr_error *err;

@@ -19,7 +19,8 @@ static const struct { const char *theirs, *ours; } layer_names[] = {
     {"self_attn.v_proj.bias", "attn_v.bias"},         {"self_attn.q_norm.weight", "attn_q_norm.weight"},
     {"self_attn.k_norm.weight", "attn_k_norm.weight"}, {"mlp.gate_proj.weight", "ffn_gate.weight"},
     {"mlp.up_proj.weight", "ffn_up.weight"},          {"mlp.down_proj.weight", "ffn_down.weight"},
-    {"mlp.gate.weight", "ffn_gate_inp.weight"},       {"mlp.experts.down_proj", "ffn_down_exps.weight"}};
+    {"mlp.gate.weight", "ffn_gate_inp.weight"},       {"mlp.experts.down_proj", "ffn_down_exps.weight"},
+    {"block_sparse_moe.gate.weight", "ffn_gate_inp.weight"}};
 
 static const struct { const char *theirs, *ours; } other_names[] = {
     {"model.embed_tokens.weight", "token_embd.weight"}, {"model.norm.weight", "output_norm.weight"}, {"lm_head.weight", "output.weight"}};
@@ -105,6 +106,13 @@ static int ends_with(struct gguf_str name, const char *end)
     return name.bytes >= n && memcmp(name.data + name.bytes - n, end, n) == 0;
 }
 
+/* Whether the rest of a name in a layer is that of an expert's tensor. */
+static int is_experts(const struct hf_reader *r, const char *rest)
+{
+    const char *in = r->h->experts_in ? r->h->experts_in : "mlp.experts.";
+    return rest && strncmp(rest, in, strlen(in)) == 0;
+}
+
 static sr_status take(struct hf_reader *r, struct st_tensor *t)
 {
     char name[64];
@@ -121,7 +129,7 @@ static sr_status take(struct hf_reader *r, struct st_tensor *t)
         return add(r, t, name);
     }
     if (ends_with(t->name, "rotary_emb.inv_freq")) return SR_OK;
-    if (rest && strncmp(rest, "mlp.experts.", 12) == 0) return SR_OK; /* gathered afterwards */
+    if (is_experts(r, rest)) return SR_OK; /* gathered afterwards */
     if (rest && layer < r->h->n_layers) return unsupported(r, t, "not known here, and it would change the result");
     if (!r->n_left_out++) r->left_out = t;
     return SR_OK;
@@ -147,7 +155,7 @@ static sr_status gather(struct hf_reader *r, int32_t layer, const char *theirs, 
     struct gguf_tensor one = {0}, t;
     char name[96];
     for (int32_t e = 0; e < n; e++) { /* all are there before memory is taken for them */
-        snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.%d.%s.weight", layer, e, theirs);
+        snprintf(name, sizeof(name), "model.layers.%d.%s%d.%s.weight", layer, r->h->experts_in, e, theirs);
         struct st_tensor *s = sr_hf_shards_find(&r->s, name);
         if (!s) return sr_gguf_reject(r->h->g, r->h->err, "tensor %s is missing", name);
         SR_TRY(describe(r, s, &t));
@@ -159,7 +167,7 @@ static sr_status gather(struct hf_reader *r, int32_t layer, const char *theirs, 
     const uint8_t **pieces = sr_alloc((size_t)n * sizeof(*pieces));
     if (!pieces) return sr_fail_memory(r->h->err, (size_t)n * sizeof(*pieces), "experts");
     for (int32_t e = 0; e < n; e++) {
-        snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.%d.%s.weight", layer, e, theirs);
+        snprintf(name, sizeof(name), "model.layers.%d.%s%d.%s.weight", layer, r->h->experts_in, e, theirs);
         pieces[e] = sr_hf_shards_find(&r->s, name)->data;
     }
     return add_gathered(r, one, layer, ours, pieces);
@@ -187,13 +195,15 @@ static sr_status split_fused(struct hf_reader *r, struct st_tensor *s, int32_t l
 
 static sr_status gather_layer(struct hf_reader *r, int32_t layer)
 {
-    static const char *const kinds[3][2] = {
-        {"gate_proj", "ffn_gate_exps.weight"}, {"up_proj", "ffn_up_exps.weight"}, {"down_proj", "ffn_down_exps.weight"}};
+    static const char *const kinds[3][3] = {{"ffn_gate_exps.weight", "gate_proj", "w1"},
+                                            {"ffn_up_exps.weight", "up_proj", "w3"},
+                                            {"ffn_down_exps.weight", "down_proj", "w2"}};
+    const int is_mixtral = strcmp(r->h->arch, "llama") == 0;
     char name[96];
-    snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.gate_up_proj", layer);
+    snprintf(name, sizeof(name), "model.layers.%d.%sgate_up_proj", layer, r->h->experts_in);
     struct st_tensor *fused = sr_hf_shards_find(&r->s, name);
     if (fused) return split_fused(r, fused, layer);
-    for (int k = 0; k < 3; k++) SR_TRY(gather(r, layer, kinds[k][0], kinds[k][1]));
+    for (int k = 0; k < 3; k++) SR_TRY(gather(r, layer, kinds[k][1 + is_mixtral], kinds[k][0]));
     return SR_OK;
 }
 
@@ -203,7 +213,7 @@ static sr_status check_experts_used(const struct hf_reader *r)
         const struct st_tensor *t = &r->s.tensors[i];
         int32_t layer;
         const char *rest = rest_of_layer(t->name, &layer);
-        if (rest && !t->used && layer < r->h->n_layers && strncmp(rest, "mlp.experts.", 12) == 0)
+        if (!t->used && layer < r->h->n_layers && is_experts(r, rest))
             return unsupported(r, t, "an expert's tensor that config.json does not call for");
     }
     return SR_OK;

@@ -24,14 +24,16 @@ enum {
 struct family {
     const char *name;
     enum rope_kind rope;
-    int qkv_bias, qk_norm, experts;
+    int qkv_bias, qk_norm;
+    enum { NO_EXPERTS, EXPERTS, MAY_HAVE_EXPERTS } experts;
 };
 
+/* Mixtral's files call themselves llama. */
 static const struct family families[] = {
-    {.name = "llama", .rope = ROPE_NORM},
+    {.name = "llama", .rope = ROPE_NORM, .experts = MAY_HAVE_EXPERTS},
     {.name = "qwen2", .rope = ROPE_NEOX, .qkv_bias = 1},
     {.name = "qwen3", .rope = ROPE_NEOX, .qk_norm = 1},
-    {.name = "qwen3moe", .rope = ROPE_NEOX, .qk_norm = 1, .experts = 1},
+    {.name = "qwen3moe", .rope = ROPE_NEOX, .qk_norm = 1, .experts = EXPERTS},
 };
 
 enum { N_FAMILIES = sizeof(families) / sizeof(families[0]) };
@@ -130,15 +132,15 @@ static sr_status read_experts(struct reader *r, const struct family *f)
         return sr_gguf_reject(r->g, r->err, "%s: %d of %d experts used", key_of(r, "expert_used_count"), used, count);
     if (count > 0 && used == 0)
         return sr_gguf_reject(r->g, r->err, "%s: none of %d experts used", key_of(r, "expert_used_count"), count);
-    if (count > 0 && !f->experts)
+    if (count > 0 && f->experts == NO_EXPERTS)
         return sr_fail(r->err, SR_ERR_UNSUPPORTED, "%s: %d: mixtures of experts are not supported for this architecture",
                        key_of(r, "expert_count"), count);
-    if (count == 0 && f->experts) return sr_gguf_reject(r->g, r->err, "%s: 0 experts", key_of(r, "expert_count"));
+    if (count == 0 && f->experts == EXPERTS) return sr_gguf_reject(r->g, r->err, "%s: 0 experts", key_of(r, "expert_count"));
     c->n_experts = count;
     c->n_experts_used = used;
     if (count == 0) return SR_OK;
-    const int32_t whole = c->n_ff;
-    c->n_ff = whole / used > 0 ? whole / used : 1;
+    const int32_t whole = c->n_ff; /* of all experts used, but of one in files called llama */
+    if (f->experts == EXPERTS) c->n_ff = whole / used > 0 ? whole / used : 1;
     return read_int(r, "expert_feed_forward_length", 1, MAX_FF, &c->n_ff, &found);
 }
 

@@ -196,6 +196,9 @@ static sr_status report_missing(struct loader *l)
         if (sr_gguf_find_tensor(l->g, fused[i]))
             return sr_fail(l->err, SR_ERR_UNSUPPORTED, "%s: matrices fused into one are not supported; missing: %s", fused[i],
                            l->missing);
+    static const char apart[] = "blk.0.ffn_gate.0.weight"; /* files of before April 2024 */
+    if (sr_gguf_find_tensor(l->g, apart))
+        return sr_fail(l->err, SR_ERR_UNSUPPORTED, "%s: experts in tensors of their own are not supported: the file is to be converted anew", apart);
     return sr_gguf_reject(l->g, l->err, "%lld tensors are missing: %s", (long long)l->n_missing, l->missing);
 }
 

@@ -100,12 +100,20 @@ static void push_plain(struct folder *f, const struct gguf_tensor *t, const char
     free(x);
 }
 
+static int is_mixtral(const struct folder *f)
+{
+    return strcmp(f->arch, "llama") == 0 && sr_gguf_find(f->g, "llama.expert_count");
+}
+
 static void push_experts(struct folder *f, const struct gguf_tensor *t, int layer, const char *kind)
 {
     float *x = floats_of(f, t, kind);
     char name[96];
     for (int64_t e = 0; e < t->ne[2]; e++) {
-        snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.%d.%s_proj.weight", layer, (int)e, kind);
+        if (is_mixtral(f))
+            snprintf(name, sizeof(name), "model.layers.%d.block_sparse_moe.experts.%d.%s.weight", layer, (int)e,
+                     *kind == 'g' ? "w1" : *kind == 'u' ? "w3" : "w2");
+        else snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.%d.%s_proj.weight", layer, (int)e, kind);
         push(f, name, type_for(f, t), (const int64_t[2]){t->ne[1], t->ne[0]}, 2, x + e * t->ne[0] * t->ne[1]);
     }
     free(x);
@@ -145,7 +153,8 @@ static void push_layer_tensor(struct folder *f, const struct gguf_tensor *t, int
     char name[96];
     for (size_t i = 0; i < sizeof(layer_names) / sizeof(layer_names[0]); i++) {
         if (strcmp(layer_names[i][0], rest) != 0) continue;
-        snprintf(name, sizeof(name), "model.layers.%d.%s", layer, layer_names[i][1]);
+        const char *theirs = is_mixtral(f) && strcmp(rest, "ffn_gate_inp.weight") == 0 ? "block_sparse_moe.gate.weight" : layer_names[i][1];
+        snprintf(name, sizeof(name), "model.layers.%d.%s", layer, theirs);
         push_plain(f, t, name, rest);
         return;
     }
@@ -300,11 +309,13 @@ static json_t *config_of(struct folder *f)
         {"attention.key_length", "head_dim"}, {"context_length", "max_position_embeddings"}, {"expert_count", "num_experts"},
         {"expert_used_count", "num_experts_per_tok"}, {"expert_feed_forward_length", "moe_intermediate_size"}};
     const struct gguf_tensor *e = sr_gguf_find_tensor(f->g, "token_embd.weight");
-    json_t *c = json_pack("{s:s,s:s,s:f,s:f,s:b,s:I,s:b}", "model_type", strcmp(f->arch, "qwen3moe") ? f->arch : "qwen3_moe", "hidden_act", "silu",
+    json_t *c = json_pack("{s:s,s:s,s:f,s:f,s:b,s:I,s:b}", "model_type", is_mixtral(f) ? "mixtral" : strcmp(f->arch, "qwen3moe") ? f->arch : "qwen3_moe", "hidden_act", "silu",
                           "rms_norm_eps", float_of(f, "attention.layer_norm_rms_epsilon"), "rope_theta", float_of(f, "rope.freq_base"),
                           "tie_word_embeddings", !sr_gguf_find_tensor(f->g, "output.weight"), "vocab_size", (json_int_t)e->ne[1],
                           "norm_topk_prob", 1);
     for (size_t i = 0; i < sizeof(ints) / sizeof(ints[0]); i++) copy_int(f, c, ints[i][0], ints[i][1]);
+    if (is_mixtral(f)) json_object_set_new(c, "num_local_experts", json_incref(json_object_get(c, "num_experts")));
+    if (is_mixtral(f)) json_object_del(c, "num_experts");
     json_object_set_new(c, "rope_scaling", scaling_of(f));
     if (f->o->config) json_object_update_new(c, f->o->config);
     return c;

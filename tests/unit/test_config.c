@@ -171,7 +171,20 @@ static void experts(void **state)
                                         {.key = "llama.expert_used_count", .kind = TINY_U32, .u32 = 2}};
     refused(none, 2, SR_ERR_FORMAT, "8 of 0");
     refused(more, 2, SR_ERR_FORMAT, "8 of 4");
-    refused(valid, 2, SR_ERR_UNSUPPORTED, "experts");
+    refused(valid, 2, SR_ERR_FORMAT, "blk.0.ffn_gate_exps.weight");
+    struct tiny_spec other = tiny_spec_default(), apart = tiny_spec_default();
+    apart.changes = valid;
+    apart.n_changes = 2;
+    apart.n_extra = 1;
+    apart.extra_name = "blk.0.ffn_gate.0.weight";
+    refused_at(&apart, SR_ERR_UNSUPPORTED, "converted anew", 0);
+    const struct tiny_change qwen2[] = {{.key = "qwen2.expert_count", .kind = TINY_U32, .u32 = 8},
+                                        {.key = "qwen2.expert_used_count", .kind = TINY_U32, .u32 = 2}};
+    other.architecture = "qwen2";
+    other.biases = 1;
+    other.changes = qwen2;
+    other.n_changes = 2;
+    refused_at(&other, SR_ERR_UNSUPPORTED, "experts", 0);
     refused_u32("llama.expert_count", 1u << 31, SR_ERR_FORMAT);
 }
 

@@ -331,6 +331,10 @@ static void wrong_fields(void **state)
 static void other_models(void **state)
 {
     (void)state;
+    config("mixtral", "{\"sliding_window\":4096}", SR_ERR_UNSUPPORTED, "sliding_window");
+    config("mixtral", "{\"num_local_experts\":7}", SR_ERR_UNSUPPORTED, "config.json does not call for");
+    config("mixtral", "{\"num_local_experts\":9}", SR_ERR_FORMAT, "block_sparse_moe.experts.8.w1.weight is missing");
+    config("mixtral", "{\"num_experts_per_tok\":9}", SR_ERR_FORMAT, "9 of 8");
     config("llama2", "{\"model_type\":\"gemma2\"}", SR_ERR_UNSUPPORTED, "\"gemma2\" is not known here; known: llama");
     config("llama2", "{\"hidden_act\":\"gelu\"}", SR_ERR_UNSUPPORTED, "$.hidden_act: \"gelu\" is not supported");
     config("llama2", "{\"mlp_bias\":true}", SR_ERR_UNSUPPORTED, "mlp_bias");

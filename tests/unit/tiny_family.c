@@ -54,6 +54,8 @@ static struct tiny_family families[] = {
                   .n_experts = 16, .n_used = 4, .untied = 1, .rope_base = 1e6}},
     {"qwen3moe-yarn", {.architecture = "qwen3moe", .n_layers = 2, .n_embd = 64, .n_heads = 4, .n_kv_heads = 2, .head_dim = 32,
                        .n_ff = 64, .n_experts = 8, .n_used = 2, .rope_base = 1e6, .changes = moe_yarn, .n_changes = 3}},
+    {"mixtral", {.architecture = "llama", .n_layers = 3, .n_embd = 64, .n_heads = 8, .n_kv_heads = 2, .head_dim = 16, .n_ff = 32,
+                 .n_experts = 8, .n_used = 2, .untied = 1, .rope_base = 1e6}},
 };
 
 enum { N_FAMILIES = sizeof(families) / sizeof(families[0]), LLAMA31 = 2, LLAMA32 = 3 };

@@ -177,12 +177,13 @@ static void put_values(struct tiny *t)
     put_u32(t, "block_count", s->n_layers);
     put_u32(t, "context_length", s->n_ctx);
     put_u32(t, "embedding_length", s->n_embd);
-    put_u32(t, "feed_forward_length", s->n_experts ? s->n_ff * s->n_used : s->n_ff);
+    const int has_width = s->n_experts && strcmp(s->architecture, "llama") != 0; /* Mixtral: the width of one is the only one */
+    put_u32(t, "feed_forward_length", has_width ? s->n_ff * s->n_used : s->n_ff);
     if (s->n_experts) {
         put_u32(t, "expert_count", s->n_experts);
         put_u32(t, "expert_used_count", s->n_used);
-        put_u32(t, "expert_feed_forward_length", s->n_ff);
     }
+    if (has_width) put_u32(t, "expert_feed_forward_length", s->n_ff);
     put_u32(t, "attention.head_count", s->n_heads);
     put_u32(t, "attention.head_count_kv", s->n_kv_heads);
     put_u32(t, "attention.key_length", s->head_dim);
