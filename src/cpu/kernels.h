@@ -175,6 +175,9 @@ static inline size_t sr_attn_flash_bytes(int32_t head_dim)
  * has the other coordinates in runs of SR_SKETCH_RUN rows: words of 4 bytes, word 0 of all rows of the run, then word 1 of
  * all, ... Chunks have room for SR_CHUNK_ROWS rows; whole 64 bytes of the first and whole runs of the second are readable. */
 #define SR_SKETCH_RUN 8
+/* Of arrays of logits [group][SR_SKETCH_STRIDE]: not whole pages, or heads would share the lines of the first cache and loads
+ * would wait for stores to others. */
+#define SR_SKETCH_STRIDE (SR_CHUNK_ROWS + 48)
 
 /* Words of a row in the second plane. */
 static inline int32_t sr_sketch_words(const struct sketch_shape *s)
@@ -226,48 +229,45 @@ typedef void sr_sketch_encode_fn(const struct sketch_rows *a);
 /* Estimated logits of rows [row0, row1) of one chunk. By the first plane: base + sum over its coordinates of
  * w[j] * (code_j - 2^(bits-1) + 1/2). Where that is at least open[g] (or no number) for some head g and row of a run in
  * the range, the run's second plane is read: all its logits become that + more + the sum over the other coordinates.
- * Writes whole blocks of 16: rows of a touched block outside the range get -inf. max = largest in the range. */
-struct sketch_score {
+ * Writes whole blocks of 16: rows of a touched block outside the range get -inf. max = largest in the range.
+ * Rows to be skipped are as if outside the range, but for y_rows and the first plane's bytes.
+ *
+ * Of these logits: sum[g] = sum of exp(logit - from[g]), within 2^-17 of it, if max[g] <= from[g] + SR_SCAN_ABOVE, else of no
+ * meaning; and the rows that may still be needed, those with logit >= floor[g] + cut for some head, in rising order. */
+#define SR_SCAN_ABOVE 60
+struct sketch_scan {
     const struct sketch_shape *sketch;
-    const uint8_t *y_chunk;
+    const uint8_t *y_chunk, *next;     /* next: the chunk that is probably scanned after it, or NULL */
     int32_t group, row0, row1;
     const float *w;                    /* [group][sr_sketch_padded(sketch)]: z_j * step_j, zeros beyond rank */
     const float *base, *more, *open;   /* [group] */
-    float *logits;                     /* [group][SR_CHUNK_ROWS], indexed by row within the chunk */
-    float *max;                        /* [group] out */
+    const float *from, *floor;         /* [group] */
+    float cut;
+    int32_t first_row;                 /* of the chunk: added to the row numbers put out, and in those of skip */
+    const int32_t *skip;               /* [n_skip] rows of the range, rising */
+    int32_t n_skip;
+    float *logits;                     /* [group][SR_SKETCH_STRIDE], indexed by row within the chunk */
+    float *max, *sum;                  /* [group] out */
+    int32_t *kept_rows;                /* room for SR_CHUNK_ROWS */
+    float *kept;                       /* [group][SR_SKETCH_STRIDE] their logits */
+    int32_t n_kept;                    /* out */
     struct attn_touched *touched;      /* y_rows and y_bytes, of rows in the range, added to */
 };
 /* The first plane's coordinates, then whole words of the second's. */
 static inline int32_t sr_sketch_padded(const struct sketch_shape *s) { return SR_SKETCH_FIRST + sr_sketch_words(s) * (32 / s->bits); }
-typedef void sr_sketch_score_fn(const struct sketch_score *a);
-
-/* Over the scored blocks of a chunk: sum[g] = sum of exp(logit - max[g]), within 2^-17 of it; and the rows that may
- * still be needed, those with logit >= floor[g] + cut for some head, in rising order. */
-struct sketch_mass {
-    int32_t group, row0, row1;         /* as scored */
-    const float *logits;               /* [group][SR_CHUNK_ROWS] */
-    const float *max, *floor;          /* [group] */
-    float cut;
-    int32_t first_row;                 /* added to the row numbers put out */
-    float *sum;                        /* [group] out */
-    int32_t *kept_rows;                /* room for SR_CHUNK_ROWS */
-    float *kept;                       /* [group][SR_CHUNK_ROWS] their logits */
-    int32_t n_kept;                    /* out */
-};
-typedef void sr_sketch_mass_fn(struct sketch_mass *a);
+typedef void sr_sketch_scan_fn(struct sketch_scan *a);
 
 /* Of n kept rows: the share of head g is exp(kept[g] - log_total[g]); bin[i] = floor(-t * bins_per_nat), clamped to
- * [0, SR_SKETCH_BINS - 1], of the largest log share t over the heads, or SR_SKETCH_BINS + i % 16 where t < cut (16 rows,
- * so that additions there do not wait for each other). The shares are added to row bin[i] of `sums`; the rows behind the
- * bins and the columns behind the group have no meaning. */
+ * [0, SR_SKETCH_BINS - 1], of the largest log share t over the heads, or SR_SKETCH_BINS where t < cut. The shares of a row
+ * with a bin are added to row bin[i] of `sums`, in the order of the rows; the columns behind the group have no meaning. */
 #define SR_SKETCH_BINS 512
 struct sketch_share {
     int32_t group, n;
-    const float *kept;                 /* [group][SR_CHUNK_ROWS] */
+    const float *kept;                 /* [group][SR_SKETCH_STRIDE] */
     const float *log_total;            /* [group] */
     float cut, bins_per_nat;
     uint16_t *bin;                     /* [n] out */
-    float *sums;                       /* [SR_SKETCH_BINS + 16][sr_sketch_width(group)], 64-byte aligned */
+    float *sums;                       /* [SR_SKETCH_BINS][sr_sketch_width(group)], 64-byte aligned */
 };
 static inline int32_t sr_sketch_width(int32_t group) { return (group + 3) / 4 * 4; }
 typedef void sr_sketch_share_fn(const struct sketch_share *a);

@@ -70,7 +70,7 @@ void sr_check_spoil(float *x);
 
 /* X(fn): every function type of kernels.h. */
 #define SR_CHECK_TYPES(X) X(quantize) X(matvec) X(dequant) X(gemm_pack) X(gemm) X(norm) X(rope) X(silu_mul) X(add) X(topk) \
-    X(kv_store) X(attn_block) X(attn_flash) X(sketch_encode) X(sketch_score) X(sketch_mass) X(sketch_share) X(sketch_pick)
+    X(kv_store) X(attn_block) X(attn_flash) X(sketch_encode) X(sketch_scan) X(sketch_share) X(sketch_pick)
 
 #define SR_CHECK_DECLARE(fn) void sr_check_##fn(struct check *c); sr_##fn##_fn sr_spoilt_##fn;
 SR_CHECK_TYPES(SR_CHECK_DECLARE)

@@ -133,42 +133,58 @@ void sr_check_sketch_encode(struct check *c)
             }
 }
 
-/* ---- sketch_score ------------------------------------------------------------------------------------------------ */
+/* ---- sketch_scan ------------------------------------------------------------------------------------------------- */
 
-void sr_spoilt_sketch_score(const struct sketch_score *a)
+void sr_spoilt_sketch_scan(struct sketch_scan *a)
 {
-    ((sr_sketch_score_fn *)sr_check_now->real)(a);
-    sr_check_spoil(&a->logits[a->row0]);
+    ((sr_sketch_scan_fn *)sr_check_now->real)(a);
+    if (a->row0 % 2) sr_check_spoil(&a->logits[a->row0]);
+    else sr_check_spoil(&a->sum[a->group - 1]);
 }
 
-/* open: 0 no run, 1 about half of them, 2 all, 3 all since the near part is NaN */
-struct score_case { int32_t rank, bits, group, row0, row1; double scale; int open; };
+/* open: 0 no run, 1 about half of them, 2 all, 3 all since the near part is NaN; cut: of the rows kept, from floors of two standard deviations */
+struct scan_case { int32_t rank, bits, group, row0, row1; double scale; int open; float cut; };
 
-static struct sketch_score score_setup(struct check *c, const struct score_case *s, const struct sketch_shape *sketch, struct attn_touched *touched)
+/* What sums are relative to lies where the largest logits probably are. */
+static void scan_levels(struct check *c, const struct scan_case *s, const float *base, float *open, float *from, float *floor_log)
+{
+    const double levels = s->scale * (1 << s->bits) / sqrt(12.0);
+    for (int32_t g = 0; g < s->group; g++) {
+        const double first = levels * sqrt(SR_SKETCH_FIRST); /* of the first plane's sum: one row in 16 or so is above */
+        open[g] = s->open == 0 ? INFINITY : s->open == 2 ? -INFINITY : s->open == 3 ? NAN : (float)((double)base[g] + first * (s->group > 3 ? 2.2 : 1.8));
+        from[g] = (float)((double)base[g] + 3 * levels * sqrt(s->rank) + 3 * sr_check_normal(c));
+        floor_log[g] = (float)((double)base[g] + 2 * levels * sqrt(s->open ? s->rank : SR_SKETCH_FIRST));
+        if (sr_check_pick(c, 40) == 0) floor_log[g] = -INFINITY; /* everything is kept */
+    }
+}
+
+static struct sketch_scan scan_setup(struct check *c, const struct scan_case *s, const struct sketch_shape *sketch, struct attn_touched *touched)
 {
     const int32_t padded = sr_sketch_padded(sketch);
-    const size_t bytes = SR_CHUNK_ROWS * sketch->row_bytes;
-    float *w = sr_check_in(c, (size_t)(s->group * padded) * 4), *base = sr_check_in(c, (size_t)s->group * 4);
-    float *more = sr_check_in(c, (size_t)s->group * 4), *open = sr_check_in(c, (size_t)s->group * 4);
+    const size_t bytes = SR_CHUNK_ROWS * sketch->row_bytes, heads = (size_t)s->group * 4;
+    float *w = sr_check_in(c, (size_t)(s->group * padded) * 4), *base = sr_check_in(c, heads), *more = sr_check_in(c, heads);
+    float *open = sr_check_in(c, heads), *from = sr_check_in(c, heads), *floor_log = sr_check_in(c, heads);
+    int32_t *skip = sr_check_in(c, SR_CHUNK_ROWS * 4), n_skip = 0;
+    for (int32_t i = s->row0; i < s->row1 && !c->bench && sr_check_pick(c, 2); i += 1 + (int32_t)sr_check_pick(c, 300)) skip[n_skip++] = 3 * SR_CHUNK_ROWS + i;
     uint8_t *y = sr_check_in(c, bytes);
     for (size_t i = 0; i < bytes; i++) y[i] = (uint8_t)sr_check_pick(c, 256);
     for (int32_t g = 0; g < s->group; g++) sr_check_fill_normal(c, w + g * padded, s->rank, s->scale);
     sr_check_fill_normal(c, base, s->group, 4.0);
     sr_check_fill_normal(c, more, s->group, 1.0);
-    for (int32_t g = 0; g < s->group; g++) {
-        const double size = s->scale * (1 << s->bits) * sqrt(SR_SKETCH_FIRST / 12.0); /* of the first plane's sum: one row in 16 or so is above */
-        open[g] = s->open == 0 ? INFINITY : s->open == 2 ? -INFINITY : s->open == 3 ? NAN : (float)((double)base[g] + size * (s->group > 3 ? 2.5 : 1.8));
-    }
-    return (struct sketch_score){.sketch = sketch, .y_chunk = y, .group = s->group, .row0 = s->row0, .row1 = s->row1,
-                                 .w = w, .base = base, .more = more, .open = open, .touched = touched,
-                                 .logits = sr_check_out(c, (size_t)(s->group * SR_CHUNK_ROWS) * 4),
-                                 .max = sr_check_out(c, (size_t)s->group * 4)};
+    scan_levels(c, s, base, open, from, floor_log);
+    return (struct sketch_scan){.sketch = sketch, .y_chunk = y, .next = sr_check_pick(c, 2) ? y : NULL, .group = s->group,
+                                .row0 = s->row0, .row1 = s->row1, .w = w, .base = base, .more = more, .open = open, .from = from,
+                                .floor = floor_log, .cut = s->cut, .first_row = 3 * SR_CHUNK_ROWS, .skip = skip, .n_skip = n_skip, .touched = touched,
+                                .logits = sr_check_out(c, (size_t)(s->group * SR_SKETCH_STRIDE) * 4),
+                                .max = sr_check_out(c, heads), .sum = sr_check_out(c, heads),
+                                .kept_rows = sr_check_out(c, SR_CHUNK_ROWS * 4),
+                                .kept = sr_check_out(c, (size_t)(s->group * SR_SKETCH_STRIDE) * 4)};
 }
 
 /* A sum over coordinates [from, to) with its error. */
 struct score_sum { double x, tol; };
 
-static struct score_sum sum_of(const struct check *c, const struct sketch_score *a, int32_t g, int32_t row, int is_rest)
+static struct score_sum sum_of(const struct check *c, const struct sketch_scan *a, int32_t g, int32_t row, int is_rest)
 {
     const int32_t rank = a->sketch->rank, levels = 1 << a->sketch->bits;
     const int32_t from = is_rest ? SR_SKETCH_FIRST : 0, to = is_rest || rank < SR_SKETCH_FIRST ? rank : SR_SKETCH_FIRST;
@@ -186,12 +202,19 @@ static struct score_sum sum_of(const struct check *c, const struct sketch_score 
     return (struct score_sum){want, tol};
 }
 
+static int is_skipped(const struct sketch_scan *a, int32_t row)
+{
+    for (int32_t i = 0; i < a->n_skip; i++)
+        if (a->skip[i] == a->first_row + row) return 1;
+    return row < a->row0 || row >= a->row1;
+}
+
 /* 1: the run of the row is to be read whole, 0: not, -1: a logit is within its error of the threshold. */
-static int is_open(const struct check *c, const struct sketch_score *a, int32_t row)
+static int is_open(const struct check *c, const struct sketch_scan *a, int32_t row)
 {
     int open = 0;
     for (int32_t i = row / SR_SKETCH_RUN * SR_SKETCH_RUN, end = i + SR_SKETCH_RUN; i < end; i++)
-        for (int32_t g = 0; i >= a->row0 && i < a->row1 && g < a->group; g++) {
+        for (int32_t g = 0; !is_skipped(a, i) && g < a->group; g++) {
             const struct score_sum s = sum_of(c, a, g, i, 0);
             if (isnan(a->open[g]) || s.x - s.tol >= (double)a->open[g]) return 1;
             if (s.x + s.tol >= (double)a->open[g]) open = -1;
@@ -202,184 +225,131 @@ static int is_open(const struct check *c, const struct sketch_score *a, int32_t 
 /* Rows of open runs, and of those that may be open or not. */
 struct open_rows { int32_t sure, unsure; };
 
-static void compare_block(struct check *c, const struct sketch_score *a, int32_t row, struct open_rows *n)
+static void compare_block(struct check *c, const struct sketch_scan *a, int32_t row, struct open_rows *n)
 {
-    const int open = row >= a->row0 && row < a->row1 ? is_open(c, a, row) : 0;
+    const int open = is_skipped(a, row) ? 0 : is_open(c, a, row);
     n->sure += open == 1;
     n->unsure += open < 0;
     for (int32_t g = 0; g < a->group; g++) {
-        const double got = a->logits[g * SR_CHUNK_ROWS + row];
+        const double got = a->logits[g * SR_SKETCH_STRIDE + row];
         struct score_sum s = sum_of(c, a, g, row, 0), rest = sum_of(c, a, g, row, 1);
         if (open == 1 || (open < 0 && fabs(got - s.x) > s.tol)) s = (struct score_sum){s.x + rest.x, s.tol + rest.tol + SR_CHECK_U * (fabs(s.x) + fabs(rest.x))};
-        if (row < a->row0 || row >= a->row1) s.x = -INFINITY;
+        if (is_skipped(a, row)) s.x = -INFINITY;
         if (!sr_check_near(c, "logit", row, got, s.x, s.tol)) return;
     }
 }
 
-static void check_score(struct check *c, const struct score_case *s)
+/* A row is kept if its score is at or above the cut; one within rounding of it may go either way. */
+static void compare_kept(struct check *c, const struct sketch_scan *a)
+{
+    int32_t n = 0;
+    for (int32_t i = a->row0; i < a->row1; i++) {
+        double t = -INFINITY, slack = 0;
+        for (int32_t g = 0; g < a->group; g++) {
+            const double x = a->logits[g * SR_SKETCH_STRIDE + i], f = a->floor[g];
+            t = fmax(t, x - f);
+            slack = fmax(slack, isfinite(f) ? 2 * SR_CHECK_U * (fabs(x) + fabs(f)) : 0);
+        }
+        if (is_skipped(a, i)) t = -INFINITY;
+        const int kept = n < a->n_kept && a->kept_rows[n] == a->first_row + i;
+        if (fabs(t - (double)a->cut) > slack && kept != (t >= (double)a->cut))
+            sr_check_fail(c, "row %d: %s at %.9g, cut %.9g", i, kept ? "kept" : "dropped", t, (double)a->cut);
+        for (int32_t g = 0; kept && g < a->group; g++)
+            sr_check_near(c, "kept logit", n, a->kept[g * SR_SKETCH_STRIDE + n], a->logits[g * SR_SKETCH_STRIDE + i], 0);
+        n += kept;
+    }
+    if (n != a->n_kept) sr_check_fail(c, "%d rows listed, %d found", a->n_kept, n);
+}
+
+static void compare_sums(struct check *c, const struct sketch_scan *a)
+{
+    for (int32_t g = 0; g < a->group; g++) {
+        double max = -INFINITY, sum = 0;
+        for (int32_t i = a->row0; i < a->row1; i++) {
+            const double x = a->logits[g * SR_SKETCH_STRIDE + i];
+            max = fmax(max, x);
+            sum += exp(x - (double)a->from[g]);
+        }
+        sr_check_near(c, "max", g, a->max[g], max, 0);
+        if (max - (double)a->from[g] > SR_SCAN_ABOVE) continue;
+        /* n roundings of the sum, the exponential's 2^-17, and its argument's, relative to x and from; below e^-87 it may be 0 */
+        const double at = (isfinite(max) ? fabs(max) : 0) + fabs((double)a->from[g]) + 100;
+        sr_check_near(c, "sum", g, a->sum[g], sum, sum * ((a->row1 - a->row0 + 2 * at) * SR_CHECK_U + 0x1p-17) + (a->row1 - a->row0) * 0x1p-125);
+    }
+}
+
+static void check_scan(struct check *c, const struct scan_case *s)
 {
     const struct sketch_shape sketch = sketch_shape(s->rank, s->bits);
     const int64_t n = s->row1 - s->row0, first = (int64_t)sr_sketch_first_bytes(&sketch), rest = (int64_t)sketch.row_bytes - first;
     struct attn_touched touched = {0};
     struct open_rows open = {0, 0};
-    const struct sketch_score a = score_setup(c, s, &sketch, &touched);
-    ((sr_sketch_score_fn *)c->fn)(&a);
+    int any = 0;
+    struct sketch_scan a = scan_setup(c, s, &sketch, &touched);
+    ((sr_sketch_scan_fn *)c->fn)(&a);
     for (int32_t i = a.row0 & ~15; i < ((a.row1 + 15) & ~15); i++) compare_block(c, &a, i, &open);
-    for (int32_t g = 0; g < a.group; g++) {
-        double max = -INFINITY;
-        for (int32_t i = a.row0; i < a.row1; i++) max = fmax(max, (double)a.logits[g * SR_CHUNK_ROWS + i]);
-        sr_check_near(c, "max", g, a.max[g], max, 0);
-    }
+    compare_sums(c, &a);
+    compare_kept(c, &a);
     if (touched.y_rows != n) sr_check_fail(c, "counted %lld rows, want %lld", (long long)touched.y_rows, (long long)n);
     const int64_t least = n * first + open.sure * rest;
     if (touched.y_bytes < least || touched.y_bytes > least + open.unsure * rest)
         sr_check_fail(c, "counted %lld bytes, want %lld and %lld at most more", (long long)touched.y_bytes, (long long)least, (long long)(open.unsure * rest));
-    if (s->open == 1 && n > 200 && (open.sure < n / 16 || open.sure > n - n / 16)) sr_check_fail(c, "%d of %lld rows in open runs: no test", open.sure, (long long)n);
+    if (s->open == 1 && n > 980 && (open.sure < n / 32 || open.sure > n - n / 64)) sr_check_fail(c, "%d of %lld rows in open runs: no test", open.sure, (long long)n);
+    for (int32_t g = 0; g < a.group && n == SR_CHUNK_ROWS; g++) any |= isinf(a.floor[g]) != 0;
+    if (n == SR_CHUNK_ROWS && !any && (a.n_kept == 0 || a.n_kept == n)) sr_check_fail(c, "%d of %lld rows kept: no test", a.n_kept, (long long)n);
     sr_check_free_buffers(c);
 }
 
-struct score_call { sr_sketch_score_fn *fn; struct sketch_score a; };
+struct scan_call { sr_sketch_scan_fn *fn; struct sketch_scan a; };
 
-static void call_score(void *ctx)
+static void call_scan(void *ctx)
 {
-    const struct score_call *s = ctx;
+    struct scan_call *s = ctx;
     s->fn(&s->a);
 }
 
-static void bench_score(struct check *c, int32_t rank, int32_t bits, int32_t group, int open)
+static void bench_scan(struct check *c, int32_t rank, int32_t bits, int32_t group, int open)
 {
-    const struct score_case s = {rank, bits, group, 0, SR_CHUNK_ROWS, 0.1, open};
+    const struct scan_case s = {rank, bits, group, 0, SR_CHUNK_ROWS, 0.1, open, 0};
     const struct sketch_shape sketch = sketch_shape(rank, bits);
     struct attn_touched touched = {0};
-    char label[48];
-    struct score_call call = {(sr_sketch_score_fn *)c->fn, score_setup(c, &s, &sketch, &touched)};
-    call_score(&call);
+    char label[64];
+    struct scan_call call = {(sr_sketch_scan_fn *)c->fn, scan_setup(c, &s, &sketch, &touched)};
+    call_scan(&call);
     const double first = SR_CHUNK_ROWS * (double)sr_sketch_first_bytes(&sketch), all = SR_CHUNK_ROWS * (double)sketch.row_bytes;
-    snprintf(label, sizeof(label), "rank %d x %d g %d, %.0f %% open", rank, bits, group, 100 * ((double)touched.y_bytes - first) / (all - first));
-    sr_check_time(c, label, (double)SR_CHUNK_ROWS * (double)sketch.row_bytes, 2.0 * SR_CHUNK_ROWS * rank * group, call_score, &call);
+    snprintf(label, sizeof(label), "rank %d x %d g %d, %.0f %% open, %.0f %% kept", rank, bits, group, 100 * ((double)touched.y_bytes - first) / (all - first),
+             100.0 * call.a.n_kept / SR_CHUNK_ROWS);
+    sr_check_time(c, label, (double)SR_CHUNK_ROWS * (double)sketch.row_bytes, 2.0 * SR_CHUNK_ROWS * rank * group, call_scan, &call);
     sr_check_free_buffers(c);
 }
 
-void sr_check_sketch_score(struct check *c)
+void sr_check_sketch_scan(struct check *c)
 {
     if (c->bench) {
         for (int open = 0; open < 3; open++) {
-            bench_score(c, 20, 4, 3, open);
-            bench_score(c, 20, 4, 7, open);
-            bench_score(c, 36, 4, 4, open);
-            bench_score(c, 20, 8, 3, open);
+            bench_scan(c, 20, 4, 3, open);
+            bench_scan(c, 28, 4, 7, open);
+            bench_scan(c, 36, 4, 4, open);
+            bench_scan(c, 20, 8, 3, open);
         }
         return;
     }
     for (int32_t group = 1; group <= 16; group++)
         for (int r = 0; r < N_RANKS; r++) {
             const int32_t row0 = (int32_t)sr_check_pick(c, 60), row1 = row0 + 1 + (int32_t)sr_check_pick(c, r == 3 ? 900 : 60);
-            check_score(c, &(struct score_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1, (r + group / 2) % 3});
+            const float cut = r % 4 == 0 ? INFINITY : r % 4 == 1 ? -11.0f : -1e-3f;
+            check_scan(c, &(struct scan_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1, (r + group / 2) % 3, cut});
         }
     for (int open = 0; open < 4; open++) {
-        check_score(c, &(struct score_case){20, 4, 3, 0, SR_CHUNK_ROWS, 1, open});
-        check_score(c, &(struct score_case){20, 8, 7, 5, SR_CHUNK_ROWS - 3, 1, open});
-        check_score(c, &(struct score_case){36, 4, 11, 17, 1003, 1, open});
+        check_scan(c, &(struct scan_case){20, 4, 3, 0, SR_CHUNK_ROWS, 0.3, open, -1});
+        check_scan(c, &(struct scan_case){28, 4, 7, 0, SR_CHUNK_ROWS, 0.3, open, -1});
+        check_scan(c, &(struct scan_case){20, 8, 7, 5, SR_CHUNK_ROWS - 3, 1, open, -2});
+        check_scan(c, &(struct scan_case){36, 4, 11, 17, 1003, 1, open, -4});
+        check_scan(c, &(struct scan_case){16, 4, 2, 250, 530, 1, open, -3});
     }
 }
 
-/* ---- sketch_mass and sketch_share --------------------------------------------------------------------------------- */
-
-void sr_spoilt_sketch_mass(struct sketch_mass *a)
-{
-    ((sr_sketch_mass_fn *)sr_check_now->real)(a);
-    sr_check_spoil(&a->sum[a->group - 1]);
-}
-
-/* A row is kept if its score is at or above the cut; one within rounding of it may go either way. */
-static void compare_kept(struct check *c, const struct sketch_mass *a)
-{
-    int32_t n = 0;
-    for (int32_t i = a->row0; i < a->row1; i++) {
-        double t = -INFINITY, slack = 0;
-        for (int32_t g = 0; g < a->group; g++) {
-            const double x = a->logits[g * SR_CHUNK_ROWS + i], f = a->floor[g];
-            t = fmax(t, x - f);
-            slack = fmax(slack, isfinite(f) ? 2 * SR_CHECK_U * (fabs(x) + fabs(f)) : 0);
-        }
-        const int kept = n < a->n_kept && a->kept_rows[n] == a->first_row + i;
-        if (fabs(t - (double)a->cut) > slack && kept != (t >= (double)a->cut))
-            sr_check_fail(c, "row %d: %s at %.9g, cut %.9g", i, kept ? "kept" : "dropped", t, (double)a->cut);
-        for (int32_t g = 0; kept && g < a->group; g++)
-            sr_check_near(c, "kept logit", n, a->kept[g * SR_CHUNK_ROWS + n], a->logits[g * SR_CHUNK_ROWS + i], 0);
-        n += kept;
-    }
-    if (n != a->n_kept) sr_check_fail(c, "%d rows listed, %d found", a->n_kept, n);
-}
-
-static void check_mass(struct check *c, int32_t group, int32_t row0, int32_t row1, float cut)
-{
-    float *logits = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *max = sr_check_in(c, (size_t)group * 4);
-    float *floor_log = sr_check_in(c, (size_t)group * 4);
-    for (int32_t i = 0; i < group * SR_CHUNK_ROWS; i++) {
-        const int32_t row = i % SR_CHUNK_ROWS;
-        logits[i] = row >= row0 && row < row1 ? (float)(6 * sr_check_normal(c)) : -INFINITY;
-    }
-    struct sketch_mass a = {.group = group, .row0 = row0, .row1 = row1, .logits = logits, .max = max, .floor = floor_log,
-                            .cut = cut, .first_row = 3 * SR_CHUNK_ROWS, .sum = sr_check_out(c, (size_t)group * 4),
-                            .kept_rows = sr_check_out(c, SR_CHUNK_ROWS * 4),
-                            .kept = sr_check_out(c, (size_t)(group * SR_CHUNK_ROWS) * 4)};
-    for (int32_t g = 0; g < group; g++) {
-        max[g] = -INFINITY;
-        for (int32_t i = row0; i < row1; i++) max[g] = fmaxf(max[g], logits[g * SR_CHUNK_ROWS + i]);
-        floor_log[g] = sr_check_pick(c, 9) == 0 ? -INFINITY : (float)(8 + 3 * sr_check_normal(c));
-    }
-    if (group > 1) floor_log[0] = 12;
-    ((sr_sketch_mass_fn *)c->fn)(&a);
-    for (int32_t g = 0; g < group; g++) {
-        double sum = 0;
-        for (int32_t i = row0; i < row1; i++) sum += exp((double)logits[g * SR_CHUNK_ROWS + i] - (double)max[g]);
-        /* n roundings of the sum, and the exponential's 2^-17 with those of its argument, which is below 100 */
-        sr_check_near(c, "sum", g, a.sum[g], sum, sum * ((row1 - row0 + 120) * SR_CHECK_U + 0x1p-17));
-    }
-    compare_kept(c, &a);
-    sr_check_free_buffers(c);
-}
-
-struct mass_call { sr_sketch_mass_fn *fn; struct sketch_mass a; };
-
-static void call_mass(void *ctx)
-{
-    struct mass_call *m = ctx;
-    m->fn(&m->a);
-}
-
-static void bench_mass(struct check *c, int32_t group)
-{
-    float *logits = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *max = sr_check_in(c, (size_t)group * 4);
-    char label[48];
-    struct mass_call m = {(sr_sketch_mass_fn *)c->fn,
-                          {.group = group, .row0 = 0, .row1 = SR_CHUNK_ROWS, .logits = logits, .max = max,
-                           .floor = sr_check_in(c, (size_t)group * 4), .cut = 4, .sum = sr_check_out(c, (size_t)group * 4),
-                           .kept_rows = sr_check_out(c, SR_CHUNK_ROWS * 4),
-                           .kept = sr_check_out(c, (size_t)(group * SR_CHUNK_ROWS) * 4)}};
-    sr_check_fill_normal(c, logits, group * SR_CHUNK_ROWS, 2.5); /* about 5 % are kept for each head */
-    for (int32_t g = 0; g < group; g++) max[g] = 10;
-    snprintf(label, sizeof(label), "g %d, 1024 rows", group);
-    sr_check_time(c, label, 0, 0, call_mass, &m);
-    sr_check_free_buffers(c);
-}
-
-void sr_check_sketch_mass(struct check *c)
-{
-    if (c->bench) {
-        bench_mass(c, 3);
-        bench_mass(c, 4);
-        bench_mass(c, 7);
-        return;
-    }
-    for (int32_t group = 1; group <= 16; group++) {
-        check_mass(c, group, 0, SR_CHUNK_ROWS, -11);
-        check_mass(c, group, 5, 6, -1e-3f);
-        check_mass(c, group, 17, 900 + group, -3);
-        check_mass(c, group, 0, 100, INFINITY);
-    }
-}
+/* ---- sketch_share ------------------------------------------------------------------------------------------------- */
 
 void sr_spoilt_sketch_share(const struct sketch_share *a)
 {
@@ -392,12 +362,12 @@ static void compare_bin(struct check *c, const struct sketch_share *a, int32_t i
 {
     double t = -INFINITY;
     for (int32_t g = 0; g < a->group; g++)
-        t = fmax(t, (double)a->kept[g * SR_CHUNK_ROWS + i] - (double)a->log_total[g]);
+        t = fmax(t, (double)a->kept[g * SR_SKETCH_STRIDE + i] - (double)a->log_total[g]);
     const double at = fmin(SR_SKETCH_BINS - 1, fmax(0, -t * (double)a->bins_per_nat)), slack = 8 * SR_CHECK_U * (at + 1);
     const int near_cut = fabs(t - (double)a->cut) <= 4 * SR_CHECK_U * fabs(t);
     const int low = (int)fmax(0, floor(at - slack)), high = (int)floor(at + slack);
     const int ok = a->bin[i] >= low && a->bin[i] <= high;
-    const int dropped = a->bin[i] == SR_SKETCH_BINS + i % 16;
+    const int dropped = a->bin[i] == SR_SKETCH_BINS;
     if (near_cut ? !ok && !dropped : t >= (double)a->cut ? !ok : !dropped)
         sr_check_fail(c, "bin of row %d: %d, want %d, log share %.9g", i, a->bin[i], low, t);
 }
@@ -405,11 +375,11 @@ static void compare_bin(struct check *c, const struct sketch_share *a, int32_t i
 static void check_share(struct check *c, int32_t group, int32_t n)
 {
     const int32_t width = sr_sketch_width(group);
-    float *kept = sr_check_in(c, (size_t)(group * SR_CHUNK_ROWS) * 4), *log_total = sr_check_in(c, (size_t)group * 4);
-    float *sums = aligned_alloc(64, (size_t)((SR_SKETCH_BINS + 16) * width * 4 + 63) / 64 * 64);
+    float *kept = sr_check_in(c, (size_t)(group * SR_SKETCH_STRIDE) * 4), *log_total = sr_check_in(c, (size_t)group * 4);
+    float *sums = aligned_alloc(64, (size_t)(SR_SKETCH_BINS * width) * 4);
     const struct sketch_share a = {group, n, kept, log_total, -9.5f, SR_SKETCH_BINS / 9.5f, sr_check_out(c, (size_t)n * 2), sums};
-    memset(sums, 0, (size_t)((SR_SKETCH_BINS + 16) * width) * 4);
-    sr_check_fill_normal(c, kept, group * SR_CHUNK_ROWS, 4);
+    memset(sums, 0, (size_t)(SR_SKETCH_BINS * width) * 4);
+    sr_check_fill_normal(c, kept, group * SR_SKETCH_STRIDE, 4);
     for (int32_t g = 0; g < group; g++) log_total[g] = (float)(14 + sr_check_normal(c));
     ((sr_sketch_share_fn *)c->fn)(&a);
     for (int32_t i = 0; i < n; i++) compare_bin(c, &a, i);
@@ -417,7 +387,7 @@ static void check_share(struct check *c, int32_t group, int32_t n)
         for (int32_t g = 0; g < group; g++) {
             double sum = 0, most = 0;
             for (int32_t i = 0; i < n; i++) {
-                const double x = (double)kept[g * SR_CHUNK_ROWS + i] - (double)log_total[g];
+                const double x = (double)kept[g * SR_SKETCH_STRIDE + i] - (double)log_total[g];
                 if (a.bin[i] != b) continue;
                 sum += exp(x);
                 most = fmax(most, fabs(x));
@@ -439,11 +409,11 @@ static void call_share(void *ctx)
 void sr_check_sketch_share(struct check *c)
 {
     if (c->bench) {
-        float *kept = sr_check_in(c, 3 * SR_CHUNK_ROWS * 4), *sums = aligned_alloc(64, (SR_SKETCH_BINS + 16) * 16);
+        float *kept = sr_check_in(c, 3 * SR_SKETCH_STRIDE * 4), *sums = aligned_alloc(64, SR_SKETCH_BINS * 16);
         struct share_call s = {(sr_sketch_share_fn *)c->fn,
                                {3, SR_CHUNK_ROWS, kept, sr_check_in(c, 12), -9, 50, sr_check_out(c, SR_CHUNK_ROWS * 2), sums}};
-        sr_check_fill_normal(c, kept, 3 * SR_CHUNK_ROWS, 3);
-        memset(sums, 0, (SR_SKETCH_BINS + 16) * 16);
+        sr_check_fill_normal(c, kept, 3 * SR_SKETCH_STRIDE, 3);
+        memset(sums, 0, SR_SKETCH_BINS * 16);
         sr_check_time(c, "g 3, 1024 rows", 0, 0, call_share, &s);
         free(sums);
         return;

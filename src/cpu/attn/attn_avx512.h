@@ -80,6 +80,8 @@ SR_INLINE __m512 sr_load_part_avx512(sr_dtype type, const uint8_t *row, int32_t 
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
+SR_INLINE __m512i sr_iota_avx512(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
 /* ---- blocks of rows ---- */
 
 enum { SR_LINE = 64 };

@@ -20,16 +20,17 @@ static void layout_choose(struct attn_scratch *s, struct arena *a)
     s->choose = sr_arena_take(a, units, sizeof(*s->choose));
     s->more = sr_arena_take(a, units, sizeof(*s->more));
     float *w = sr_arena_take(a, units * group * ((size_t)n->head_dim + 8), sizeof(float));
-    const size_t n_sums = (SR_SKETCH_BINS + 16) * (size_t)sr_sketch_width(n->group);
+    const size_t n_sums = SR_SKETCH_BINS * (size_t)sr_sketch_width(n->group);
     float *sums = sr_arena_take(a, units * n_sums, sizeof(float)); /* rows of 64 bytes: every unit's are aligned */
     for (size_t u = 0; s->choose && u < units; u++) {
         s->choose[u].w = w + u * group * ((size_t)n->head_dim + 8);
         s->choose[u].sums = sums + u * n_sums;
     }
     s->span_max = sr_arena_take(a, spans * SR_ATTN_MAX_GROUP, sizeof(float));
+    s->span_from = sr_arena_take(a, spans * SR_ATTN_MAX_GROUP, sizeof(float));
     s->span_sum = sr_arena_take(a, spans * SR_ATTN_MAX_GROUP, sizeof(float));
     s->span_touched = sr_arena_take(a, spans, sizeof(*s->span_touched));
-    s->kept = sr_arena_take(a, spans * group * SR_CHUNK_ROWS, sizeof(float));
+    s->kept = sr_arena_take(a, spans * group * SR_SKETCH_STRIDE, sizeof(float));
     s->kept_rows = sr_arena_take(a, spans * SR_CHUNK_ROWS, sizeof(int32_t));
     s->kept_bins = sr_arena_take(a, spans * SR_CHUNK_ROWS, sizeof(uint16_t));
 }
@@ -48,7 +49,7 @@ static void layout(struct attn_scratch *s, struct arena *a)
     s->touched = sr_arena_take(a, pieces, sizeof(*s->touched));
     layout_choose(s, a);
     /* prefill's tiles, or the logits of a chunk, or what a block of rows wants */
-    const size_t flash = sr_attn_flash_bytes(n->head_dim), choose = (group + 3) * SR_CHUNK_ROWS * sizeof(float);
+    const size_t flash = sr_attn_flash_bytes(n->head_dim), choose = group * SR_SKETCH_STRIDE * sizeof(float);
     const size_t most = flash > choose ? flash : choose;
     s->thread_bytes = ((most > SR_ATTN_BLOCK_SCRATCH ? most : SR_ATTN_BLOCK_SCRATCH) + 127) / 64 * 64;
     s->threads = sr_arena_take(a, (size_t)n->n_threads, s->thread_bytes);

@@ -37,9 +37,12 @@ struct choose_unit {
     int32_t first, n, n_far;
     float cut, base[SR_ATTN_MAX_GROUP], more[SR_ATTN_MAX_GROUP]; /* of the second plane */
     float open[SR_ATTN_MAX_GROUP];   /* log mass of a row from which on its run is read */
-    atomic_uint seen[SR_ATTN_MAX_GROUP]; /* log of the mass of the near part and of the spans done so far: a float's bits */
+    float from[SR_ATTN_MAX_GROUP];   /* what logits are taken relative to: log mass of the near part, if there is any */
+    int has_near[SR_ATTN_MAX_GROUP];
+    atomic_uint seen[SR_ATTN_MAX_GROUP]; /* mass of the near part and of the spans done so far over exp(from): a float's bits */
     float *w;                        /* [group][sr_sketch_padded(sketch)] */
-    float *sums;                     /* [SR_SKETCH_BINS + 16][sr_sketch_width(group)] shares by bin */
+    float *sums;                     /* [SR_SKETCH_BINS][sr_sketch_width(group)] shares by bin */
+    int32_t n_bins;                  /* the first so many of them are filled */
     int32_t end;                     /* the first bin that was not listed; SR_SKETCH_BINS if there is no further one */
     float log_total[SR_ATTN_MAX_GROUP];
     double far_share[SR_ATTN_MAX_GROUP], unread[SR_ATTN_MAX_GROUP]; /* estimated */
@@ -57,12 +60,12 @@ struct attn_scratch {
     float *o, *m, *l;                /* states of pieces: [max_pieces][group][head_dim], [max_pieces][group] twice */
     struct attn_touched *touched;    /* [max_pieces] */
 
-    int32_t max_spans;               /* of all units together */
+    int32_t max_spans, n_spans;      /* of all units together: room, and of the choice */
     struct choose_span *spans;       /* [max_spans] */
     struct choose_unit *choose;      /* [n_units] */
     int32_t *more;                   /* [n_units] */
-    float *span_max, *span_sum;      /* [max_spans][SR_ATTN_MAX_GROUP] */
-    float *kept;                     /* [max_spans][group][SR_CHUNK_ROWS] */
+    float *span_max, *span_sum, *span_from; /* [max_spans][SR_ATTN_MAX_GROUP]; sum of exp(logit - from) */
+    float *kept;                     /* [max_spans][group][SR_SKETCH_STRIDE] */
     int32_t *kept_rows;              /* [max_spans][SR_CHUNK_ROWS] */
     uint16_t *kept_bins;             /* [max_spans][SR_CHUNK_ROWS] */
     struct attn_touched *span_touched;/* [max_spans] */

@@ -6,6 +6,5 @@
 #include "cpu/sketch/sketch_body.h"
 
 void sr_sketch_encode_avx2(const struct sketch_rows *a) { sketch_encode_body(a); }
-void sr_sketch_score_avx2(const struct sketch_score *a) { sketch_score_body(a); }
-void sr_sketch_mass_avx2(struct sketch_mass *a) { sketch_mass_body(a); }
+void sr_sketch_scan_avx2(struct sketch_scan *a) { sketch_scan_body(a); }
 void sr_sketch_share_avx2(const struct sketch_share *a) { sketch_share_body(a); }

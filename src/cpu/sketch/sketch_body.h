@@ -68,7 +68,7 @@ enum { SCORE_HEADS = 4, RUNS = SR_CHUNK_ROWS / SR_SKETCH_RUN };
 struct score_starts { float first[SR_ATTN_MAX_GROUP], rest[SR_ATTN_MAX_GROUP]; };
 
 /* VEC rows from `row` on and `heads` heads by the first plane. Bits of the rows that open their run. */
-SR_INLINE unsigned score_first(const struct sketch_score *a, const int heads, int32_t g0, int32_t row, const float *start)
+SR_INLINE unsigned score_first(const struct sketch_scan *a, const int heads, int32_t g0, int32_t row, const float *start)
 {
     const int32_t padded = sr_sketch_padded(a->sketch), bits = a->sketch->bits, shift = sr_sketch_first_shift(bits, row);
     const veci words = vec_words(a->y_chunk + sr_sketch_first_at(bits, row));
@@ -81,14 +81,14 @@ SR_INLINE unsigned score_first(const struct sketch_score *a, const int heads, in
         SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(w[g * padded + j]), acc[g]);
     }
     SR_UNROLL for (int g = 0; g < heads; g++) {
-        vec_store(a->logits + (g0 + g) * SR_CHUNK_ROWS + row, acc[g]);
+        vec_store(a->logits + (g0 + g) * SR_SKETCH_STRIDE + row, acc[g]);
         open |= vec_not_less(acc[g], vec_all(a->open[g0 + g]));
     }
     return open;
 }
 
 /* The second plane is added to VEC rows of an open run. */
-SR_INLINE void score_rest(const struct sketch_score *a, const int heads, int32_t g0, int32_t row, const float *start)
+SR_INLINE void score_rest(const struct sketch_scan *a, const int heads, int32_t g0, int32_t row, const float *start)
 {
     const int32_t padded = sr_sketch_padded(a->sketch), bits = a->sketch->bits, per_word = 32 / bits;
     const uint8_t *y = a->y_chunk + sr_sketch_word_at(a->sketch, row, 0);
@@ -103,13 +103,13 @@ SR_INLINE void score_rest(const struct sketch_score *a, const int heads, int32_t
         }
     }
     SR_UNROLL for (int g = 0; g < heads; g++) {
-        float *x = a->logits + (g0 + g) * SR_CHUNK_ROWS + row;
+        float *x = a->logits + (g0 + g) * SR_SKETCH_STRIDE + row;
         vec_store(x, vec_add(vec_load(x), acc[g]));
     }
 }
 
 /* Up to SCORE_HEADS heads from g on, their number a constant. */
-SR_INLINE unsigned score_first_heads(const struct sketch_score *a, int32_t g, int32_t row, const float *start)
+SR_INLINE unsigned score_first_heads(const struct sketch_scan *a, int32_t g, int32_t row, const float *start)
 {
     switch (a->group - g) {
     case 1: return score_first(a, 1, g, row, start);
@@ -119,7 +119,7 @@ SR_INLINE unsigned score_first_heads(const struct sketch_score *a, int32_t g, in
     }
 }
 
-SR_INLINE void score_rest_heads(const struct sketch_score *a, int32_t g, int32_t row, const float *start)
+SR_INLINE void score_rest_heads(const struct sketch_scan *a, int32_t g, int32_t row, const float *start)
 {
     switch (a->group - g) {
     case 1: score_rest(a, 1, g, row, start); return;
@@ -129,7 +129,7 @@ SR_INLINE void score_rest_heads(const struct sketch_score *a, int32_t g, int32_t
     }
 }
 
-SR_INLINE void start_scores(const struct sketch_score *a, struct score_starts *s)
+SR_INLINE void start_scores(const struct sketch_scan *a, struct score_starts *s)
 {
     const int32_t padded = sr_sketch_padded(a->sketch);
     const float centre = (float)(1 << (a->sketch->bits - 1)) - 0.5f;
@@ -142,15 +142,19 @@ SR_INLINE void start_scores(const struct sketch_score *a, struct score_starts *s
 }
 
 /* Bits of lanes whose rows are in the range, `row` being that of lane 0. */
-SR_INLINE unsigned rows_inside(const struct sketch_score *a, int32_t row)
+SR_INLINE unsigned rows_inside(const struct sketch_scan *a, int32_t row)
 {
     unsigned inside = (1u << VEC) - 1u;
     if (row < a->row0) inside = row + VEC <= a->row0 ? 0 : inside & (~0u << (a->row0 - row));
     if (row + VEC > a->row1) inside = row >= a->row1 ? 0 : inside & ((1u << (a->row1 - row)) - 1u);
+    for (int32_t i = 0; i < a->n_skip; i++) {
+        const int32_t at = a->skip[i] - a->first_row - row;
+        if (at >= 0 && at < VEC) inside &= ~(1u << at);
+    }
     return inside;
 }
 
-SR_INLINE void sketch_score_body(const struct sketch_score *a)
+SR_INLINE void score_rows(const struct sketch_scan *a)
 {
     const int32_t first = a->row0 & ~15, end = (a->row1 + 15) & ~15;
     const size_t rest_bytes = a->sketch->row_bytes - sr_sketch_first_bytes(a->sketch);
@@ -168,10 +172,11 @@ SR_INLINE void sketch_score_body(const struct sketch_score *a)
     a->touched->y_rows += a->row1 - a->row0;
     a->touched->y_bytes += (a->row1 - a->row0) * (int64_t)sr_sketch_first_bytes(a->sketch);
     for (int32_t g = 0; g < a->group; g++) {
-        float *x = a->logits + g * SR_CHUNK_ROWS;
+        float *x = a->logits + g * SR_SKETCH_STRIDE;
         vec max = vec_all(-INFINITY);
         for (int32_t i = first; i < a->row0; i++) x[i] = -INFINITY;
         for (int32_t i = a->row1; i < end; i++) x[i] = -INFINITY;
+        for (int32_t i = 0; i < a->n_skip; i++) x[a->skip[i] - a->first_row] = -INFINITY;
         for (int32_t i = first; i < end; i += VEC) max = vec_max(vec_load(x + i), max);
         a->max[g] = vec_top(max);
     }
@@ -179,32 +184,31 @@ SR_INLINE void sketch_score_body(const struct sketch_score *a)
 
 /* ---- mass and shares ---- */
 
-SR_INLINE int32_t keep_rows(const struct sketch_mass *a, int32_t row, unsigned keep, int32_t n)
+SR_INLINE int32_t keep_rows(const struct sketch_scan *a, int32_t row, unsigned keep, int32_t n)
 {
     for (; keep; keep &= keep - 1) {
         const int32_t i = row + __builtin_ctz(keep);
         a->kept_rows[n] = a->first_row + i;
-        for (int32_t g = 0; g < a->group; g++) a->kept[g * SR_CHUNK_ROWS + n] = a->logits[g * SR_CHUNK_ROWS + i];
+        for (int32_t g = 0; g < a->group; g++) a->kept[g * SR_SKETCH_STRIDE + n] = a->logits[g * SR_SKETCH_STRIDE + i];
         n++;
     }
     return n;
 }
 
-SR_INLINE void sketch_mass_body(struct sketch_mass *a)
+SR_INLINE void sketch_scan_body(struct sketch_scan *a)
 {
     vec sum[SR_ATTN_MAX_GROUP];
     int32_t n = 0;
+    score_rows(a);
     for (int32_t g = 0; g < a->group; g++) sum[g] = vec_all(0);
     for (int32_t row = a->row0 & ~15; row < a->row1; row += VEC) {
         unsigned keep = 0;
         for (int32_t g = 0; g < a->group; g++) {
-            const vec x = vec_load(a->logits + g * SR_CHUNK_ROWS + row);
-            sum[g] = vec_add(sum[g], vec_exp(vec_sub(x, vec_all(a->max[g]))));
+            const vec x = vec_load(a->logits + g * SR_SKETCH_STRIDE + row);
+            sum[g] = vec_add(sum[g], vec_exp(vec_sub(x, vec_all(a->from[g]))));
             keep |= vec_at_least(x, vec_all(a->floor[g] + a->cut));
         }
-        if (row < a->row0) keep = row + VEC <= a->row0 ? 0 : keep & (~0u << (a->row0 - row));
-        if (row + VEC > a->row1) keep &= (1u << (a->row1 - row)) - 1u;
-        n = keep_rows(a, row, keep, n);
+        n = keep_rows(a, row, keep & rows_inside(a, row), n);
     }
     for (int32_t g = 0; g < a->group; g++) a->sum[g] = vec_sum(sum[g]);
     a->n_kept = n;
@@ -218,7 +222,7 @@ SR_INLINE void sketch_share_body(const struct sketch_share *a)
         float t[VEC], share[SR_ATTN_MAX_GROUP][VEC];
         vec top = vec_all(-INFINITY);
         for (int32_t g = 0; g < a->group; g++) {
-            const vec x = vec_sub(vec_load(a->kept + g * SR_CHUNK_ROWS + i), vec_all(a->log_total[g]));
+            const vec x = vec_sub(vec_load(a->kept + g * SR_SKETCH_STRIDE + i), vec_all(a->log_total[g]));
             top = vec_max(x, top);
             vec_store(share[g], vec_exp(x));
         }
@@ -227,7 +231,8 @@ SR_INLINE void sketch_share_body(const struct sketch_share *a)
             float bin = -t[j] * a->bins_per_nat;
             bin = bin > 0 ? bin : 0;
             bin = bin < SR_SKETCH_BINS - 1 ? bin : SR_SKETCH_BINS - 1;
-            a->bin[i + j] = t[j] >= a->cut ? (uint16_t)bin : (uint16_t)(SR_SKETCH_BINS + (i + j) % 16);
+            a->bin[i + j] = t[j] >= a->cut ? (uint16_t)bin : SR_SKETCH_BINS;
+            if (a->bin[i + j] == SR_SKETCH_BINS) continue;
             for (int32_t g = 0; g < a->group; g++) a->sums[a->bin[i + j] * width + g] += share[g][j];
         }
     }

@@ -13,7 +13,7 @@
  * threads, what is chosen among them does not: only rows above the cut of the true total have a bin. Whoever finishes a
  * unit's last chunk sums the masses in order and chooses among the rows kept.
  */
-#include "cpu/attn/attn_scratch.h"
+#include "cpu/sketch/sketch_bins.h"
 #include "cpu/attn/kv_row.h"
 
 #include <math.h>
@@ -52,6 +52,7 @@ static void project_query(const struct choose_job *j, int32_t u)
         w->base[g] = base + 0.5f * (first / 12.0f + left_out + tail);
         w->more[g] = 0.5f * (rest / 12.0f - left_out);
         if (!isfinite(w->more[g])) w->open[g] = -INFINITY; /* what is wrong with the second plane must show */
+        if (!w->has_near[g]) w->from[g] = w->base[g];
     }
 }
 
@@ -72,28 +73,12 @@ static void want_query(const struct choose_job *j, int32_t u)
 
 /* ---- a chunk ---- */
 
-static float *kept_of(const struct choose_job *j, int32_t span)
+static void copy_logits(const struct unit_job *j, const struct choose_span *s)
 {
-    return j->s->kept + (size_t)span * (size_t)j->a->shape->group * SR_CHUNK_ROWS;
-}
-
-static void copy_logits(const struct choose_job *j, const struct choose_span *s, const float *logits)
-{
+    const float *logits = sr_attn_thread_scratch(j->s, j->thread);
     for (int32_t g = 0; g < j->a->shape->group; g++)
         memcpy(j->a->logits[s->unit] + (size_t)g * (size_t)j->a->units[s->unit].kv_len + s->chunk * SR_CHUNK_ROWS + s->row0,
-               logits + g * SR_CHUNK_ROWS + s->row0, (size_t)(s->row1 - s->row0) * sizeof(float));
-}
-
-/* What the sketch says of rows that were read already counts for nothing: it is far from the truth for rows as unlike
- * the others as sinks are, and the near state has them. */
-static void forget_found(const struct choose_job *j, const struct choose_span *s, float *logits)
-{
-    if (!j->a->found) return;
-    const int32_t base = s->chunk * SR_CHUNK_ROWS, *found = j->a->found[s->unit];
-    for (int32_t f = 0; f < j->a->n_found[s->unit]; f++) {
-        const int32_t at = found[f] - base;
-        for (int32_t g = 0; at >= s->row0 && at < s->row1 && g < j->a->shape->group; g++) logits[g * SR_CHUNK_ROWS + at] = -INFINITY;
-    }
+               logits + g * SR_SKETCH_STRIDE + s->row0, (size_t)(s->row1 - s->row0) * sizeof(float));
 }
 
 /* ---- the bound from below ---- */
@@ -117,49 +102,33 @@ static unsigned bits_of(float x)
 /* Below the log of what was seen by more than all rounding on the way. */
 static float floor_of(const struct choose_unit *w, int32_t g)
 {
-    const float seen = float_of(atomic_load_explicit(&w->seen[g], memory_order_relaxed));
+    const float mass = float_of(atomic_load_explicit(&w->seen[g], memory_order_relaxed));
+    const float seen = mass == 1.0f ? w->from[g] : w->from[g] + logf(mass);
     return seen - (0.01f + 1e-5f * fabsf(seen));
 }
 
-static float log_sum(float x, float y)
-{
-    const float high = x > y ? x : y, low = x > y ? y : x;
-    return high == low ? high + 0.6931471f : high + log1pf(expf(low - high));
-}
-
-static void add_seen(struct choose_unit *w, int32_t g, float log_mass)
+static void add_seen(struct choose_unit *w, int32_t g, float mass)
 {
     unsigned old = atomic_load_explicit(&w->seen[g], memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(&w->seen[g], &old, bits_of(log_sum(float_of(old), log_mass)),
+    while (!atomic_compare_exchange_weak_explicit(&w->seen[g], &old, bits_of(float_of(old) + mass),
                                                   memory_order_relaxed, memory_order_relaxed)) {}
 }
 
-/* logits: [group][SR_CHUNK_ROWS] of the thread's own. */
-static void score_span(const struct choose_job *j, int32_t span, float *logits)
+/* ---- a span ---- */
+
+static void scan_span(const struct unit_job *j, int32_t span)
 {
-    struct choose_span *s = &j->s->spans[span];
+    const struct choose_span *s = &j->s->spans[span];
     struct choose_unit *w = &j->s->choose[s->unit];
-    float *max = j->s->span_max + (size_t)span * SR_ATTN_MAX_GROUP, floor[SR_ATTN_MAX_GROUP];
+    struct attn_touched *touched = &j->s->span_touched[span];
     const int32_t group = j->a->shape->group;
-    struct sketch_score score = {
-        .sketch = j->a->sketch, .y_chunk = j->a->units[s->unit].y.chunk[s->chunk], .group = group,
-        .row0 = s->row0, .row1 = s->row1, .w = w->w, .base = w->base, .more = w->more, .open = w->open, .logits = logits,
-        .max = max, .touched = &j->s->span_touched[span],
-    };
-    j->s->span_touched[span] = (struct attn_touched){0};
-    j->c->k.sketch_score(&score);
-    if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s, logits);
-    forget_found(j, s, logits);
+    float floor[SR_ATTN_MAX_GROUP];
     for (int32_t g = 0; g < group; g++) floor[g] = floor_of(w, g);
-    struct sketch_mass mass = {
-        .group = group, .row0 = s->row0, .row1 = s->row1, .logits = logits, .max = max, .floor = floor,
-        .cut = w->cut, .first_row = s->chunk * SR_CHUNK_ROWS, .sum = j->s->span_sum + (size_t)span * SR_ATTN_MAX_GROUP,
-        .kept_rows = j->s->kept_rows + (size_t)span * SR_CHUNK_ROWS, .kept = kept_of(j, span),
-    };
-    j->c->k.sketch_mass(&mass);
-    s->n_kept = mass.n_kept;
-    if (mass.n_kept < WORTH_SEEING) return; /* the bound does already, and three transcendental functions are not free */
-    for (int32_t g = 0; g < group; g++) add_seen(w, g, max[g] + logf(mass.sum[g]));
+    *touched = (struct attn_touched){0};
+    const int is_usual = sr_span_scan(j, span, floor, sr_bins_upper(w->cut), touched);
+    if (j->a->logits && j->a->logits[s->unit]) copy_logits(j, s);
+    if (s->n_kept < WORTH_SEEING || !is_usual) return; /* the bound does already, and logarithms are not free */
+    for (int32_t g = 0; g < group; g++) add_seen(w, g, j->s->span_sum[(size_t)span * SR_ATTN_MAX_GROUP + (size_t)g]);
 }
 
 /* ---- a unit ---- */
@@ -168,23 +137,22 @@ static void score_span(const struct choose_job *j, int32_t span, float *logits)
 struct totals { float log[SR_ATTN_MAX_GROUP], top[SR_ATTN_MAX_GROUP]; double far_share[SR_ATTN_MAX_GROUP]; };
 
 /* Returns 0 if some head's total is not a finite number: then nothing is known of any row. */
-static int sum_totals(const struct choose_job *j, int32_t u, struct totals *t)
+static int sum_totals(const struct unit_job *j, int32_t u, struct totals *t)
 {
     const struct choose_unit *w = &j->s->choose[u];
     const int32_t group = j->a->shape->group;
     for (int32_t g = 0; g < group; g++) {
         const float near_m = j->a->near_state.m[u * group + g], near_l = j->a->near_state.l[u * group + g];
-        double max = -INFINITY, far = 0;
+        double top = -INFINITY, far = 0;
         for (int32_t i = w->first; i < w->first + w->n; i++) {
             const double m = j->s->span_max[(size_t)i * SR_ATTN_MAX_GROUP + (size_t)g];
-            max = m > max ? m : max;
+            top = m > top ? m : top;
         }
-        const double top = max;
-        if (near_l > 0 && near_m > max) max = near_m;
+        const double max = near_l > 0 && near_m > top ? near_m : top;
         const double near = near_l == 0 ? 0 : near_l * exp(near_m - max);
         for (int32_t i = w->first; i < w->first + w->n; i++) {
             const size_t at = (size_t)i * SR_ATTN_MAX_GROUP + (size_t)g;
-            far += j->s->span_sum[at] * exp(j->s->span_max[at] - max);
+            if (j->s->span_sum[at] != 0) far += j->s->span_sum[at] * exp(j->s->span_from[at] - max);
         }
         const double total = max + log(near + far);
         if (!isfinite(total)) return 0;
@@ -195,7 +163,7 @@ static int sum_totals(const struct choose_job *j, int32_t u, struct totals *t)
     return 1;
 }
 
-static void report(const struct choose_job *j, int32_t u, const struct totals *t, const double *unread)
+static void report(const struct unit_job *j, int32_t u, const struct totals *t, const double *unread)
 {
     const int32_t group = j->a->shape->group;
     for (int32_t g = 0; g < group; g++) {
@@ -205,7 +173,7 @@ static void report(const struct choose_job *j, int32_t u, const struct totals *t
 }
 
 /* Everything far that was not read: there is nothing for a second look. */
-static void choose_all(const struct choose_job *j, int32_t u, const struct totals *t)
+static void choose_all(const struct unit_job *j, int32_t u, const struct totals *t)
 {
     const int32_t end = j->a->n_sinks + j->s->choose[u].n_far, n_found = j->a->found ? j->a->n_found[u] : 0;
     int32_t n = 0;
@@ -224,18 +192,6 @@ static int within(const double *share, int32_t group, float eps)
     return 1;
 }
 
-/* Bins of the kept rows, and the shares summed per bin. */
-static void fill_bins(const struct choose_job *j, int32_t u, const struct totals *t, float *sums)
-{
-    const struct choose_unit *w = &j->s->choose[u];
-    const int32_t group = j->a->shape->group;
-    memset(sums, 0, (size_t)((SR_SKETCH_BINS + 16) * sr_sketch_width(group)) * sizeof(*sums));
-    for (int32_t i = w->first; i < w->first + w->n; i++)
-        j->c->k.sketch_share(&(struct sketch_share){
-            .group = group, .n = j->s->spans[i].n_kept, .kept = kept_of(j, i), .log_total = t->log, .cut = w->cut,
-            .bins_per_nat = SR_SKETCH_BINS / -w->cut, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS, .sums = sums});
-}
-
 /* Log share from which on a row is read in any case. */
 static float sure_of(float eps)
 {
@@ -252,31 +208,18 @@ static int has_sure(const struct totals *t, int32_t group, float eps)
 
 /* The least number of whole bins that has the rows read in any case and brings every head within eps, or all; takes
  * what they hold off `unread`. */
-static int32_t bins_needed(const struct choose_job *j, int32_t u, const float *sums, double *unread)
+static int32_t bins_needed(const struct unit_job *j, double *unread)
 {
-    const int32_t group = j->a->shape->group, width = sr_sketch_width(group);
-    const float sure = sure_of(j->a->eps[u]) * SR_SKETCH_BINS / j->s->choose[u].cut;
+    const float eps = j->a->eps[j->unit], sure = sure_of(eps) * SR_SKETCH_BINS / j->s->choose[j->unit].cut;
     const int32_t least = sure < SR_SKETCH_BINS - 1 ? (int32_t)sure + 1 : SR_SKETCH_BINS;
     int32_t end = 0;
-    for (; end < SR_SKETCH_BINS && (end < least || !within(unread, group, j->a->eps[u])); end++)
-        for (int32_t g = 0; g < group; g++) unread[g] -= sums[end * width + g];
+    for (; end < SR_SKETCH_BINS && (end < least || !within(unread, j->a->shape->group, eps)); end++) sr_bins_take(j, end, unread);
     return end;
 }
 
-/* Rows of bins below `end`, rising. */
-static int32_t list_rows(const struct choose_job *j, int32_t u, int32_t end)
+static void choose_unit_rows(const struct unit_job *j)
 {
-    const struct choose_unit *w = &j->s->choose[u];
-    int32_t n = 0;
-    for (int32_t i = w->first; i < w->first + w->n; i++)
-        n += j->c->k.sketch_pick(&(struct sketch_pick){
-            .n = j->s->spans[i].n_kept, .first = 0, .end = end, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
-            .rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, .list = j->a->list[u] + n});
-    return n;
-}
-
-static void choose_unit_rows(const struct choose_job *j, int32_t u)
-{
+    const int32_t u = j->unit;
     const float eps = j->a->eps[u];
     const int32_t group = j->a->shape->group;
     struct choose_unit *w = &j->s->choose[u];
@@ -291,13 +234,13 @@ static void choose_unit_rows(const struct choose_job *j, int32_t u)
         return;
     }
     memcpy(unread, t.far_share, sizeof(unread));
+    memcpy(w->log_total, t.log, (size_t)group * sizeof(*t.log));
     j->a->n_list[u] = 0;
     if (eps < 1 && (has_sure(&t, group, eps) || !within(unread, group, eps))) {
-        fill_bins(j, u, &t, w->sums);
-        w->end = bins_needed(j, u, w->sums, unread);
-        j->a->n_list[u] = list_rows(j, u, w->end);
+        sr_bins_fill(j);
+        w->end = bins_needed(j, unread);
+        j->a->n_list[u] = sr_bins_list(j, 0, w->end, j->a->list[u]);
     }
-    memcpy(w->log_total, t.log, (size_t)group * sizeof(*t.log));
     memcpy(w->far_share, t.far_share, sizeof(unread));
     memcpy(w->unread, unread, sizeof(unread));
     report(j, u, &t, unread);
@@ -307,11 +250,12 @@ static void choose_task(void *ctx, int32_t task, int32_t thread)
 {
     const struct choose_job *j = ctx;
     const int32_t u = j->s->spans[task].unit;
+    const struct unit_job unit = {j->a, j->c, j->s, u, thread};
     struct choose_unit *w = &j->s->choose[u];
     want_query(j, u);
-    score_span(j, task, sr_attn_thread_scratch(j->s, thread));
+    scan_span(&unit, task);
     if (atomic_fetch_sub_explicit(&w->left, 1, memory_order_acq_rel) != 1) return;
-    choose_unit_rows(j, u);
+    choose_unit_rows(&unit);
     for (int32_t i = w->first; i < w->first + w->n; i++) {
         j->a->touched[u].y_rows += j->s->span_touched[i].y_rows;
         j->a->touched[u].y_bytes += j->s->span_touched[i].y_bytes;
@@ -355,16 +299,18 @@ static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
     w->end = SR_SKETCH_BINS;
     const float open = open_of(a->eps[u], n_far > 0 ? n_far : 1);
     for (int32_t g = 0; g < group; g++) {
-        const float l = a->near_state.l[u * group + g], near = l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l);
-        atomic_store_explicit(&w->seen[g], bits_of(near), memory_order_relaxed);
-        w->open[g] = open == INFINITY ? INFINITY : near + open;
+        const float l = a->near_state.l[u * group + g];
+        w->has_near[g] = l != 0;
+        w->from[g] = l == 0 ? -INFINITY : a->near_state.m[u * group + g] + logf(l);
+        atomic_store_explicit(&w->seen[g], bits_of(l == 0 ? 0.0f : 1.0f), memory_order_relaxed);
+        w->open[g] = open == INFINITY ? INFINITY : w->from[g] + open;
     }
     atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
     atomic_store_explicit(&w->query, QUERY_TODO, memory_order_relaxed);
     if (w->n > 0) return;
     const struct totals nothing = {{0}, {0}, {0}};
     a->n_list[u] = 0;
-    report(j, u, &nothing, NULL);
+    report(&(struct unit_job){a, j->c, j->s, u, 0}, u, &nothing, NULL);
 }
 
 void sr_cpu_sketch_choose(struct backend *b, const struct sketch_choose_args *a)
@@ -376,5 +322,6 @@ void sr_cpu_sketch_choose(struct backend *b, const struct sketch_choose_args *a)
            a->shape->head_dim <= c->attn->limits.head_dim);
     for (int32_t u = 0; u < a->n_units; u++)
         if (a->mask[u]) plan_unit(&job, u, &n_spans);
+    c->attn->n_spans = n_spans;
     sr_pool_run(c->pool, n_spans, choose_task, &job);
 }

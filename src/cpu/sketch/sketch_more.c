@@ -3,7 +3,7 @@
  * sketch_more: the second look of struct sketch_more_args. It walks on through the bins that sketch_choose left in the
  * scratch, and only for the units that need it.
  */
-#include "cpu/attn/attn_scratch.h"
+#include "cpu/sketch/sketch_bins.h"
 
 #include <math.h>
 #include <string.h>
@@ -49,18 +49,14 @@ static void report(const struct more_job *j, int32_t u, const struct seen *seen)
 static void more_task(void *ctx, int32_t task, int32_t thread)
 {
     const struct more_job *j = ctx;
-    const int32_t u = j->units[task], group = j->a->choice->shape->group, width = sr_sketch_width(group);
+    const int32_t u = j->units[task];
+    const struct unit_job unit = {j->a->choice, j->c, j->s, u, thread};
     struct choose_unit *w = &j->s->choose[u];
     const int32_t first = w->end;
     struct seen seen;
-    (void)thread;
     see(j, u, &seen);
-    for (; w->end < SR_SKETCH_BINS && is_above(w, &seen, group); w->end++)
-        for (int32_t g = 0; g < group; g++) w->unread[g] -= w->sums[w->end * width + g];
-    for (int32_t i = w->first; i < w->first + w->n; i++)
-        j->a->n_more[u] += j->c->k.sketch_pick(&(struct sketch_pick){
-            .n = j->s->spans[i].n_kept, .first = first, .end = w->end, .bin = j->s->kept_bins + (size_t)i * SR_CHUNK_ROWS,
-            .rows = j->s->kept_rows + (size_t)i * SR_CHUNK_ROWS, .list = j->a->more[u] + j->a->n_more[u]});
+    for (; w->end < SR_SKETCH_BINS && is_above(w, &seen, j->a->choice->shape->group); w->end++) sr_bins_take(&unit, w->end, w->unread);
+    j->a->n_more[u] = sr_bins_list(&unit, first, w->end, j->a->more[u]);
     report(j, u, &seen);
 }
 

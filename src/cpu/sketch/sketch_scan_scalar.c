@@ -7,14 +7,14 @@
 #include <math.h>
 #include <string.h>
 
-static float level_of(const struct sketch_score *a, uint32_t code)
+static float level_of(const struct sketch_scan *a, uint32_t code)
 {
     const int32_t bits = a->sketch->bits;
     return (float)(code & ((1u << bits) - 1u)) - ((float)(1 << (bits - 1)) - 0.5f);
 }
 
 /* By the first plane. */
-static float first_of(const struct sketch_score *a, int32_t g, int32_t row)
+static float first_of(const struct sketch_scan *a, int32_t g, int32_t row)
 {
     const float *w = a->w + g * sr_sketch_padded(a->sketch);
     float x = a->base[g];
@@ -25,7 +25,7 @@ static float first_of(const struct sketch_score *a, int32_t g, int32_t row)
 }
 
 /* What the second plane adds. */
-static float rest_of(const struct sketch_score *a, int32_t g, int32_t row)
+static float rest_of(const struct sketch_scan *a, int32_t g, int32_t row)
 {
     const int32_t bits = a->sketch->bits, per_word = 32 / bits;
     const float *w = a->w + g * sr_sketch_padded(a->sketch) + SR_SKETCH_FIRST;
@@ -38,28 +38,36 @@ static float rest_of(const struct sketch_score *a, int32_t g, int32_t row)
     return x;
 }
 
-static int opens(const struct sketch_score *a, int32_t row)
+static int is_skipped(const struct sketch_scan *a, int32_t row)
+{
+    for (int32_t i = 0; i < a->n_skip; i++)
+        if (a->skip[i] == a->first_row + row) return 1;
+    return 0;
+}
+
+static int opens(const struct sketch_scan *a, int32_t row)
 {
     for (int32_t g = 0; g < a->group; g++)
-        if (!(a->logits[g * SR_CHUNK_ROWS + row] < a->open[g])) return 1;
+        if (!(a->logits[g * SR_SKETCH_STRIDE + row] < a->open[g])) return 1;
     return 0;
 }
 
 /* The rows of a run that are in the range. */
-static void score_run(const struct sketch_score *a, int32_t from, int32_t to)
+static void score_run(const struct sketch_scan *a, int32_t from, int32_t to)
 {
     int open = 0;
     for (int32_t i = from; i < to; i++) {
-        for (int32_t g = 0; g < a->group; g++) a->logits[g * SR_CHUNK_ROWS + i] = first_of(a, g, i);
-        open |= opens(a, i);
+        for (int32_t g = 0; g < a->group; g++) a->logits[g * SR_SKETCH_STRIDE + i] = first_of(a, g, i);
+        open |= !is_skipped(a, i) && opens(a, i);
     }
     a->touched->y_rows += to - from;
-    a->touched->y_bytes += (to - from) * (int64_t)(open ? a->sketch->row_bytes : sr_sketch_first_bytes(a->sketch));
+    for (int32_t i = from; i < to; i++)
+        a->touched->y_bytes += (int64_t)(open && !is_skipped(a, i) ? a->sketch->row_bytes : sr_sketch_first_bytes(a->sketch));
     for (int32_t i = from; open && i < to; i++)
-        for (int32_t g = 0; g < a->group; g++) a->logits[g * SR_CHUNK_ROWS + i] += rest_of(a, g, i);
+        for (int32_t g = 0; g < a->group; g++) a->logits[g * SR_SKETCH_STRIDE + i] += rest_of(a, g, i);
 }
 
-void sr_sketch_score_scalar(const struct sketch_score *a)
+static void score(const struct sketch_scan *a)
 {
     const int32_t first = a->row0 & ~15, last = (a->row1 + 15) & ~15;
     for (int32_t run = first; run < last; run += SR_SKETCH_RUN) {
@@ -69,28 +77,29 @@ void sr_sketch_score_scalar(const struct sketch_score *a)
     for (int32_t g = 0; g < a->group; g++) {
         a->max[g] = -INFINITY;
         for (int32_t i = first; i < last; i++) {
-            float *x = a->logits + g * SR_CHUNK_ROWS + i;
-            if (i < a->row0 || i >= a->row1) *x = -INFINITY;
+            float *x = a->logits + g * SR_SKETCH_STRIDE + i;
+            if (i < a->row0 || i >= a->row1 || is_skipped(a, i)) *x = -INFINITY;
             if (*x > a->max[g]) a->max[g] = *x;
         }
     }
 }
 
-static int is_kept(const struct sketch_mass *a, int32_t i)
+static int is_kept(const struct sketch_scan *a, int32_t i)
 {
     for (int32_t g = 0; g < a->group; g++)
-        if (a->logits[g * SR_CHUNK_ROWS + i] >= a->floor[g] + a->cut) return 1;
+        if (a->logits[g * SR_SKETCH_STRIDE + i] >= a->floor[g] + a->cut) return 1;
     return 0;
 }
 
-void sr_sketch_mass_scalar(struct sketch_mass *a)
+void sr_sketch_scan_scalar(struct sketch_scan *a)
 {
     int32_t n = 0;
+    score(a);
     memset(a->sum, 0, (size_t)a->group * sizeof(float));
     for (int32_t i = a->row0; i < a->row1; i++) {
-        for (int32_t g = 0; g < a->group; g++) a->sum[g] += expf(a->logits[g * SR_CHUNK_ROWS + i] - a->max[g]);
-        if (!is_kept(a, i)) continue;
-        for (int32_t g = 0; g < a->group; g++) a->kept[g * SR_CHUNK_ROWS + n] = a->logits[g * SR_CHUNK_ROWS + i];
+        for (int32_t g = 0; g < a->group; g++) a->sum[g] += expf(a->logits[g * SR_SKETCH_STRIDE + i] - a->from[g]);
+        if (is_skipped(a, i) || !is_kept(a, i)) continue;
+        for (int32_t g = 0; g < a->group; g++) a->kept[g * SR_SKETCH_STRIDE + n] = a->logits[g * SR_SKETCH_STRIDE + i];
         a->kept_rows[n++] = a->first_row + i;
     }
     a->n_kept = n;
@@ -102,15 +111,15 @@ void sr_sketch_share_scalar(const struct sketch_share *a)
     for (int32_t i = 0; i < a->n; i++) {
         float t = -INFINITY;
         for (int32_t g = 0; g < a->group; g++) {
-            const float x = a->kept[g * SR_CHUNK_ROWS + i] - a->log_total[g];
+            const float x = a->kept[g * SR_SKETCH_STRIDE + i] - a->log_total[g];
             t = x > t ? x : t;
         }
         float bin = -t * a->bins_per_nat;
         bin = bin > 0 ? bin : 0;
         bin = bin < SR_SKETCH_BINS - 1 ? bin : SR_SKETCH_BINS - 1;
-        a->bin[i] = t >= a->cut ? (uint16_t)bin : (uint16_t)(SR_SKETCH_BINS + i % 16);
-        for (int32_t g = 0; g < a->group; g++)
-            a->sums[a->bin[i] * width + g] += expf(a->kept[g * SR_CHUNK_ROWS + i] - a->log_total[g]);
+        a->bin[i] = t >= a->cut ? (uint16_t)bin : SR_SKETCH_BINS;
+        for (int32_t g = 0; t >= a->cut && g < a->group; g++)
+            a->sums[a->bin[i] * width + g] += expf(a->kept[g * SR_SKETCH_STRIDE + i] - a->log_total[g]);
     }
 }
 
