@@ -87,7 +87,7 @@ static sr_session *new_session(int with_sketch)
     sr_session_options o = sr_session_options_default();
     o.route.mode = with_sketch ? SR_ROUTE_MASS : SR_ROUTE_DENSE;
     o.route.window = 32;
-    o.route.rank = 4;
+    o.route.rank = 8; /* both planes */
     require(sr_session_new(&s, model, &o, NULL) == SR_OK, "session");
     return s;
 }
