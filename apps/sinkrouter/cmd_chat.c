@@ -147,7 +147,7 @@ static sr_status add_answer(struct chat *c, const struct answer *a, sr_error *er
     return st;
 }
 
-/* Asks and prints. A prompt that does not fit is said and forgotten: the conversation goes on. */
+/* Asks and prints. A prompt that does not fit is said and forgotten: the conversation goes on, unless it has one turn. */
 static sr_status ask(struct chat *c, const char *text, size_t bytes, sr_error *err)
 {
     struct answer a = {0};
@@ -159,7 +159,7 @@ static sr_status ask(struct chat *c, const char *text, size_t bytes, sr_error *e
     if (!st) st = add_message(c, SR_ROLE_USER, message.data, message.bytes, err);
     sr_text_free(&message);
     if (!st) st = take_turn(c, &a, err);
-    if (st == SR_ERR_USAGE) {
+    if (st == SR_ERR_USAGE && !c->t.o->single_turn) {
         sr_say("%s; /clear begins anew", err->text);
         drop_messages(c, before);
         return SR_OK;
@@ -284,6 +284,15 @@ static int ends_by_signal(const struct chat *c, int at_prompt)
     return sig && (sig != SIGINT || (at_prompt && !sr_line_input_is_terminal(c->input)));
 }
 
+/* A line that is no UTF-8 is said and left out. */
+static int is_text(const struct text *line)
+{
+    size_t good = sr_text_valid(line->data, line->bytes);
+    if (good == line->bytes) return 1;
+    sr_say("byte %zu of the message (0x%02x) is not UTF-8", good, (unsigned)(unsigned char)line->data[good]);
+    return 0;
+}
+
 static sr_status converse(struct chat *c, sr_error *err)
 {
     struct text line = {0};
@@ -302,7 +311,7 @@ static sr_status converse(struct chat *c, sr_error *err)
         if (r == LINE_END) break;
         warned = 0;
         size_t blank = strspn(line.data, " \t");
-        if (line.data[blank] == '\0') continue;
+        if (line.data[blank] == '\0' || !is_text(&line)) continue;
         if (line.data[0] == '/' && !is_switched_message(line.data)) {
             if (command(c, line.data, &st, err)) break;
             continue;

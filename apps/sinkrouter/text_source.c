@@ -14,9 +14,9 @@
 
 static const size_t MOST_BYTES = (size_t)1 << 30;
 
-/* Offset of the first byte that is not part of well-formed UTF-8, or n. */
-static size_t utf8_valid(const unsigned char *s, size_t n)
+size_t sr_text_valid(const char *text, size_t n)
 {
+    const unsigned char *s = (const unsigned char *)text;
     size_t i = 0;
     while (i < n) {
         unsigned c = s[i];
@@ -72,7 +72,7 @@ sr_status sr_text_read(struct text *out, const char *flag, const char *path, sr_
     if (!is_stdin) close(fd);
     if (!st && t.bytes == 0) st = sr_refuse(err, SR_ERR_FORMAT, "%s: empty", what);
     if (!st) {
-        size_t good = utf8_valid((unsigned char *)t.data, t.bytes);
+        size_t good = sr_text_valid(t.data, t.bytes);
         if (good < t.bytes)
             st = sr_refuse(err, SR_ERR_FORMAT, "%s: byte %zu (0x%02x) is not UTF-8", what, good,
                            (unsigned char)t.data[good]);
@@ -125,7 +125,7 @@ sr_status sr_text_copy(struct text *out, const char *s, int escapes, sr_error *e
         w++;
     }
     copy[w] = '\0';
-    size_t good = utf8_valid((unsigned char *)copy, w);
+    size_t good = sr_text_valid(copy, w);
     if (good < w) {
         free(copy);
         return sr_refuse(err, SR_ERR_USAGE, "-p, -sys or -r: byte %zu is not UTF-8", good);

@@ -21,6 +21,8 @@ sr_status sr_text_copy(struct text *out, const char *s, int escapes, sr_error *e
 sr_status sr_text_add(struct text *t, const char *between, const char *s, size_t bytes, sr_error *err);
 void sr_text_free(struct text *t);
 
+/* Offset of the first byte that is not part of well-formed UTF-8, or n. */
+size_t sr_text_valid(const char *text, size_t n);
 /* Byte offset of the character with this number, or the length. */
 size_t sr_text_offset(const char *s, size_t bytes, int64_t chars);
 

@@ -11,7 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from cli import MODEL, PROGRAM, contains, environment, equal, main, path, run, test, write
+from cli import MODEL, PROGRAM, contains, environment, equal, main, one_line, path, run, test, write
 
 
 def chat(lines, *args, **kw):
@@ -85,10 +85,21 @@ def commands():
 
 
 @test
+def messages_are_utf8():
+    out, err = run("chat", "-m", MODEL, "--greedy", "-n", "6", "--no-show-timings", stdin=b"a\xffb\n/stats\n")
+    contains(err, "byte 1 of the message (0xff) is not UTF-8")
+    contains(err, "0 answers")
+    equal(out, "")
+
+
+@test
 def end_of_input_and_single_turn():
     equal(chat([])[0], "")
     out, err = chat(["One.", "Two."], "-n", "6", "-st")
     equal(err.count("decode"), 1)
+    for args in (["-p", "One."], []):  # an answer that there is not is no success
+        _, err = run("chat", "-m", MODEL, "--quiet", "--greedy", "-c", "10", "-st", *args, stdin=b"One.\n", rc=2)
+        one_line(err, "the context 10")
     out, err = run("chat", "-m", MODEL, "--greedy", "-n", "6", "-p", "One.", "-st")
     equal(err.count("decode"), 1)
     first = stats(["Two."], "-n", "6", "-p", "One.")["answers"]
