@@ -309,9 +309,11 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
     t.scale = scale;
     t.kinds = is_planned(a) ? d->kinds : NULL;
     t.kind = kind_of_all(a);
-    t.list = d->list;
-    t.n_list = d->n_list;
-    t.list_stride = d->limits.max_len;
+    if (is_planned(a) && r->rule == RULE_MASS) {
+        t.list = d->list;
+        t.n_list = d->n_list;
+        t.list_stride = d->limits.max_len;
+    }
     t.n_sinks = r->n_sinks;
     t.window = r->window;
     t.out = a->out;

@@ -8,7 +8,7 @@
 #ifndef SR_CUDA_ATTN_ATTEND_CUH
 #define SR_CUDA_ATTN_ATTEND_CUH
 
-#include "cuda/attn_ring.cuh"
+#include "cuda/attn_plain.cuh"
 
 namespace sr {
 
@@ -49,7 +49,7 @@ __device__ __forceinline__ void attend_share(const attend_params &p, const share
 {
     constexpr int TILES = attend_tiles(D, NT, T), STEP = attend_warps(D, NT, T) * TILES;
     const int lane = threadIdx.x % WARP, g = lane >> 2;
-    const int u = ss.s.u / p.n_sub, h0 = ss.s.u % p.n_sub * 8 * NT;
+    const int u = unit_of(p, ss.s.u), h0 = sub_of(p, ss.s.u) * 8 * NT;
     const bool split = T == ELEM_BF16 && NT == 1 && p.group - h0 <= 4;
     stream<D, NT, T> flow;
     flow.pages = (lane < TILE ? p.cache.k_page : p.cache.v_page) + (int64_t)u * p.cache.max_pages;
@@ -107,12 +107,14 @@ __global__ void __launch_bounds__(attend_warps(D, NT, T) * WARP, 1) attend_kerne
         if (is_first) write_all_empty(p, D, n, few, ss.empty);
         if (!ss.more) return;
         const share s = ss.s;
+        count_share(p, ss);
         warp_state<D, NT, T, attend_tiles(D, NT, T)> state;
         state.clear();
         attend_share<D, NT, T>(p, ss, state, q);
-        leave_state<D, NT, T>(state, min(p.group - s.u % p.n_sub * 8 * NT, 8 * NT), ms, red + threadIdx.x / WARP * state_words(D, NT));
+        leave_state<D, NT, T>(state, min(p.group - sub_of(p, s.u) * 8 * NT, 8 * NT), ms, red + threadIdx.x / WARP * state_words(D, NT));
         __syncthreads();
-        merge_blocks<D, NT, T, attend_warps(D, NT, T)>(p, s, ss.rows.n, ms, red, state_words(D, NT));
+        merge_blocks<D, NT, T, attend_warps(D, NT, T)>(p, s, ms, red, state_words(D, NT),
+                                                              attend_warps(D, NT, T) * state_words(D, NT) * (int)sizeof(float));
         if (few) return;
     }
 }
@@ -121,10 +123,10 @@ template <int D, int NT, int T> attend_code code_of(bool has_ring)
 {
     if constexpr (T != ELEM_Q8) {
         using S = ring_shape<D, NT, T>;
-        if (has_ring) return attend_code{ring_kernel_of<D, NT, T>, S::WARPS * WARP, S::BYTES, S::BLOCKS};
+        if (has_ring) return attend_code{ring_kernel_of<D, NT, T>, S::WARPS * WARP, S::BYTES, S::BLOCKS, plain_kernel_of<D, NT, T>};
     }
     constexpr int warps = attend_warps(D, NT, T);
-    return attend_code{attend_kernel_of<D, NT, T>, warps * WARP, warps * state_words(D, NT) * sizeof(float), 1};
+    return attend_code{attend_kernel_of<D, NT, T>, warps * WARP, warps * state_words(D, NT) * sizeof(float), 1, NULL};
 }
 
 template <int D, int T> attend_code instance(int nt, bool has_ring)

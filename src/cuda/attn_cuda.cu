@@ -83,8 +83,10 @@ size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cud
     w->slots = (int32_t)slots;
     w->done = (unsigned *)take(base, &used, WORK_UNITS, 4);
     w->done_1 = (unsigned *)take(base, &used, slots, 4);
-    w->part_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
-    w->part_ml = (float *)take(base, &used, slots * 16 * 2, 4);
+    w->part_o = (float *)take(base, &used, 2 * slots * WORK_HEAD_WORDS, 4);
+    w->part_ml = (float *)take(base, &used, 2 * slots * 16 * 2, 4);
+    w->spare_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
+    w->spare_ml = (float *)take(base, &used, slots * 16 * 2, 4);
     const size_t shared = units < (size_t)card->n_sms / 2 ? units : (size_t)card->n_sms / 2;
     w->queries = take(base, &used, units, sizeof(choose_query));
     w->exchange = take(base, &used, shared, sizeof(choose_exchange));
@@ -108,11 +110,11 @@ sr_status sr_attn_cuda_append(const struct attn_cuda *c, const struct attn_cuda_
 {
     append_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, elem_of(c->shape.kv_type), 0, a->n, NULL};
     struct attn_work w;
-    int32_t most = a->n; // rows whose norms have room where attention leaves its parts
+    int32_t most = a->n; // rows whose norms have room
     const bool finds = a->found && a->n > 1;
     if (finds) {
         sr_attn_work_place(&w, c->workspace, &c->card, &c->limits);
-        p.norms = w.part_o;
+        p.norms = w.spare_o;
         most = w.slots * WORK_HEAD_WORDS / 2 / n_units_of(c, cache);
     }
     for (; p.row0 < a->n; p.row0 += p.n_rows) {
@@ -161,6 +163,7 @@ static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda
     p.counters = a->counters;
     p.part_o = w.part_o;
     p.part_ml = w.part_ml;
+    p.n_slots = w.slots;
     p.done = w.done;
     p.done_1 = w.done_1;
     return p;
@@ -170,15 +173,21 @@ sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_
 {
     const attend_code code = code_of(&c->shape, c->card.capability);
     if (!code.kernel) return sr_attn_cuda_check(&c->shape, err);
-    const attend_params p = params_of(c, cache, a);
+    attend_params p = params_of(c, cache, a);
     const int n = p.n_units * p.n_sub;
     if (n > MAX_UNITS)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of %d KV heads: at most %d units a launch", cache->n_seqs,
                        c->shape.n_kv_heads, MAX_UNITS / p.n_sub);
-    cudaError_t e = cudaFuncSetAttribute(code.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, code.smem);
-    if (e == cudaSuccess) e = cudaFuncSetAttribute(code.kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    const bool is_plain = code.plain && !a->list && cache->n_seqs == 1 && n <= WARP && 2 * n <= p.n_sms;
+    const auto kernel = is_plain ? code.plain : code.kernel;
+    const unsigned blocks = (unsigned)(code.blocks * c->card.n_sms);
+    if (is_plain && a->kinds) p.after_append = 0;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, code.smem);
+    // What a ring has under way lives in shared memory; without one it lives in L1.
+    if (e == cudaSuccess && code.plain) e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (e != cudaSuccess) return launched(e, "shared memory of attend", err);
-    return launched(launch(code.kernel, code.blocks * c->card.n_sms, code.threads, (size_t)code.smem, c, p), "attend", err);
+    const dim3 grid = is_plain ? dim3((unsigned)n, blocks / (unsigned)n) : dim3(blocks);
+    return launched(launch(kernel, grid, code.threads, (size_t)code.smem, c, p), "attend", err);
 }
 
 sr_status sr_attn_cuda_paper(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_paper *a, sr_error *err)

@@ -125,7 +125,7 @@ struct attn_cuda_attend {
     float scale;
     const uint8_t *kinds;                 /* [n_units] enum attn_cuda_kind, or NULL: `kind` for all */
     enum attn_cuda_kind kind;
-    const int32_t *list, *n_list;         /* [n_units][list_stride] rows, [n_units]; for the LIST kinds */
+    const int32_t *list, *n_list;         /* [n_units][list_stride] rows, [n_units]; for the LIST kinds, else better NULL */
     int64_t list_stride;
     int32_t n_sinks, window;              /* for the NEAR kinds; a near part that covers all rows is all rows */
     float *out;                           /* [n_units][group][head_dim] o / l, 0 where nothing was read; or NULL */

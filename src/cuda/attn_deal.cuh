@@ -18,11 +18,17 @@ struct unit_rows {
     const int32_t *list;
 };
 
+// A unit has one head block or two.
+static __device__ __forceinline__ int unit_of(const attend_params &p, int head_block) { return head_block >> (p.n_sub - 1); }
+static __device__ __forceinline__ int sub_of(const attend_params &p, int head_block) { return head_block & (p.n_sub - 1); }
+
+static __device__ __forceinline__ int32_t len_of(const attend_params &p, int u) { return __ldcg(p.cache.kv_len + (p.cache.n_seqs == 1 ? 0 : u / p.n_kv_heads)); }
+
 __device__ __forceinline__ int kind_of(const attend_params &p, int u) { return p.kinds ? __ldcg(p.kinds + u) : p.kind; }
 
 __device__ __forceinline__ unit_rows rows_of(const attend_params &p, int u)
 {
-    const int32_t n_list = p.n_list ? __ldcg(p.n_list + u) : 0, len = __ldcg(p.cache.kv_len + u / p.n_kv_heads);
+    const int32_t n_list = p.n_list ? __ldcg(p.n_list + u) : 0, len = len_of(p, u);
     const int kind = kind_of(p, u);
     const bool has_list = kind == CUDA_READ_NEAR_LIST || kind == CUDA_READ_LIST;
     const bool has_near = kind == CUDA_READ_NEAR_LIST || kind == CUDA_READ_NEAR;
@@ -88,7 +94,7 @@ static __device__ __forceinline__ warp_deal deal_in_warp(const attend_params &p,
     const int lane = threadIdx.x % WARP;
     warp_deal w = {};
     unit_rows r = {};
-    if (lane < n) r = rows_of(p, lane / p.n_sub);
+    if (lane < n) r = rows_of(p, unit_of(p, lane));
     const int32_t tiles = tiles_of(r.n), total = __reduce_add_sync(~0u, tiles);
     const unsigned active = __ballot_sync(~0u, tiles > 0), grid = total < p.n_sms * WIDE_TILES ? p.n_sms : gridDim.x;
     w.empty = ~active;
@@ -131,7 +137,7 @@ static __device__ __forceinline__ bool deal_in_block(const attend_params &p, dea
 #pragma unroll 1
     for (int base = 0; base < n; base += blockDim.x) {
         const int e = base + threadIdx.x;
-        const int32_t tiles = e < n ? tiles_of(rows_of(p, e / p.n_sub).n) : 0;
+        const int32_t tiles = e < n ? tiles_of(rows_of(p, unit_of(p, e)).n) : 0;
         int32_t sum;
         const int32_t before = sum_before(tiles, t.sums[0], &sum);
         if (e < n) t.tiles[e] = total + before;

@@ -23,7 +23,7 @@ struct look_params {
     struct attn_cuda_cache cache;
     choose_rest *rests;
     const float *left;         // [n_units][CHOOSE_BINS][H]
-    float *part_o, *part_ml;   // of attend, which is over: [n_units][n_parts][group][d] and of 16 maxima and sums
+    float *part_o, *part_ml;   // [n_units][n_parts][group][d] and of 16 maxima and sums
     unsigned *done;
     int32_t head_dim, n_kv_heads, group, n_parts;
 };
@@ -524,7 +524,7 @@ sr_status sr_attn_cuda_look(const struct attn_cuda *c, const struct attn_cuda_ca
     sr_attn_work_place(&w, c->workspace, &c->card, &c->limits);
     const int32_t n_units = n_units_of(c, cache), at_once = c->card.n_sms / n_units;
     const look_code code = code_of(&c->shape);
-    const look_params p = {*a, *cache, (choose_rest *)w.rests, w.left, w.part_o, w.part_ml, w.done, c->shape.head_dim, c->shape.n_kv_heads,
+    const look_params p = {*a, *cache, (choose_rest *)w.rests, w.left, w.spare_o, w.spare_ml, w.done, c->shape.head_dim, c->shape.n_kv_heads,
                            c->shape.group, at_once < 1 ? 1 : at_once < LOOK_PARTS ? at_once : LOOK_PARTS};
     SR_TRY(launched(cudaFuncSetAttribute(code.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)code.smem), "shared memory of look", err));
     // divided as for attention, beside whose blocks these begin

@@ -35,14 +35,16 @@ struct attend_params {
     float *out, *o, *m, *l;
     int merge, audit, after_append;
     struct attn_cuda_counters *counters;
-    // workspace: partial states by slot, their maxima and sums, and the counters of those done
+    // workspace: partial states by slot, 2 n_slots of them, their maxima and sums, and the counters of those done
     float *part_o, *part_ml;
+    int32_t n_slots;
     unsigned *done;   // [MAX_UNITS]
     unsigned *done_1; // [first-level groups]
 };
 
-// A kernel, its threads and bytes of shared memory, and how many of its blocks an SM holds.
-struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; };
+// A kernel, its threads and bytes of shared memory, how many of its blocks an SM holds, and the kernel of the same shape for one
+// sequence without lists, if there is one.
+struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; void (*plain)(attend_params); };
 
 // Instances by head size and by blocks of 8 heads (1 or 2); no kernel where there is none. has_ring: the code is Hopper's.
 attend_code attend_bf16(int d, int nt, bool has_ring);
@@ -63,13 +65,13 @@ __host__ __device__ constexpr int attend_tiles(int d, int nt, int t) { return !i
 
 // A launch with this attribute may begin while the kernel before it ends; every kernel here waits before its first access.
 template <typename... P, typename... A>
-inline cudaError_t launch(void (*kernel)(P...), int grid, int block, size_t smem, const struct attn_cuda *c, A... args)
+inline cudaError_t launch(void (*kernel)(P...), dim3 grid, int block, size_t smem, const struct attn_cuda *c, A... args)
 {
     cudaLaunchAttribute attr = {};
     attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attr.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)grid);
+    config.gridDim = grid;
     config.blockDim = dim3((unsigned)block);
     config.dynamicSmemBytes = smem;
     config.stream = (cudaStream_t)c->stream;
@@ -132,6 +134,23 @@ template <int BYTES, bool LOCAL = false> static __device__ __forceinline__ void 
     else if constexpr (BYTES == 4) load4(r, p);
     else load2(r, p);
 }
+
+// ---- copies to shared memory ----
+
+static __device__ __forceinline__ void copy_in(uint32_t to, uint64_t from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
+}
+
+static __device__ __forceinline__ void copy_or_clear(uint32_t to, uint64_t from, bool copies)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(copies ? 16 : 0) : "memory");
+}
+
+static __device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// All but the last n groups of this thread have come.
+template <int n> static __device__ __forceinline__ void wait_groups() { asm volatile("cp.async.wait_group %0;" :: "n"(n) : "memory"); }
 
 // A load that stays where it is written: queries kept in registers over the loop would push out rows under way.
 static __device__ __forceinline__ void load_shared(uint32_t *r, const uint2 *p)

@@ -34,25 +34,28 @@ template <int D, int NT, int T> struct ring_shape {
 
     // What the place of a byte in row r is turned by: neighbours of one lane's rows of V, and pairs of rows of K, differ.
     __device__ static __forceinline__ uint32_t turn_of(int r) { return IS_TURNED ? (uint32_t)(((r >> 1) + 2 * (r & 1)) & 3) << 5 : 0; }
-    // Where unit c of a tile goes.
+    // Where unit c of a tile goes. Where rows are turned, unit i * WARP + lane goes where unit `lane` goes, i * 512 further, and turned as
+    // the first of these.
     __device__ static __forceinline__ uint32_t place(int c)
     {
         const int r = c / UNITS;
         return (uint32_t)(r * STEP) + ((uint32_t)(c % UNITS * 16) ^ turn_of(r));
     }
+    // A tile of neighbouring rows; `from` is the lane's part of its first 512 bytes. Not WHOLE: the first `rows` of it, then zeros.
+    template <bool WHOLE> __device__ static __forceinline__ void copy(uint32_t to, uint64_t from, int lane, int rows = TILE)
+    {
+        constexpr int N = TILE * UNITS;
+        const uint32_t first = to + place(lane);
+        const int left = rows * UNITS - lane; // units from the lane's first on
+#pragma unroll
+        for (int i = 0; i < (N + WARP - 1) / WARP; i++) {
+            const uint32_t at = IS_TURNED ? (first ^ turn_of(i * WARP / UNITS)) + i * 512 : to + place(i * WARP + lane);
+            if ((i + 1) * WARP > N && i * WARP + lane >= N) continue;
+            if constexpr (WHOLE) copy_in(at, from + i * 512);
+            else copy_or_clear(at, from + i * 512, i * WARP < left);
+        }
+    }
 };
-
-// ---- copies ----
-
-static __device__ __forceinline__ void copy_in(uint32_t to, uint64_t from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
-}
-
-static __device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// All but the last n groups of this thread have come.
-template <int n> static __device__ __forceinline__ void wait_groups() { asm volatile("cp.async.wait_group %0;" :: "n"(n) : "memory"); }
 
 // The number of this lane, anew: what is made of it is not kept in registers over the loop, which have no room.
 static __device__ __forceinline__ int own_lane()
@@ -62,7 +65,7 @@ static __device__ __forceinline__ int own_lane()
     return lane;
 }
 
-// ---- one warp's ring ----
+template <int NT> __device__ __forceinline__ int heads_of(const attend_params &p, int u) { return min(p.group - sub_of(p, u) * 8 * NT, 8 * NT); }
 
 extern __shared__ __align__(128) uint8_t ring_memory[];
 
@@ -93,9 +96,7 @@ template <int D, int NT, int T> struct ring {
         const bool follows = lane / TILE != v || (x.row == first + lane % TILE && first % SR_PAGE_ROWS <= SR_PAGE_ROWS - TILE);
         if (__all_sync(~0u, follows)) {
             const uint64_t from = __shfl_sync(~0u, mine, v * TILE) + 16 * lane;
-#pragma unroll
-            for (int i = 0; i < (TILE * S::UNITS + WARP - 1) / WARP; i++)
-                if ((i + 1) * WARP <= TILE * S::UNITS || i * WARP + lane < TILE * S::UNITS) copy_in(to + S::place(i * WARP + lane), from + i * WARP * 16);
+            S::template copy<true>(to, from, lane);
         } else {
 #pragma unroll 4
             for (int i = 0; i < TILE * S::UNITS; i += WARP) {
@@ -195,13 +196,11 @@ __device__ __forceinline__ void attend_tiles_of(const attend_params &p, const sh
     }
 }
 
-template <int NT> __device__ __forceinline__ int heads_of(const attend_params &p, int u) { return min(p.group - u % p.n_sub * 8 * NT, 8 * NT); }
-
 // A share's queries and first tiles; once the kernel before has ended the next one may start.
 template <int D, int NT, int T>
 __device__ __forceinline__ void begin_share(const attend_params &p, int n, bool is_first, share_space &ss, ring<D, NT, T> &flow, uint2 *q)
 {
-    const int u = ss.s.u / p.n_sub, h0 = ss.s.u % p.n_sub * 8 * NT;
+    const int u = unit_of(p, ss.s.u), h0 = sub_of(p, ss.s.u) * 8 * NT;
     const bool split = T == ELEM_BF16 && NT == 1 && p.group - h0 <= 4, early = is_first && p.after_append;
     query_part<D, NT, T, ring_shape<D, NT, T>::WARPS * WARP> queries;
     if (ss.more) {
@@ -216,7 +215,9 @@ __device__ __forceinline__ void begin_share(const attend_params &p, int n, bool 
         let_next_start();
         write_all_empty(p, D, n, ss.few, ss.empty);
     }
-    if (ss.more) queries.store(p, h0, split, q);
+    if (!ss.more) return;
+    count_share(p, ss);
+    queries.store(p, h0, split, q);
 }
 
 template <int D, int NT, int T>
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(ring_shape<D, NT, T>::WARPS * WARP, ring_shape
             leave_state<D, NT, T>(state, heads_of<NT>(p, ss.s.u), common.ms, (float *)flow.memory());
         }
         __syncthreads();
-        merge_blocks<D, NT, T, S::WARPS>(p, ss.s, ss.rows.n, common.ms, (float *)ring_memory, S::ROOM / (int)sizeof(float));
+        merge_blocks<D, NT, T, S::WARPS>(p, ss.s, common.ms, (float *)ring_memory, S::ROOM / (int)sizeof(float), S::BYTES);
         if (ss.few) return;
     }
 }

@@ -153,7 +153,7 @@ struct share_space {
 
 template <int T> __device__ __forceinline__ void set_share(const attend_params &p, share_space &ss, const share &s, const unit_rows &rows)
 {
-    const int head = s.u / p.n_sub % p.n_kv_heads;
+    const int head = unit_of(p, s.u) % p.n_kv_heads;
     ss.s = s;
     ss.rows = rows;
     ss.limit = min(rows.n, s.t1 * TILE);
@@ -196,7 +196,7 @@ __device__ __forceinline__ void deal_many(const attend_params &p, int n, bool is
         if (u >= 0) {
             const share s = apart ? share_apart(u, table.tiles[u + 1] - table.tiles[u], table.blocks[u], table.blocks[u + 1] - table.blocks[u])
                                   : share_of_line(table, u, total);
-            set_share<T>(p, ss, s, rows_of(p, u / p.n_sub));
+            set_share<T>(p, ss, s, rows_of(p, unit_of(p, u)));
             ss.at = apart ? ss.end : table.tiles[u] + s.t1;
         }
     }

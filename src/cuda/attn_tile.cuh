@@ -29,11 +29,12 @@ __host__ __device__ constexpr int run_length(int left, int most) { return most <
 // First element, within a row, of the four that lane `t` of four has in k step `s`.
 template <int D, int T> __device__ __forceinline__ int k_element(int s, int t)
 {
-    constexpr int steps = tile_shape<D, T>::STEPS;
-    int at = 0, run = run_length(steps, tile_shape<D, T>::K_RUN);
+    constexpr int steps = tile_shape<D, T>::STEPS, most = tile_shape<D, T>::K_RUN;
+    if (steps % most == 0) return s / most * 16 * most + 4 * most * t + 4 * (s % most);
+    int at = 0, run = run_length(steps, most);
     while (s >= at + run) {
         at += run;
-        run = run_length(steps - at, tile_shape<D, T>::K_RUN);
+        run = run_length(steps - at, most);
     }
     return 16 * at + 4 * run * t + 4 * (s - at);
 }

@@ -15,9 +15,10 @@ enum {
 };
 
 struct attn_work {
-    /* attend: partial states by slot */
-    unsigned *done, *done_1;              /* stay zero between launches */
+    /* attend: partial states by slot, then those that several come to; zero between launches, as the counters are */
+    unsigned *done, *done_1;
     float *part_o, *part_ml;
+    float *spare_o, *spare_ml;            /* as many slots of anything, for other kernels */
     /* choose */
     void *queries;                        /* [n_units] struct choose_query */
     void *exchange;                       /* [n_exchanges] struct choose_exchange, for units that several blocks share */

@@ -6,10 +6,13 @@
 // program must fail.
 #include "attn_cache_cuda.h"
 
-static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with_state)
+// How a call says what it wants: kinds and lists; kinds of which none has a list; one kind for all.
+enum wish { LISTS, KINDS, ONE_KIND };
+
+static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with_state, wish how = LISTS, int sinks = 4)
 {
     world w(s);
-    const int sinks = 4, window = 48, heads = w.n_units * s.group;
+    const int window = 48, heads = w.n_units * s.group;
     std::vector<uint8_t> kh(w.n_units);
     std::vector<int32_t> lh((size_t)w.n_units * s.len), nh(w.n_units);
     std::vector<std::vector<int>> lists(w.n_units);
@@ -29,6 +32,8 @@ static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with
     attn_cuda_attend a = {};
     a.q = w.q.p, a.scale = (float)w.scale(), a.kinds = dk.p, a.list = dl.p, a.n_list = dn.p, a.list_stride = s.len;
     a.n_sinks = sinks, a.window = window, a.out = out.p, a.counters = counters.p;
+    if (how != LISTS) a.list = NULL, a.n_list = NULL, a.list_stride = 0;
+    if (how == ONE_KIND) a.kinds = NULL, a.kind = (enum attn_cuda_kind)kinds[0], a.after_append = 1;
     if (with_state) a.state = attn_state{o.p, m.p, l.p};
     TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
     CHECK(cudaDeviceSynchronize());
@@ -53,7 +58,8 @@ static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with
             if (with_state && t.l == 0 && (gl[at] != 0 || gm[at] != -INFINITY)) worst = INFINITY, why = "empty state";
         }
     }
-    report(worst <= 1, "attend " + name_of(s) + (with_state ? " with state" : ""), why + " worst " + std::to_string(worst) + " of the tolerance");
+    const std::string asked = how == LISTS ? "" : how == KINDS ? " no lists" : kinds[0] == CUDA_READ_ALL ? " all" : " window";
+    report(worst <= 1, "attend " + name_of(s) + (with_state ? " with state" : "") + asked, why + " worst " + std::to_string(worst) + " of the tolerance");
     // again, near and list apart: the second call merges into the first one's state
     const std::vector<float> first = out.get();
     TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
@@ -62,7 +68,7 @@ static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with
 }
 
 // Attention over all rows is near rows merged with a list of the others.
-static void check_merge(const shape &s)
+static void check_merge(const shape &s, bool one_kind = false)
 {
     world w(s);
     const int heads = w.n_units * s.group, sinks = 4, window = 40;
@@ -80,7 +86,9 @@ static void check_merge(const shape &s)
     attn_cuda_attend a = {};
     a.q = w.q.p, a.scale = (float)w.scale(), a.kinds = d1.p, a.list = dl.p, a.n_list = dn.p, a.list_stride = s.len, a.n_sinks = sinks, a.window = window;
     a.state = attn_state{o.p, m.p, l.p};
-    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    attn_cuda_attend near = a;
+    if (one_kind) near.kinds = NULL, near.kind = CUDA_READ_NEAR, near.list = NULL, near.n_list = NULL;
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &near, &err));
     a.kinds = d2.p, a.merge = 1, a.out = out.p;
     TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
     attn_cuda_attend b = {};
@@ -332,6 +340,25 @@ static void check_audit(const shape &s)
     report(good, "audit " + name_of(s), "record");
 }
 
+// One sequence and no lists: kernels of their own on Hopper.
+static void check_plain(sr_dtype t, bool quick)
+{
+    const std::vector<int> all = {CUDA_READ_ALL}, near = {CUDA_READ_NEAR}, some = {CUDA_READ_NONE, CUDA_READ_ALL, CUDA_READ_ALL, CUDA_READ_NONE, CUDA_READ_NEAR};
+    for (int d : {64, 80, 96, 128, 256}) {
+        if (d == 80 && t == SR_DTYPE_Q8_0) continue;
+        check_kinds(shape{d, 4, 2, 1, 777, t}, all, true, ONE_KIND);
+        check_kinds(shape{d, 12, 3, 1, 900, t}, near, false, ONE_KIND, 20);
+        check_kinds(shape{d, 7, 5, 1, 1301, t}, some, true, KINDS);
+        if (!quick) check_kinds(shape{d, 16, 2, 1, 6000, t}, all, false, ONE_KIND);
+    }
+    check_merge(shape{128, 4, 2, 1, 400, t}, true);
+    if (quick) return;
+    check_kinds(shape{128, 4, 8, 1, 20000, t}, all, true, ONE_KIND); // both blocks of an SM
+    check_kinds(shape{128, 8, 8, 1, 20000, t}, some, true, KINDS);
+    check_kinds(shape{64, 4, 1, 1, 40000, t}, all, true, ONE_KIND);   // merged in two levels
+    for (int len : {1, 16, 17, 51, 52, 53, 64, 65, 68, 69, 84, 85, 127, 129, 2100}) check_kinds(shape{128, 4, 2, 1, len, t}, near, true, ONE_KIND, len % 2 ? 4 : 20);
+}
+
 int main(void)
 {
     int n = 0;
@@ -355,6 +382,7 @@ int main(void)
             check_kinds(shape{d, 5, 8, 12, 200, t}, mixed, true); // more units than a warp has lanes
         }
         check_merge(shape{128, 8, 2, 2, 400, t});
+        check_plain(t, quick);
         check_paper(shape{128, 4, 3, 2, 70, t});
         check_audit(shape{64, 4, 2, 2, 300, t});
         check_mass(shape{128, 4, 2, 1, 1200, t}, 32, 4, 0.1f);
