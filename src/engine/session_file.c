@@ -379,6 +379,8 @@ sr_status sr_session_restore(sr_session *s, const char *path, sr_error *err)
     struct loaded l = {0};
     sr_status st = open_source(&f, path, err);
     if (st == SR_OK) st = load(s, &f, &l, err);
+    if (st != SR_OK && err && strncmp(err->text, f.name, strlen(f.name)) != 0) /* said by what knows no files */
+        sr_fail(err, st, "%s: %s", f.name, err->text);
     sr_attn_seq_free(l.seq);
     sr_free(l.tokens);
     sr_session_logits_free(s->model, l.logits);

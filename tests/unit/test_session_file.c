@@ -123,7 +123,7 @@ static void refused(sr_session *s, const char *path, sr_status want, const char 
     memcpy(logits, sr_session_logits(s), sizeof(logits));
     err.text[0] = '\0';
     const sr_status st = sr_session_restore(s, path, &err);
-    if (st != want || !strstr(err.text, needle))
+    if (st != want || !strstr(err.text, needle) || strncmp(err.text, path, strlen(path)) != 0)
         fail_msg("wanted %s with \"%s\", got %s: %s", sr_status_name(want), needle, sr_status_name(st), err.text);
     assert_int_equal(sr_session_len(s), len);
     assert_memory_equal(sr_session_logits(s), logits, sizeof(logits));
