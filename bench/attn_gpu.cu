@@ -5,8 +5,8 @@
 //
 //     attn_gpu [--rows read,dense,f16,f8,q8,groups,dims,batch,paper,window,list,mass,look] [--ctx 8192,32768,131072,524288] [--reps N] [--early 0|1]
 //
-// --early 1: dense and window rows begin with what does not depend on the kernel before (after_append). The engine does not: there
-// the kernel before takes longer by more than that saves.
+// --early 1: dense and window rows begin with what does not depend on the kernel before (after_append). The engine does not: it
+// gains nothing there.
 // Times are medians over replays of CUDA graphs in which every call has its own copy of the cache, so that the cache of
 // the card does not flatter. "read" is what a plain kernel takes that only reads as many bytes, in the same run.
 #include "cuda/attn_small.cuh"
