@@ -75,10 +75,16 @@ static size_t page_round(size_t bytes)
     return bytes > SIZE_MAX - page ? 0 : (bytes + page - 1) / page * page;
 }
 
+/* What is more than half a huge page becomes one: the kernel gives no smaller region any. */
+static size_t region_round(size_t bytes)
+{
+    return bytes > HUGE_PAGE / 2 && bytes < HUGE_PAGE ? HUGE_PAGE : page_round(bytes);
+}
+
 /* Regions of a huge page or more start on a huge page: map more and cut both ends off. */
 void *sr_region_map(size_t bytes)
 {
-    size_t want = page_round(bytes), slack = want >= HUGE_PAGE ? HUGE_PAGE : 0, all;
+    size_t want = region_round(bytes), slack = want >= HUGE_PAGE ? HUGE_PAGE : 0, all;
     if (must_fail() || want == 0 || sr_add_size(want, slack, &all)) return NULL;
     uint8_t *p = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return NULL;
@@ -95,7 +101,7 @@ void *sr_region_map(size_t bytes)
 
 void sr_region_unmap(void *region, size_t bytes)
 {
-    if (region) munmap(region, page_round(bytes));
+    if (region) munmap(region, region_round(bytes));
 }
 
 /* ---- memory that can still be had ---- */

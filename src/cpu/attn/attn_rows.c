@@ -173,6 +173,20 @@ static int32_t piece_rows(int32_t n_rows)
     return rows;
 }
 
+/* Pieces of whole blocks, as equal as can be: 260 rows are 128 and 132, not 256 and 4. Long runs keep theirs, which are
+ * chunks. Returns how many there are now. */
+static int32_t cut_rows(struct attn_piece *pieces, int32_t n_pieces, int32_t u, int32_t n)
+{
+    const int32_t rows = piece_rows(n), n_parts = (n + rows - 1) / rows, n_blocks = (n + SR_ATTN_BLOCK - 1) / SR_ATTN_BLOCK;
+    for (int32_t i = 0; i < n_parts; i++) {
+        const int is_even = rows < SR_CHUNK_ROWS;
+        const int32_t first = is_even ? (int32_t)((int64_t)n_blocks * i / n_parts) * SR_ATTN_BLOCK : i * rows;
+        const int32_t end = is_even ? (int32_t)((int64_t)n_blocks * (i + 1) / n_parts) * SR_ATTN_BLOCK : (i + 1) * rows;
+        pieces[n_pieces++] = (struct attn_piece){u, first, (end < n ? end : n) - first};
+    }
+    return n_pieces;
+}
+
 void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a)
 {
     struct backend_cpu *c = sr_cpu_of(b);
@@ -182,13 +196,10 @@ void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a)
     assert(s && a->n_units <= s->limits.n_units && a->shape->group <= s->limits.group &&
            a->shape->head_dim <= s->limits.head_dim);
     for (int32_t u = 0; u < a->n_units; u++) {
-        const int32_t n = count_rows(a, u), rows = piece_rows(n);
         struct attn_unit_work *w = &s->work[u];
         w->first = n_pieces;
-        for (int32_t i = 0; i < n; i += rows) {
-            assert(n_pieces < s->max_pieces);
-            s->pieces[n_pieces++] = (struct attn_piece){u, i, n - i < rows ? n - i : rows};
-        }
+        n_pieces = cut_rows(s->pieces, n_pieces, u, count_rows(a, u));
+        assert(n_pieces <= s->max_pieces);
         w->n = n_pieces - w->first;
         atomic_store_explicit(&w->left, w->n, memory_order_relaxed);
         if (w->n == 0) merge_unit(&job, u);

@@ -58,7 +58,7 @@ static void layout(struct attn_scratch *s, struct arena *a)
 static void free_scratch(struct attn_scratch *s)
 {
     if (!s) return;
-    sr_free(s->block);
+    sr_region_unmap(s->block, s->bytes);
     sr_free(s);
 }
 
@@ -75,8 +75,8 @@ sr_status sr_cpu_attn_reserve(struct backend *b, const struct attn_shape *shape,
     s->limits = want;
     struct arena a = {NULL, 0};
     layout(s, &a);
-    const size_t bytes = a.used;
-    s->block = sr_alloc(bytes);
+    const size_t bytes = s->bytes = a.used;
+    s->block = sr_region_map(bytes); /* huge pages: a choice goes through some MB, each span of it through a dozen small ones */
     if (!s->block) {
         free_scratch(s);
         return sr_fail_memory(err, bytes, "attention scratch");

@@ -53,6 +53,7 @@ struct attn_limits { int32_t n_units, max_len, group, head_dim, n_threads; };
 struct attn_scratch {
     struct attn_limits limits;
     void *block;
+    size_t bytes;                    /* of it */
     int32_t max_pieces;              /* of all units together */
     struct attn_piece *pieces;       /* [max_pieces] */
     struct attn_unit_work *work;     /* [n_units] */
