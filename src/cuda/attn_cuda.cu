@@ -178,7 +178,8 @@ sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_
     if (n > MAX_UNITS)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of %d KV heads: at most %d units a launch", cache->n_seqs,
                        c->shape.n_kv_heads, MAX_UNITS / p.n_sub);
-    const bool is_plain = code.plain && !a->list && cache->n_seqs == 1 && n <= WARP && 2 * n <= p.n_sms;
+    const bool has_plain_kind = a->kinds || a->kind == CUDA_READ_ALL || a->kind == CUDA_READ_NEAR;
+    const bool is_plain = code.plain && has_plain_kind && !a->list && cache->n_seqs == 1 && n <= WARP && 2 * n <= p.n_sms;
     const auto kernel = is_plain ? code.plain : code.kernel;
     const unsigned blocks = (unsigned)(code.blocks * c->card.n_sms);
     if (is_plain && a->kinds) p.after_append = 0;
