@@ -77,12 +77,20 @@ static sr_dtype narrower(sr_dtype dtype, int64_t n_in)
     }
 }
 
+/* With eight experts attention is a small part, and gets more bits. */
+static sr_dtype beside_experts(const struct maker *m, const struct shape_tensor *t, sr_dtype type)
+{
+    if (strstr(t->name, ".attn_k.") || strstr(t->name, ".attn_v.")) return SR_DTYPE_Q8_0;
+    return strstr(t->name, ".attn_output.") && m->base == SR_DTYPE_Q4_K ? SR_DTYPE_Q5_K : type;
+}
+
 static sr_dtype type_of(const struct maker *m, const struct shape_tensor *t)
 {
     sr_dtype type = m->base;
     if (t->role == ROLE_NORM || t->role == ROLE_BIAS || t->role == ROLE_FREQS || t->role == ROLE_ROUTER) return SR_DTYPE_F32;
     if (m->mix && (t->role == ROLE_OUTPUT || (t->role == ROLE_EMBED && m->s->tied))) type = SR_DTYPE_Q6_K;
     if (m->mix && (t->role == ROLE_ATTN_V || t->role == ROLE_FFN_DOWN) && more_bits(t->layer, m->s->n_layers)) type = SR_DTYPE_Q6_K;
+    if (m->mix && m->s->n_experts == 8) type = beside_experts(m, t, type);
     return narrower(type, t->ne[0]);
 }
 
@@ -116,7 +124,7 @@ static sr_status put_values(struct maker *m)
         {"block_count", s->n_layers}, {"context_length", s->n_ctx}, {"embedding_length", s->n_embd}, {"feed_forward_length", s->n_ff},
         {"attention.head_count", s->n_heads}, {"attention.head_count_kv", s->n_kv_heads}, {"attention.key_length", s->head_dim},
         {"attention.value_length", s->head_dim}, {"rope.dimension_count", s->head_dim}, {"expert_count", s->n_experts},
-        {"expert_used_count", s->n_used}, {"expert_feed_forward_length", s->n_ff_expert}};
+        {"expert_used_count", s->n_used}, {"expert_feed_forward_length", s->n_ff_expert == s->n_ff ? 0 : s->n_ff_expert}};
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) SR_TRY(put_u32(m, numbers[i].name, numbers[i].v));
     SR_TRY(put_f32(m, "rope.freq_base", s->rope_base));
     SR_TRY(put_f32(m, "attention.layer_norm_rms_epsilon", s->norm_eps));

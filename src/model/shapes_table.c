@@ -14,6 +14,7 @@
 #define QWEN2(name, l, d, h, k, hd, ff, v, tied)     {name, "qwen2", VOCAB_QWEN, l, d, h, k, hd, ff, v, 32768, 1e6, 1e-6, tied, 0, 0, 0, 0}
 #define QWEN3(name, l, d, h, ff, ctx, theta, tied)   {name, "qwen3", VOCAB_QWEN, l, d, h, 8, 128, ff, 151936, ctx, theta, 1e-6, tied, 0, 0, 0, 0}
 #define QWEN3MOE(name, l, d, h, ff, fe, ctx, theta)  {name, "qwen3moe", VOCAB_QWEN, l, d, h, 4, 128, ff, 151936, ctx, theta, 1e-6, 0, 128, 8, fe, 0}
+#define MIXTRAL(name, l, d, h, ff, ctx)              {name, "llama", VOCAB_LLAMA2, l, d, h, 8, 128, ff, 32000, ctx, 1e6, 1e-5, 0, 8, 2, ff, 0}
 
 static const struct model_shape shapes[] = {
     LLAMA2("llama-2-7b", 32, 4096, 32, 32, 11008, 4096),
@@ -24,6 +25,8 @@ static const struct model_shape shapes[] = {
     LLAMA2("llava-1.5-7b", 32, 4096, 32, 32, 11008, 4096),   /* the language part */
     LLAMA2("llava-1.5-13b", 40, 5120, 40, 40, 13824, 4096),
     LLAMA("tinyllama-1.1b", VOCAB_LLAMA2, 22, 2048, 32, 4, 64, 5632, 32000, 2048, 1e4, 1e-5, 0, 0),
+    MIXTRAL("mixtral-8x7b", 32, 4096, 32, 14336, 32768),
+    MIXTRAL("mixtral-8x22b", 56, 6144, 48, 16384, 65536),
     LLAMA3("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 0, 8),
     LLAMA3("llama-3.1-70b", 80, 8192, 64, 8, 128, 28672, 0, 8),
     LLAMA3("llama-3.3-70b", 80, 8192, 64, 8, 128, 28672, 0, 8),
@@ -60,6 +63,7 @@ static const struct model_shape shapes[] = {
     LLAMA("tiny-llama3", VOCAB_LLAMA3, 2, 256, 8, 2, 32, 512, 512, 131072, 5e5, 1e-5, 1, 8),
     LLAMA("tiny-yi", VOCAB_YI, 2, 256, 8, 1, 32, 512, 512, 200000, 5e6, 1e-5, 0, 0),
     LLAMA("tiny-smollm", VOCAB_SMOLLM, 2, 192, 3, 1, 64, 512, 512, 8192, 1e5, 1e-5, 1, 0),
+    {"tiny-mixtral", "llama", VOCAB_LLAMA2, 2, 256, 8, 4, 32, 512, 512, 32768, 1e6, 1e-5, 0, 8, 2, 512, 0},
     {"tiny-qwen2", "qwen2", VOCAB_QWEN, 2, 256, 4, 2, 64, 512, 512, 32768, 1e6, 1e-6, 1, 0, 0, 0, 0},
     {"tiny-qwen3", "qwen3", VOCAB_QWEN, 2, 256, 8, 2, 64, 512, 512, 40960, 1e6, 1e-6, 1, 0, 0, 0, 0},
     {"tiny-qwen3moe", "qwen3moe", VOCAB_QWEN, 2, 256, 8, 1, 64, 1024, 512, 40960, 1e6, 1e-6, 0, 16, 4, 256, 0},

@@ -12,7 +12,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from cli import PROGRAM, contains, environment, equal, main, one_line, path, run, test, write
 
-FAMILIES = ["tiny-llama2", "tiny-llama3", "tiny-yi", "tiny-smollm", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3moe"]
+FAMILIES = ["tiny-llama2", "tiny-llama3", "tiny-yi", "tiny-smollm", "tiny-mixtral", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3moe"]
 WORDS = "the river ran cold under old stones where a man had once seen boats pass in the rain ".split()
 TEXT = write("text.txt", " ".join(WORDS[i * i % len(WORDS)] for i in range(600)))
 MODES = ["dense", "mass", "paper", "window"]
@@ -38,8 +38,8 @@ def family(fn):
 @family
 def inspect(name, file):
     j = json.loads(run("inspect", "-m", file, "-o", "json", "--check")[0])
-    equal(j["architecture"], "llama" if name[5:] in ("llama2", "llama3", "yi", "smollm") else name[5:])
-    equal((j["n_layers"], j["n_vocab"], j["n_experts"] > 0), (2, 512, name == "tiny-qwen3moe"))
+    equal(j["architecture"], "llama" if name[5:] in ("llama2", "llama3", "yi", "smollm", "mixtral") else name[5:])
+    equal((j["n_layers"], j["n_vocab"], j["n_experts"] > 0), (2, 512, name in ("tiny-mixtral", "tiny-qwen3moe")))
     equal(j["kv_bytes_per_token"], 2 * j["n_layers"] * j["n_kv_heads"] * j["head_dim"] * 2)
     equal([m["kv"] for m in j["memory"]][0], 4096 * j["kv_bytes_per_token"])
     text = run("inspect", "-m", file)[0]
@@ -65,7 +65,7 @@ def run_in_every_mode(name, file):
 
 @family
 def chat(name, file):
-    template = ["--chat-template", "vicuna"] if name == "tiny-llama2" else []
+    template = ["--chat-template", "vicuna"] if name in ("tiny-llama2", "tiny-mixtral") else []
     out, err = run("chat", "-m", file, "-n", "6", "--greedy", *template, stdin=b"the river\n/route window\nand the rain\n/stats\n",
                    text=False)
     equal(len(out) > 0, True)

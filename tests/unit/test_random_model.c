@@ -38,6 +38,7 @@ static void published_numbers(void **state)
     (void)state;
     static const struct { const char *name; int64_t params; int n_tensors, kv_bytes; } known[] = {
         {"Llama-3.1-8B", 8030261248, 292, 131072},      {"llama-3.1-70b", 70553706496, 724, 327680},
+        {"mixtral-8x7b", 46702792704, 323, 131072},     {"mixtral-8x22b", 140620634112, 563, 229376},
         {"llama-3.2-1b", 1235814400, 147, 32768},       {"llama-3.2-3b", 3212749824, 255, 114688},
         {"yi-6b", 6061035520, 291, 65536},              {"yi-9b-200k", 8829407232, 435, 98304},
         {"yi-34b", 34388917248, 543, 245760},           {"vicuna-7b", 6738415616, 291, 524288},
