@@ -63,7 +63,7 @@ static const struct model_shape shapes[] = {
     LLAMA("tiny-llama3", VOCAB_LLAMA3, 2, 256, 8, 2, 32, 512, 512, 131072, 5e5, 1e-5, 1, 8),
     LLAMA("tiny-yi", VOCAB_YI, 2, 256, 8, 1, 32, 512, 512, 200000, 5e6, 1e-5, 0, 0),
     LLAMA("tiny-smollm", VOCAB_SMOLLM, 2, 192, 3, 1, 64, 512, 512, 8192, 1e5, 1e-5, 1, 0),
-    {"tiny-mixtral", "llama", VOCAB_LLAMA2, 2, 256, 8, 4, 32, 512, 512, 32768, 1e6, 1e-5, 0, 8, 2, 512, 0},
+    {"tiny-mixtral", "llama", VOCAB_LLAMA2, 2, 256, 4, 2, 64, 512, 512, 32768, 1e6, 1e-5, 0, 8, 2, 512, 0},
     {"tiny-qwen2", "qwen2", VOCAB_QWEN, 2, 256, 4, 2, 64, 512, 512, 32768, 1e6, 1e-6, 1, 0, 0, 0, 0},
     {"tiny-qwen3", "qwen3", VOCAB_QWEN, 2, 256, 8, 2, 64, 512, 512, 40960, 1e6, 1e-6, 1, 0, 0, 0, 0},
     {"tiny-qwen3moe", "qwen3moe", VOCAB_QWEN, 2, 256, 8, 1, 64, 1024, 512, 40960, 1e6, 1e-6, 0, 16, 4, 256, 0},
