@@ -565,7 +565,7 @@ int main(int argc, char **argv)
         if (has("paper") && len >= 32768)
             for (int skip : {4, 6, 7}) paper(len, skip);
         if (has("look"))
-            for (float factor : {2.0f, 1.0f, 0.9f, 0.3f, 0.02f}) look(len, 3.0f, factor);
+            for (float factor : {2.0f, 1.2f, 1.0f, 0.7f, 0.1f}) look(len, 4.5f, factor);
         if (has("mass") && len >= 32768)
             for (double share : {0.0, 0.02, 0.05, 0.1, 0.3}) mass(len, share, false), mass(len, share, true);
         if (has("list") && len >= 32768)

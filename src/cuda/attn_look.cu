@@ -4,19 +4,20 @@
 // that has a head above eps then the next bins are read and merged in; struct sketch_more_args has the rule.
 //
 // A unit has a few blocks. While attention still runs they fetch what the choice left: the unread shares by bin, one or two
-// bins a thread, and the first of the rows that may be added. Once it is over each finds by itself where the bins end, and
-// reads the rows of its stretch: their logits, a warp a row, then their values, a thread four columns. Rows are few, mostly
-// some tens of a unit; where they are thousands it is slower than attend would be, and no less right.
+// bins a thread, the rows that may be added and where their pages are. Once it is over each finds by itself where the bins end,
+// and which rows that makes: up to a hundred or so are read by one block, which leaves nothing to merge with, more by several. Their
+// logits come by eight lanes a row, then their values, a thread four columns. All of it runs once, mostly, so that what it takes is
+// instructions that nobody has fetched: loops stay loops.
 #include "cuda/attn_deal.cuh"
 #include "cuda/sketch_rows.cuh"
 
 namespace sr {
 
 constexpr int LOOK_WARPS = 8, LOOK_THREADS = LOOK_WARPS * WARP, LOOK_PARTS = 8; // blocks of a unit, at most
-constexpr int LOOK_ROWS = 1024;          // read together
-constexpr int LOOK_STEP = LOOK_ROWS / 2; // looked at together, of the rest
-constexpr int LOOK_STRETCH = 512;        // of the rest; another block is not worth its merge for less
-constexpr int LOOK_AHEAD = 4;            // rows under way
+constexpr int LOOK_ROWS = 512;            // read together
+constexpr int LOOK_EACH = 96;             // another block is not worth its merge for less
+constexpr int LOOK_PAGES = 512;           // addresses are fetched ahead where a unit has no more
+__host__ __device__ constexpr int look_step(int h) { return h > 8 ? 2048 : 4096; } // of the rest, looked at together
 
 struct look_params {
     struct attn_cuda_look a;
@@ -66,194 +67,237 @@ template <int T> static __device__ __forceinline__ float unit_of_head(const floa
 
 static __device__ __forceinline__ float dot4(const float4 &a, const float4 &b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
-// Has a row of some bytes brought to L2. Its scales come with whoever reads them.
+constexpr int ROW_LANES = 8; // of a row that is asked for or scored
+
+// Has a row of some bytes, 512 at most, brought to L2, by its lanes. Its scales come with whoever reads them.
 static __device__ __forceinline__ void ask_for(uint64_t at, int bytes)
 {
-    const uint8_t *row = (const uint8_t *)(at / SR_PAGE_ROWS * SR_PAGE_ROWS) + at % SR_PAGE_ROWS * bytes;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(row), "r"(bytes) : "memory");
-#else
-    for (int i = 0; i < bytes; i += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(row + i));
-#endif
+    const int i = threadIdx.x % ROW_LANES * 64;
+    if (i < bytes) asm volatile("prefetch.global.L2 [%0];" :: "l"((const uint8_t *)(at / SR_PAGE_ROWS * SR_PAGE_ROWS) + at % SR_PAGE_ROWS * bytes + i));
+}
+
+// ---- copies that nobody waits for ----
+
+// Of 16 bytes those that are there; the others become 0.
+static __device__ __forceinline__ void copy16(void *to, const void *from, int there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(there) : "memory");
+}
+
+static __device__ __forceinline__ void copy8(void *to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+
+// All that this block's threads have asked for is there. Has a barrier.
+static __device__ __forceinline__ void await_copies()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
 }
 
 // ---- a block's own ----
 
 // H: room for heads.
-template <int H> struct look_space {
+template <int H> struct alignas(16) look_space {
     union {
         float x[LOOK_ROWS][H];                 // logits, then weights
         float sums[LOOK_THREADS * 4 * H];      // of the teams: [team][head][column]
+        struct {                               // before there are logits
+            float left[CHOOSE_BINS][H];        // what is unread once the bins up to each are read
+            uint64_t pages[2][LOOK_PAGES];     // of K and V
+        };
     };
     uint64_t k_at[LOOK_ROWS], v_at[LOOK_ROWS]; // page and, in the bits that its alignment leaves, place in it
+    int32_t rest[look_step(H) + 4];            // rest_of rows, from `skew` on
     float m0[H], l0[H];                        // of what was read before
     float m[H], l[H], raise[H];                // of what is added; what a new maximum makes of the sums before it
-    int32_t warp_rows[LOOK_WARPS], n, total, turn;
+    int32_t warp_rows[LOOK_WARPS], total, turn;
 };
 
-// What a block looks at: entries [from, to) of a unit's rest; n_parts of its blocks do.
-struct stretch { int32_t u, part, n_parts, from, to; const int32_t *rest; };
+// What a block looks at: entries [from, to) of a unit's rest; n_parts of its blocks do, each at its own stretch or, where the rest is
+// short, all at all of it.
+struct stretch { int32_t u, part, n_parts, from, to; bool is_common, has_pages, was_near, is_found /* the list has found sinks alone */; int skew; const int32_t *rest; };
 
-static __device__ __forceinline__ stretch stretch_of(const look_params &p)
+template <int H> static __device__ __forceinline__ stretch stretch_of(const look_params &p)
 {
-    const int32_t u = (int32_t)blockIdx.x / p.n_parts, part = (int32_t)blockIdx.x % p.n_parts, n = __ldcg(&p.rests[u].n);
-    const int32_t n_parts = max(min((n + LOOK_STRETCH - 1) / LOOK_STRETCH, p.n_parts), 1);
-    return stretch{u, part, n_parts, (int32_t)((int64_t)n * part / n_parts), (int32_t)((int64_t)n * (part + 1) / n_parts),
-                   p.a.list + u * p.a.list_stride + __ldcg(p.a.n_list + u)};
+    const int32_t u = (int32_t)blockIdx.x / p.n_parts, part = (int32_t)blockIdx.x % p.n_parts, n = __ldcg(&p.rests[u].n), n_list = __ldcg(p.a.n_list + u);
+    stretch x = {u, part, p.n_parts, 0, n, n <= look_step(H), p.cache.max_pages <= LOOK_PAGES, __ldcg(p.a.kinds + u) == CUDA_READ_NEAR,
+                 n_list > 0 && n_list == __ldcg(&p.rests[u].n_found), 0, p.a.list + u * p.a.list_stride + n_list};
+    if (!x.is_common) x.from = n * part / p.n_parts, x.to = n * (part + 1) / p.n_parts;
+    x.skew = (int)((uint64_t)(x.rest + x.from) / 4 % 4);
+    return x;
 }
 
-// Queries of the heads, times the scale of logits in powers of 2 and that of keys; absent heads' are 0.
-template <int T, int H> static __device__ __forceinline__ void load_q(const look_params &p, int u, float *q)
+// Queries of the heads; absent heads' are 0.
+template <int H> static __device__ __forceinline__ void copy_q(const look_params &p, int u, float *q)
 {
-    const int d = p.head_dim;
-    const float factor = p.a.scale * LOG2E * unit_of_head<T>(p.cache.k_scale, u % p.n_kv_heads);
+    const int n = p.group * p.head_dim;
 #pragma unroll 1
-    for (int i = 4 * threadIdx.x; i < H * d; i += 4 * LOOK_THREADS) {
-        const float4 x = i < p.group * d ? *(const float4 *)(p.a.q + (int64_t)u * p.group * d + i) : make_float4(0, 0, 0, 0);
-        *(float4 *)(q + i) = make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
-    }
+    for (int i = 4 * threadIdx.x; i < H * p.head_dim; i += 4 * LOOK_THREADS) copy16(q + i, p.a.q + (int64_t)u * n + (i < n ? i : 0), i < n ? 16 : 0);
 }
 
 // ---- how far to read ----
 
-// Of head `lane`: what its estimated unread share is multiplied by, the share that is at most eps then, and the state.
+// Of head `lane`: what the choice knew, and what its estimated unread share is multiplied by, the share that is at most eps then, and
+// the state.
+struct known { float near, log_total, far, unread, eps; };
 struct seen { float scale, limit, m, l; };
 
-static __device__ __forceinline__ seen see(const look_params &p, int u, float unread, float eps)
+static __device__ __forceinline__ known recall(const look_params &p, int u, int end, int room)
+{
+    const int h = threadIdx.x % WARP;
+    if (h >= p.group) return known{};
+    const choose_rest &rest = p.rests[u];
+    return known{__ldcg(&rest.near[h]), __ldcg(&rest.log_total[h]), __ldcg(&rest.far[h]),
+                 __ldcg(p.left + ((int64_t)u * CHOOSE_BINS + max(end - 1, 0)) * room + h), p.a.eps[u / p.n_kv_heads]};
+}
+
+static __device__ __forceinline__ seen see(const look_params &p, int u, const known &k)
 {
     const int h = threadIdx.x % WARP;
     if (h >= p.group) return seen{0, CUDART_INF_F, -CUDART_INF_F, 0};
-    const choose_rest &rest = p.rests[u];
-    const float m = __ldcg(p.a.state.m + u * p.group + h) * LOG2E, l = __ldcg(p.a.state.l + u * p.group + h);
-    const float near = __ldcg(&rest.near[h]), all = l * exp2_of(m - __ldcg(&rest.log_total[h]));
-    const float exact = all < near ? 0.0f : all - near, estimated = __ldcg(&rest.far[h]) - unread;
-    const float r = estimated + unread > 0 && exact > estimated ? (exact + unread) / (estimated + unread) : 1.0f;
-    const float scale = r / (near + exact + r * unread);
-    return seen{scale, eps / scale, m, l};
+    const float m = __ldcg(p.a.state.m + u * p.group + h) * LOG2E, l = __ldcg(p.a.state.l + u * p.group + h), unread = fmaxf(k.unread, 0.0f);
+    const float all = l * exp2_of(m - k.log_total), exact = all < k.near ? 0.0f : all - k.near, estimated = k.far - unread;
+    const float r = estimated + unread > 0 && exact > estimated ? __fdividef(exact + unread, estimated + unread) : 1.0f;
+    const float scale = __fdividef(r, k.near + exact + r * unread);
+    return seen{scale, __fdividef(k.eps, scale), m, l};
 }
 
-// The bins of a thread: what is unread of each head once they are read.
-template <int H> struct own_bins {
-    static constexpr int N = CHOOSE_BINS / LOOK_THREADS;
-    float left[N][H];
+template <int H> static __device__ __forceinline__ void copy_left(const look_params &p, int u, look_space<H> &s)
+{
+    const float *from = p.left + (int64_t)u * CHOOSE_BINS * H;
+#pragma unroll 1
+    for (int i = 4 * threadIdx.x; i < CHOOSE_BINS * H; i += 4 * LOOK_THREADS) copy16(&s.left[0][0] + i, from + i, 16);
+}
 
-    __device__ static __forceinline__ int bin(int k) { return k * LOOK_THREADS + (int)threadIdx.x; }
-    __device__ __forceinline__ void load(const look_params &p, int u)
-    {
+// Where the bins end, from `end` on, once no head is above its limit. All threads. A share that is no number is not above.
+template <int H> static __device__ __forceinline__ int new_end(const look_space<H> &s, const seen &x, int end)
+{
+    int n = end;
+#pragma unroll 1
+    for (int b = threadIdx.x; b < CHOOSE_BINS; b += LOOK_THREADS) {
+        bool bad = false;
 #pragma unroll
-        for (int k = 0; k < N; k++)
-#pragma unroll
-            for (int i = 0; i < H; i += 4) {
-                const float4 x = __ldcg((const float4 *)(p.left + ((int64_t)u * CHOOSE_BINS + bin(k)) * H + i));
-                left[k][i] = x.x, left[k][i + 1] = x.y, left[k][i + 2] = x.z, left[k][i + 3] = x.w;
-            }
-    }
-    // Where the bins end, from `end` on, once no head is above its limit. All threads. A share that is no number is not above.
-    __device__ __forceinline__ int new_end(const seen &s, int end) const
-    {
-        bool bad[N] = {};
-#pragma unroll
-        for (int h = 0; h < H; h++) {
-            const float limit = __shfl_sync(~0u, s.limit, h);
-#pragma unroll
-            for (int k = 0; k < N; k++) bad[k] |= left[k][h] > limit;
+        for (int h = 0; h < H; h += 4) {
+            const float4 left = *(const float4 *)&s.left[b][h];
+            const float limit[4] = {__shfl_sync(~0u, x.limit, h), __shfl_sync(~0u, x.limit, h + 1), __shfl_sync(~0u, x.limit, h + 2), __shfl_sync(~0u, x.limit, h + 3)};
+            bad |= left.x > limit[0] || left.y > limit[1] || left.z > limit[2] || left.w > limit[3];
         }
-        int n = end;
-#pragma unroll
-        for (int k = 0; k < N; k++) n += __syncthreads_count(bad[k] && bin(k) >= end - 1);
-        return min(n, (int)CHOOSE_BINS);
+        n += __syncthreads_count(bad && b >= end - 1);
     }
-    __device__ __forceinline__ void report(const look_params &p, int u, const seen &s, int end) const
-    {
-#pragma unroll
-        for (int h = 0; h < H; h++) {
-            const float scale = __shfl_sync(~0u, s.scale, h);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                if (bin(k) == end - 1 && h < p.group) p.a.unread[u * p.group + h] = left[k][h] > 0 ? left[k][h] * scale : 0.0f;
-        }
-    }
-};
+    return min(n, (int)CHOOSE_BINS);
+}
+
+// The estimate where the bins left `unread`, by lanes; a unit's first block.
+static __device__ __forceinline__ void report(const look_params &p, int u, const seen &x, float unread)
+{
+    if (p.a.unread && (int)threadIdx.x < p.group) p.a.unread[u * p.group + threadIdx.x] = unread > 0 ? unread * x.scale : 0.0f;
+}
 
 // ---- which rows ----
 
-struct entries {
-    int32_t x[2]; // rest_of a row, or -1
-    __device__ __forceinline__ void load(const stretch &s, int32_t from)
-    {
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const int32_t i = from + k * LOOK_THREADS + (int32_t)threadIdx.x;
-            x[k] = i < s.to ? __ldcg(s.rest + i) : -1;
-        }
-    }
-};
-
-// Those of the entries that lie before bin `end` go behind the s.n rows that are there, and are asked for. Ends with a barrier.
-template <int T, int H> static __device__ __forceinline__ void pick(const look_params &p, int u, const entries &e, int end, look_space<H> &s)
+// Asks for what fits of the rest, from entry `from` on.
+template <int H> static __device__ __forceinline__ void copy_rest(const stretch &x, int32_t from, look_space<H> &s)
 {
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, bytes = p.head_dim * (is_wide(T) ? 2 : 1);
-    unsigned some[2];
-#pragma unroll
-    for (int k = 0; k < 2; k++) some[k] = __ballot_sync(~0u, e.x[k] != -1 && bin_of_rest(e.x[k]) < end);
-    if (lane == 0) s.warp_rows[w] = __popc(some[0]) + __popc(some[1]);
+    const int32_t n = x.skew + min(x.to - from, look_step(H));
+    const int32_t *first = x.rest + from - x.skew; // on a boundary of 16 bytes
+#pragma unroll 1
+    for (int32_t i = 4 * threadIdx.x; i < n; i += 4 * LOOK_THREADS) copy16(s.rest + i, first + i, min(4 * (n - i), 16));
+}
+
+// How many of n entries lie before bin `end`; *before gets those of the warps before this one. Has a barrier.
+template <int H> static __device__ __forceinline__ int32_t count_rows(const int32_t *rest, int32_t n, int end, look_space<H> &s, int32_t *before)
+{
+    const int w = threadIdx.x / WARP;
+    int32_t mine = 0, all;
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < n; i += LOOK_THREADS) mine += bin_of_rest(rest[i]) < end;
+    mine = __reduce_add_sync(~0u, mine);
+    if (threadIdx.x % WARP == 0) s.warp_rows[w] = mine;
     __syncthreads();
-    int32_t at = s.n;
-    for (int i = 0; i < w; i++) at += s.warp_rows[i];
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        if (some[k] >> lane & 1u) {
-            const int32_t row = row_of_rest(e.x[k]), to = at + __popc(some[k] & ((1u << lane) - 1u));
-            const int64_t page = (int64_t)u * p.cache.max_pages + row / SR_PAGE_ROWS;
-            const uint64_t k_at = (uint64_t)p.cache.k_page[page] | (uint64_t)(row % SR_PAGE_ROWS), v_at = (uint64_t)p.cache.v_page[page] | (uint64_t)(row % SR_PAGE_ROWS);
-            ask_for(k_at, bytes), ask_for(v_at, bytes);
-            s.k_at[to] = k_at, s.v_at[to] = v_at;
+    all = (int)threadIdx.x % WARP < LOOK_WARPS ? s.warp_rows[threadIdx.x % WARP] : 0;
+    *before = __reduce_add_sync(~0u, (int)threadIdx.x % WARP < w ? all : 0);
+    return __reduce_add_sync(~0u, all);
+}
+
+// Of those, the rows of rank [from, to) go to s, and are asked for. Has a barrier.
+template <int T, int H>
+static __device__ __forceinline__ void take_rows(const look_params &p, const stretch &x, int32_t n, int end, int32_t before, int32_t from, int32_t to, look_space<H> &s)
+{
+    const int lane = threadIdx.x % WARP, bytes = p.head_dim * (is_wide(T) ? 2 : 1);
+    const int64_t first = (int64_t)x.u * p.cache.max_pages;
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i - lane < n && before < to; i += LOOK_THREADS) {
+        const int32_t entry = i < n ? s.rest[x.skew + i] : -1;
+        const unsigned some = __ballot_sync(~0u, i < n && bin_of_rest(entry) < end);
+        const int32_t rank = before + __popc(some & ((1u << lane) - 1u));
+        if ((some >> lane & 1u) && rank >= from && rank < to) {
+            const int32_t row = row_of_rest(entry), page = row / SR_PAGE_ROWS, slot = row % SR_PAGE_ROWS;
+            const uint64_t k_at = (x.has_pages ? s.pages[0][page] : (uint64_t)p.cache.k_page[first + page]) | slot;
+            const uint64_t v_at = (x.has_pages ? s.pages[1][page] : (uint64_t)p.cache.v_page[first + page]) | slot;
+            s.k_at[rank - from] = k_at, s.v_at[rank - from] = v_at;
         }
-        at += __popc(some[k]);
+        before += __popc(some);
     }
     __syncthreads();
-    if (threadIdx.x == LOOK_THREADS - 1) s.n = at;
-    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x / ROW_LANES; i < to - from; i += LOOK_THREADS / ROW_LANES) ask_for(s.k_at[i], bytes), ask_for(s.v_at[i], bytes);
+}
+
+template <int H> static __device__ __forceinline__ void copy_pages(const look_params &p, const stretch &x, look_space<H> &s)
+{
+    if (!x.has_pages) return;
+    const int64_t first = (int64_t)x.u * p.cache.max_pages;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < p.cache.max_pages; i += LOOK_THREADS) copy8(&s.pages[0][i], p.cache.k_page + first + i), copy8(&s.pages[1][i], p.cache.v_page + first + i);
 }
 
 // ---- attention ----
 
-// Logits of n rows, a warp a row.
-template <int T, int H> static __device__ __forceinline__ void score_rows(const look_params &p, int n, const float *q, look_space<H> &s)
+// Logits of n rows, some lanes a row, mostly two rows at once.
+template <int T, int H> static __device__ __forceinline__ void score_rows(const look_params &p, int u, int n, const float *q, look_space<H> &s)
 {
-    const int lane = threadIdx.x % WARP, d = p.head_dim;
-    const bool in[2] = {4 * lane < d, 128 + 4 * lane < d};
+    constexpr int STEP = LOOK_THREADS / ROW_LANES, ROWS = H < 16 ? 2 : 1, MOST = H < 8 ? 4 : 2; // at once; loads of each under way
+    const float factor = p.a.scale * LOG2E * unit_of_head<T>(p.cache.k_scale, u % p.n_kv_heads);
+    const int lane = threadIdx.x % ROW_LANES, d = p.head_dim;
 #pragma unroll 1
-    for (int first = threadIdx.x / WARP; first < n; first += LOOK_WARPS * LOOK_AHEAD) {
-        four_of_row<T> k[LOOK_AHEAD][2];
-        float4 x[LOOK_AHEAD][2];
+    for (int i = threadIdx.x / ROW_LANES; i - (int)(threadIdx.x % WARP / ROW_LANES) < n; i += ROWS * STEP) {
+        uint64_t at[ROWS];
+        float y[ROWS][H] = {};
 #pragma unroll
-        for (int r = 0; r < LOOK_AHEAD; r++) {
-            const uint64_t at = s.k_at[min(first + r * LOOK_WARPS, n - 1)];
-            if (in[0]) k[r][0].load(at, d, 4 * lane);
-            if (in[1]) k[r][1].load(at, d, 128 + 4 * lane);
-        }
-#pragma unroll
-        for (int r = 0; r < LOOK_AHEAD; r++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) x[r][i] = in[i] ? k[r][i].get() : make_float4(0, 0, 0, 0);
+        for (int r = 0; r < ROWS; r++) at[r] = s.k_at[min(i + r * STEP, n - 1)];
 #pragma unroll 1
-        for (int h0 = 0; h0 < H; h0 += 4) {
-            float y[LOOK_AHEAD][4];
+        for (int first = 4 * lane; first - 4 * lane < d; first += 4 * ROW_LANES * MOST) {
+            four_of_row<T> k[MOST][ROWS];
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const float *head = q + (h0 + j) * d + 4 * lane;
-                const float4 q0 = in[0] ? *(const float4 *)head : make_float4(0, 0, 0, 0), q1 = in[1] ? *(const float4 *)(head + 128) : make_float4(0, 0, 0, 0);
+            for (int m = 0; m < MOST; m++)
 #pragma unroll
-                for (int r = 0; r < LOOK_AHEAD; r++) y[r][j] = dot4(x[r][0], q0) + dot4(x[r][1], q1);
-            }
+                for (int r = 0; r < ROWS; r++)
+                    if (first + 4 * ROW_LANES * m < d) k[m][r].load(at[r], d, first + 4 * ROW_LANES * m);
 #pragma unroll
-            for (int r = 0; r < LOOK_AHEAD; r++) {
-                const float z = sum_four(y[r]);
-                const int i = first + r * LOOK_WARPS;
-                if (lane % 8 == 0 && i < n) s.x[i][h0 + lane / 8] = z;
+            for (int m = 0; m < MOST; m++) {
+                if (first + 4 * ROW_LANES * m >= d) break;
+                float4 x[ROWS];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) x[r] = k[m][r].get();
+#pragma unroll
+                for (int h = 0; h < H; h++) {
+                    const float4 z = *(const float4 *)(q + h * d + first + 4 * ROW_LANES * m);
+#pragma unroll
+                    for (int r = 0; r < ROWS; r++) y[r][h] += dot4(x[r], z);
+                }
             }
         }
+        __syncwarp();
+#pragma unroll
+        for (int h = 0; h < H; h++)
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+                for (int j = 1; j < ROW_LANES; j *= 2) y[r][h] += __shfl_xor_sync(~0u, y[r][h], j);
+                if (lane == h % ROW_LANES && i + r * STEP < n) s.x[i + r * STEP][h] = y[r][h] * factor;
+            }
     }
     __syncthreads();
 }
@@ -284,6 +328,7 @@ template <int H> static __device__ __forceinline__ void weigh_rows(int n, look_s
 
 // Weighted values of columns 4 place .. of all heads; teams of threads that have a row together take rows by turns.
 template <int T, int H> struct value_sums {
+    static constexpr int AHEAD = H < 8 ? 8 : 4; // rows under way
     float o[H][4];
 
     __device__ __forceinline__ void add(const look_params &p, int n, const look_space<H> &s)
@@ -296,12 +341,12 @@ template <int T, int H> struct value_sums {
             for (int c = 0; c < 4; c++) o[h][c] *= raise;
         }
 #pragma unroll 1
-        for (int first = team; first < n && team < teams; first += teams * LOOK_AHEAD) {
-            four_of_row<T> v[LOOK_AHEAD];
+        for (int first = team; first < n && team < teams; first += teams * AHEAD) {
+            four_of_row<T> v[AHEAD];
 #pragma unroll
-            for (int r = 0; r < LOOK_AHEAD; r++) v[r].load(s.v_at[min(first + r * teams, n - 1)], d, 4 * place);
+            for (int r = 0; r < AHEAD; r++) v[r].load(s.v_at[min(first + r * teams, n - 1)], d, 4 * place);
 #pragma unroll
-            for (int r = 0; r < LOOK_AHEAD; r++) {
+            for (int r = 0; r < AHEAD; r++) {
                 if (first + r * teams >= n) break;
                 const float4 x = v[r].get();
 #pragma unroll
@@ -329,7 +374,7 @@ template <int H> static __device__ __forceinline__ float4 sum_of_teams(const loo
 {
     const int h = i / (d / 4), at = i % (d / 4) * 4, teams = LOOK_THREADS / (d / 4);
     float4 o = make_float4(0, 0, 0, 0);
-#pragma unroll 1
+#pragma unroll 4
     for (int t = 0; t < teams; t++) {
         const float4 x = *(const float4 *)&s.sums[(t * H + h) * d + at];
         o.x += x.x, o.y += x.y, o.z += x.z, o.w += x.w;
@@ -341,14 +386,17 @@ template <int H> static __device__ __forceinline__ float4 sum_of_teams(const loo
 
 static __device__ __forceinline__ float base_of_top(float top) { return top == -CUDART_INF_F ? 0.0f : top; }
 
-// Piece i, of sums o that belong to maximum m and sum l, is merged with what was read before.
-template <int T, int H> static __device__ __forceinline__ void merge_piece(const look_params &p, int u, int i, const float4 &o, float m, float l, const look_space<H> &s)
+// Piece i of the state as it was.
+static __device__ __forceinline__ float4 load_piece(const look_params &p, int u, int i) { return __ldcg((const float4 *)(p.a.state.o + (int64_t)u * p.group * p.head_dim) + i); }
+
+// Piece i, of sums o that belong to maximum m and sum l, is merged with what was read before, x.
+template <int T, int H>
+static __device__ __forceinline__ void merge_piece(const look_params &p, int u, int i, const float4 &x, const float4 &o, float m, float l, const look_space<H> &s)
 {
     const int d = p.head_dim, h = i / (d / 4);
     const int64_t head = (int64_t)u * p.group + h, at = head * d + i % (d / 4) * 4;
     const float top = fmaxf(m, s.m0[h]), base = base_of_top(top), prior = exp2_of(s.m0[h] - base), weight = exp2_of(m - base);
     const float all = l * weight + s.l0[h] * prior, own = weight * unit_of_head<T>(p.cache.v_scale, u % p.n_kv_heads), inverse = all == 0 ? 0.0f : 1.0f / all;
-    const float4 x = __ldcg((const float4 *)(p.a.state.o + at));
     const float4 y = make_float4(x.x * prior + o.x * own, x.y * prior + o.y * own, x.z * prior + o.z * own, x.w * prior + o.w * own);
     *(float4 *)(p.a.state.o + at) = y;
     *(float4 *)(p.a.out + at) = make_float4(y.x * inverse, y.y * inverse, y.z * inverse, y.w * inverse);
@@ -379,6 +427,7 @@ template <int T, int H> static __device__ __forceinline__ void merge_parts(const
         const int h = i / (d / 4);
         float2 ml[LOOK_PARTS];
         float4 part[LOOK_PARTS], o = make_float4(0, 0, 0, 0);
+        const float4 before = load_piece(p, x.u, i);
         float m = -CUDART_INF_F, l = 0;
 #pragma unroll
         for (int k = 0; k < LOOK_PARTS; k++) {
@@ -393,19 +442,18 @@ template <int T, int H> static __device__ __forceinline__ void merge_parts(const
             l += ml[k].y * f;
             o.x += part[k].x * f, o.y += part[k].y * f, o.z += part[k].z * f, o.w += part[k].w * f;
         }
-        merge_piece<T, H>(p, x.u, i, o, m, l, s);
+        merge_piece<T, H>(p, x.u, i, before, o, m, l, s);
     }
 }
 
 // n rows were added. One block of a unit, when attention has counted: sinks count as near.
-static __device__ __forceinline__ void count_more(const look_params &p, int u, int32_t n)
+static __device__ __forceinline__ void count_more(const look_params &p, const stretch &x, int32_t n)
 {
-    if (threadIdx.x != 0) return;
-    const int32_t n_list = p.a.n_list[u];
-    const bool was_near = p.a.kinds[u] == CUDA_READ_NEAR, is_near = n == 0 && n_list > 0 && n_list == p.rests[u].n_found;
-    if (was_near && n > 0) p.a.kinds[u] = CUDA_READ_NEAR_LIST;
-    if (!p.a.counters || (n == 0 && !is_near)) return;
-    struct attn_cuda_counters *c = p.a.counters + u;
+    const bool is_near = n == 0 && x.is_found, was_near = n > 0 && x.was_near;
+    if (threadIdx.x != 0 || (n == 0 && !is_near)) return;
+    if (was_near) p.a.kinds[x.u] = CUDA_READ_NEAR_LIST;
+    if (!p.a.counters) return;
+    struct attn_cuda_counters *c = p.a.counters + x.u;
     c->k_rows += n, c->v_rows += n;
     if (was_near) c->kinds[CUDA_READ_NEAR]--, c->kinds[CUDA_READ_NEAR_LIST]++;
     if (is_near) c->kinds[CUDA_READ_NEAR_LIST]--, c->kinds[CUDA_READ_NEAR]++;
@@ -416,14 +464,14 @@ template <int T, int H> static __device__ __forceinline__ void finish(const look
     const int d = p.head_dim, pieces = p.group * (d / 4);
     const int64_t slot = (int64_t)x.u * p.n_parts + x.part;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < pieces && s.total > 0; i += LOOK_THREADS) {
+    for (int i = threadIdx.x; i < pieces && (s.total > 0 || x.n_parts > 1); i += LOOK_THREADS) {
         const int h = i / (d / 4);
-        const float4 o = sum_of_teams(s, d, i);
-        if (x.n_parts == 1) merge_piece<T, H>(p, x.u, i, o, s.m[h], s.l[h], s);
+        const float4 before = load_piece(p, x.u, i), o = sum_of_teams(s, d, i);
+        if (x.n_parts == 1) merge_piece<T, H>(p, x.u, i, before, o, s.m[h], s.l[h], s);
         else ((float4 *)p.part_o)[slot * pieces + i] = o;
     }
     if (x.n_parts == 1) {
-        count_more(p, x.u, s.total);
+        count_more(p, x, s.total);
         return;
     }
     if ((int)threadIdx.x < p.group) ((float2 *)p.part_ml)[slot * 16 + threadIdx.x] = make_float2(s.m[threadIdx.x], s.l[threadIdx.x]);
@@ -431,28 +479,38 @@ template <int T, int H> static __device__ __forceinline__ void finish(const look
     if (!comes_last(p, x, s)) return;
     const int32_t n = __ldcg(&p.rests[x.u].n_more);
     if (n > 0) merge_parts<T, H>(p, x, s);
-    count_more(p, x.u, n);
+    count_more(p, x, n);
 }
 
 // ---- the kernel ----
 
-template <int T, int H> static __device__ __forceinline__ void read_on(const look_params &p, const stretch &x, entries e, int end, const float *q, look_space<H> &s)
+template <int T, int H> static __device__ __forceinline__ void read_on(const look_params &p, stretch x, int end, const float *q, look_space<H> &s)
 {
     value_sums<T, H> sums;
 #pragma unroll
     for (int h = 0; h < H; h++) sums.o[h][0] = sums.o[h][1] = sums.o[h][2] = sums.o[h][3] = 0;
 #pragma unroll 1
-    for (int32_t at = x.from; at < x.to; at += LOOK_STEP) {
-        entries next;
-        next.load(x, at + LOOK_STEP);
-        pick<T>(p, x.u, e, end, s);
-        e = next;
-        const int n = s.n;
-        if (n == 0 || (n <= LOOK_ROWS - LOOK_STEP && at + LOOK_STEP < x.to)) continue;
-        score_rows<T, H>(p, n, q, s);
-        weigh_rows(n, s);
-        sums.add(p, n, s);
-        if (threadIdx.x == 0) s.total += n, s.n = 0;
+    for (int32_t at = x.from; at == x.from || at < x.to; at += look_step(H)) {
+        if (at > x.from) copy_rest(x, at, s), await_copies();
+        const int32_t n = min(x.to - at, look_step(H));
+        int32_t before, from = 0, to = count_rows(s.rest + x.skew, n, end, s, &before);
+        if (x.is_common) {
+            const int32_t all = to;
+            x.n_parts = max(min((all + LOOK_EACH - 1) / LOOK_EACH, x.n_parts), 1);
+            if (x.part >= x.n_parts) return;
+            from = all * x.part / x.n_parts, to = all * (x.part + 1) / x.n_parts;
+        }
+#pragma unroll 1
+        for (; from < to; from += LOOK_ROWS) {
+            const int32_t rows = min(to - from, LOOK_ROWS);
+            take_rows<T>(p, x, n, end, before, from, from + rows, s);
+            x.has_pages = false; // logits take their place
+            score_rows<T, H>(p, x.u, rows, q, s);
+            weigh_rows(rows, s);
+            sums.add(p, rows, s);
+            if (threadIdx.x == 0) s.total += rows;
+        }
+        __syncthreads();
     }
     sums.leave(p.head_dim, s);
     finish<T, H>(p, x, s);
@@ -464,33 +522,31 @@ template <int T, int H> __global__ void __launch_bounds__(LOOK_THREADS, 2) look_
     look_space<H> &s = *(look_space<H> *)space;
     float *q = (float *)(space + sizeof(look_space<H>));
     let_next_start();
-    const stretch x = stretch_of(p);
+    const stretch x = stretch_of<H>(p);
     const int end = __ldcg(&p.rests[x.u].end), lane = threadIdx.x % WARP;
-    if (end == CHOOSE_BINS || x.part >= x.n_parts) {
+    if (end == CHOOSE_BINS) {
         wait_for_previous();
-        if (x.part == 0) count_more(p, x.u, 0);
+        if (x.part == 0) count_more(p, x, 0);
         return;
     }
     // what the choice left is there already: attention waited for it
-    entries e;
-    e.load(x, x.from);
-    own_bins<H> bins;
-    bins.load(p, x.u);
-    const float eps = p.a.eps[x.u / p.n_kv_heads], unread = lane < H ? __ldcg(p.left + ((int64_t)x.u * CHOOSE_BINS + max(end - 1, 0)) * H + lane) : 0.0f;
-    load_q<T, H>(p, x.u, q);
-    if ((int)threadIdx.x < H) s.m[threadIdx.x] = -CUDART_INF_F, s.l[threadIdx.x] = 0;
-    if (threadIdx.x == 0) s.n = s.total = 0;
+    const known before = recall(p, x.u, end, H);
+    copy_rest(x, x.from, s);
+    copy_left(p, x.u, s);
+    copy_pages(p, x, s);
+    copy_q<H>(p, x.u, q);
     wait_for_previous();
-    const seen now = see(p, x.u, fmaxf(unread, 0.0f), eps);
-    int last = end;
-    const bool more = __any_sync(~0u, lane < p.group && unread > now.limit); // alike in all warps
-    if (more) {
-        if ((int)threadIdx.x < H) s.m0[threadIdx.x] = now.m, s.l0[threadIdx.x] = now.l;
-        last = bins.new_end(now, end); // has a barrier
+    const seen now = see(p, x.u, before);
+    if (!__any_sync(~0u, lane < p.group && before.unread > now.limit)) { // alike in all warps
+        if (x.part == 0) report(p, x.u, now, before.unread), count_more(p, x, 0);
+        return;
     }
-    if (x.part == 0 && p.a.unread) bins.report(p, x.u, now, last);
-    if (more) read_on<T, H>(p, x, e, last, q, s);
-    else if (x.part == 0) count_more(p, x.u, 0);
+    if ((int)threadIdx.x < H) s.m[threadIdx.x] = -CUDART_INF_F, s.l[threadIdx.x] = 0, s.m0[threadIdx.x] = now.m, s.l0[threadIdx.x] = now.l;
+    if (threadIdx.x == 0) s.total = 0;
+    await_copies();
+    const int last = new_end(s, now, end);
+    if (x.part == 0) report(p, x.u, now, lane < H ? s.left[last - 1][lane] : 0.0f);
+    read_on<T, H>(p, x, last, q, s);
 }
 
 // ---- launch ----
