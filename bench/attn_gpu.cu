@@ -416,7 +416,7 @@ static void gather(int len, double share, bool uneven)
     print_row(name, p, rows * 512, us, NAN);
 }
 
-// `mass` at a forced keep rate, the same for all units or all of it in one of eight: choice and attention.
+// `mass` at a forced keep rate, the same for all units or all of it in one of eight: choice and attention. Below 0: at that eps.
 static void mass(int len, double share, bool uneven)
 {
     const int rank = 32, n = 8, d = 128;
@@ -429,7 +429,7 @@ static void mass(int len, double share, bool uneven)
     std::vector<float> keep(n, (float)share);
     if (uneven)
         for (int u = 0; u < n; u++) keep[u] = u == 5 ? (float)std::min(1.0, n * share) : 0.0f;
-    float *eps = p.keep(upload(std::vector<float>(1, 0.1f))), *dk = p.keep(upload(keep));
+    float *eps = p.keep(upload(std::vector<float>(1, share < 0 ? (float)-share : 0.1f))), *dk = share < 0 ? nullptr : p.keep(upload(keep));
     uint8_t *kinds = p.keep(device<uint8_t>(n));
     int32_t *list = p.keep(device<int32_t>((size_t)n * len)), *n_list = p.keep(device<int32_t>(n));
     int encodes = 0;
@@ -456,7 +456,7 @@ static void mass(int len, double share, bool uneven)
     size_t bytes = 0;
     for (int c : counts) bytes += ((size_t)c + 260) * 512 + (size_t)(len - 260) * 16;
     char name[32];
-    snprintf(name, sizeof name, "mass%s %g%%", uneven ? "1" : "", 100 * share);
+    snprintf(name, sizeof name, "%s%s %g%s", share < 0 ? "eps" : "mass", uneven ? "1" : "", share < 0 ? -share : 100 * share, share < 0 ? "" : "%");
     print_row(name, p, bytes, us, NAN);
     const float read = read_us(bytes);
     printf("           choose %.2f us, attend %.2f us, with the encoding of a row %.2f us; wanted <= %.2f us\n", us_choose, us_attend, us_step, 1.1 * read + 8);
@@ -568,6 +568,8 @@ int main(int argc, char **argv)
             for (float factor : {2.0f, 1.2f, 1.0f, 0.7f, 0.1f}) look(len, 4.5f, factor);
         if (has("mass") && len >= 32768)
             for (double share : {0.0, 0.02, 0.05, 0.1, 0.3}) mass(len, share, false), mass(len, share, true);
+        if (has("eps") && len >= 32768)
+            for (double eps : {0.1, 0.9}) mass(len, -eps, false);
         if (has("list") && len >= 32768)
             for (double share : {0.0, 0.05, 0.3}) gather(len, share, false);
         if (has("list") && len >= 32768) gather(len, 0.05, true);

@@ -23,7 +23,8 @@ struct attn_work {
     void *queries;                        /* [n_units] struct choose_query */
     void *exchange;                       /* [n_exchanges] struct choose_exchange, for units that several blocks share */
     int32_t n_exchanges;
-    uint16_t *bin_of;                     /* [n_units][max_len] bin of each far row */
+    uint32_t *chosen, *codes;             /* [n_units][max_len] a bit of each row, and row and bin of those that have one, where shared memory has
+                                           * no room */
     int32_t max_len;
     /* second look */
     void *rests;                          /* [n_units] struct choose_rest */

@@ -45,14 +45,13 @@ static cudaError_t launch_choose(const struct attn_cuda *c, const choose_params 
 static sr_status plan_choose(const struct attn_cuda *c, choose_params *p, choose_plan *plan, sr_error *err)
 {
     int device, room;
-    cudaFuncAttributes facts;
     SR_TRY(launched(cudaGetDevice(&device), "no usable device", err));
     SR_TRY(launched(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory of a block", err));
-    SR_TRY(launched(cudaFuncGetAttributes(&facts, sr_choose_plan(*p, 1, p->a.sketch.bits, (size_t)room).kernel), "code of choose", err));
-    p->has_copies = facts.ptxVersion >= 90; // code made from PTX of 8.0 has none, whatever runs it
     const int at_once = c->card.n_sms / p->n_units;
-    *plan = sr_choose_plan(*p, at_once < 1 ? 1 : at_once < CHOOSE_PARTS ? at_once : CHOOSE_PARTS, p->a.sketch.bits, (size_t)room);
-    p->ring = plan->ring, p->slots_at = plan->slots_at, p->slot_bytes = plan->slot_bytes, p->rows_room = plan->rows_room, p->rows_at = plan->rows_at;
+    // a block of the kernel before stays beside this one's
+    *plan = sr_choose_plan(*p, at_once < 1 ? 1 : at_once < CHOOSE_PARTS ? at_once : CHOOSE_PARTS, p->a.sketch.bits, (size_t)room - 3072 - sr_prepare_smem(*p));
+    if (!plan->kernel) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA choice: %d heads a group: %d bytes of shared memory are too few", p->group, room);
+    p->ring = plan->ring, p->rings_at = plan->rings_at, p->levels = plan->levels, p->stacks_at = plan->stacks_at, p->bits_at = plan->bits_at;
     return launched(cudaFuncSetAttribute(plan->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)plan->smem), "shared memory of choose", err);
 }
 
@@ -79,10 +78,10 @@ sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_
     choose_params p = {};
     p.a = *a, p.cache = *cache, p.head_dim = c->shape.head_dim, p.n_kv_heads = c->shape.n_kv_heads, p.group = c->shape.group;
     p.n_units = n_units_of(c, cache), p.type = elem_of(c->shape.kv_type);
-    p.page_bytes = (int32_t)sr_attn_cuda_sketch_page_bytes(a->sketch.rank, a->sketch.bits);
     sr_attn_work_place(&p.w, c->workspace, &c->card, &c->limits);
     choose_plan plan;
     SR_TRY(plan_choose(c, &p, &plan, err));
+    if (p.w.max_len / plan.n_parts > MAX_REST_ROWS) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA choice: %d rows: at most %d", p.w.max_len, MAX_REST_ROWS * plan.n_parts);
     SR_TRY(launch_prepare(c, p, err));
     return launched(launch_choose(c, p, plan), "choose", err);
 }

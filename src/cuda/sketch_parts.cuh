@@ -14,6 +14,7 @@
 namespace sr {
 
 constexpr int MAX_RANK_STEPS = 16;
+constexpr int CHOOSE_THREADS = 512, CHOOSE_WARPS = CHOOSE_THREADS / WARP;
 constexpr int PREPARE_WARPS = 8, NEAR_WARPS = PREPARE_WARPS - 1, PREPARE_THREADS = PREPARE_WARPS * WARP; // the last warp encodes
 constexpr unsigned long long NOT_YET = ~0ull; // no pair of floats that a kernel makes
 
@@ -26,9 +27,9 @@ struct choose_query {
 
 // What the blocks of a unit tell one another.
 struct choose_exchange {
-    unsigned long long totals[CHOOSE_PARTS][16]; // of the parts' far rows, maximum and sum; NOT_YET
-    uint32_t sums[CHOOSE_BINS * 16];             // fixed-point shares of all rows by bin
-    uint32_t rows[CHOOSE_PARTS][CHOOSE_BINS];    // rows of a part in the bins up to each
+    unsigned long long totals[CHOOSE_PARTS][16]; // of the parts' far rows, sum and maximum; NOT_YET
+    uint32_t sums[16 * CHOOSE_BINS];             // by head, fixed-point shares of all rows by bin
+    uint32_t rows[CHOOSE_PARTS][CHOOSE_BINS];    // rows of a part by bin
     int32_t found[16];                           // found sinks: part * 65536 + bin, or -1
     unsigned arrived, unused[15];
 };
@@ -54,14 +55,13 @@ struct choose_params {
     struct attn_cuda_cache cache;
     struct attn_work w;
     int32_t head_dim, n_kv_heads, group, n_units, type;
-    int32_t page_bytes, has_copies; // bulk copies to shared memory
-    int32_t ring, slots_at, slot_bytes, rows_room, rows_at; // of the plan
+    int32_t ring, rings_at, levels, stacks_at, bits_at; // of the plan
 };
 
-// n_parts blocks for each unit, and how they use their shared memory: `ring` slots of each warp, for pages under way and then their logits (0: one, for
-// logits), the bins of `rows_room` rows (0: in the workspace), and where both lie.
+// n_parts blocks for each unit, and how they use their shared memory: a ring of `ring` bytes of each warp, room for `levels` survivors of each of its
+// quads, a bit of each row (at 0: in the workspace), and where they lie. No kernel: there is not enough.
 typedef void choose_kernel(choose_params);
-struct choose_plan { choose_kernel *kernel; size_t smem; int32_t n_parts, ring, slots_at, slot_bytes, rows_room, rows_at; };
+struct choose_plan { choose_kernel *kernel; size_t smem; int32_t n_parts, ring, rings_at, levels, stacks_at, bits_at; };
 
 __global__ void encode_kernel(const __grid_constant__ encode_params p);
 // Blocks (CHOOSE_PARTS, n_units).

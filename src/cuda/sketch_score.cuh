@@ -3,8 +3,9 @@
 // Estimated logits: the query in the basis, and the product with the codes of a page.
 //
 // The estimate is a product of codes with the projected query, split into two f16 parts and scaled by a power of two, on
-// the matrix units. Codes go there as they lie: c as the bits of an f16 is c 2^-24, exactly. All logits are in powers of 2.
-// A page's logits take the place of its codes in shared memory: by 4 heads, [64 rows][4].
+// the matrix units. Codes go there as they lie: c as the bits of an f16 is c 2^-24, exactly. Logits are in powers of 2, and
+// less the logarithm of the near part, which is known before: so exponentials need no maximum. A far row that is 2^128 times
+// the near part, which only broken numbers give, makes a sum that is no number, and the unit is read whole.
 #ifndef SR_CUDA_SKETCH_SCORE_CUH
 #define SR_CUDA_SKETCH_SCORE_CUH
 
@@ -14,24 +15,24 @@
 namespace sr {
 
 constexpr float SHARE_UNIT = 1073741824.0f; // 2^30: a head's shares sum to at most 1
-constexpr uint16_t FOUND = 0, NO_BIN = 0x7fff; // of a row: 1 + its bin; FOUND: read whatever is chosen
+constexpr int32_t NO_BIN = 0x7fff; // of a found sink that is not worth one
 
 // NT: tiles of the high and low parts of 4 heads.
 template <int NT> struct choose_space {
     static constexpr int H = 4 * NT;
     uint2 fragments[MAX_RANK_STEPS][NT][WARP];  // by k step: heads' high parts, then low ones
     float step[256], lambda[256];
-    float start[H], unscale[H];                 // of the estimate
-    float2 near[H], far[CHOOSE_WARPS][H];       // maxima and sums, of far rows by warp
-    float4 total[NT];                           // 0 for absent heads
+    float start[H], unscale[H], near[H];        // of the estimate, less the near part's logarithm; this
+    float2 far[CHOOSE_WARPS][H];                // sums and maxima of far rows by warp
+    float4 share[NT];                           // of the near part in all; 0 for absent heads
     float far_share[H];
-    uint32_t sums[CHOOSE_BINS * H];             // fixed-point shares of the part's rows by bin
-    uint32_t rows[CHOOSE_BINS];                 // of the part by bin, then up to each
-    uint32_t before[CHOOSE_WARPS][H];
-    uint64_t full[CHOOSE_WARPS][2];
-    int32_t warp_rows[CHOOSE_WARPS], found[16], all, none;
+    uint32_t sums[H][CHOOSE_BINS];              // fixed-point shares of the part's rows by bin
+    uint32_t rows[CHOOSE_BINS];                 // of the part by bin
+    int32_t warp_rows[CHOOSE_WARPS], all, none, ends[2];
     uint32_t hidden[2];                         // by page number modulo 64: pages that may have rows to pass over
-    uint16_t chosen[CHOOSE_WARPS][SR_PAGE_ROWS]; // rows of a warp's page that are binned: bin * 64 + row
+    int32_t warp_rest[CHOOSE_WARPS];
+    int4 part_rows[CHOOSE_PARTS];               // of each part: listed, of bins that are chosen, with the other eps, of others
+    int32_t found_at[16], found[16];            // found sinks of the part: their places among its rows, or -1; part and bin, or -1
 };
 
 // ---- a part of a unit ----
@@ -95,7 +96,8 @@ template <int NT> static __device__ __forceinline__ void read_query(const choose
     if (is_in && lane == 0) base += __ldcg(&from.q_mu[g]);
     base = sum_of_lanes(base), top = max_of_lanes(top), near = join_lanes(near, 1, CHOOSE_PARTS);
     const float unscale = power_above(top), inverse = __uint_as_float(0x7f000000u - __float_as_uint(unscale)); // of a power of two
-    if (lane == 0) s.start[g] = base, s.unscale[g] = unscale, s.near[g] = near;
+    const float log_near = near.x + __log2f(near.y);
+    if (lane == 0) s.start[g] = base - log_near, s.unscale[g] = unscale, s.near[g] = log_near;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int step = i * 8 + lane / 4;
@@ -135,15 +137,14 @@ template <int BITS, int NT> static __device__ __forceinline__ void add_step(cons
     }
 }
 
-// The logits that a lane has of a page: of rows row(i), for heads head(n). The fragments of the first k steps stay in registers.
-template <int BITS, int NT> struct scorer {
-    static constexpr int KEPT = NT == 1 ? 2 : 1;
+// The logits that a lane has of a page: of rows 8 i + lane / 4, for heads head(n). The fragments of two steps stay in registers.
+template <int BITS, int NT, int PAGES> struct scorer {
+    static constexpr int KEPT = PAGES ? 2 : 1;
     const uint2 (*fragments)[NT][WARP];
     int steps;
     float from[NT], unit[NT], unit_high[NT]; // an estimate is from + products * unit
     uint2 b[KEPT][NT];
 
-    static __device__ __forceinline__ int row(int i) { return i * 8 + (int)(threadIdx.x % WARP >> 2); }
     static __device__ __forceinline__ int head(int n) { return 4 * n + (threadIdx.x & 3); }
 
     __device__ __forceinline__ scorer(const choose_params &p, const choose_space<NT> &s) : fragments(s.fragments), steps((p.a.sketch.rank + 15) / 16)
@@ -158,32 +159,23 @@ template <int BITS, int NT> struct scorer {
             for (int i = 0; i < KEPT; i++) b[i][n] = i < steps ? s.fragments[i][n][threadIdx.x % WARP] : make_uint2(0, 0);
         }
     }
-    // Of a page in device memory, or NULL: in shared memory.
-    static __device__ __forceinline__ void load(uint32_t *words, const uint8_t *page, uint32_t slot, int step)
-    {
-        const uint32_t at = (uint32_t)(step * WARP + (int)(threadIdx.x % WARP)) * (4 * BITS);
-#pragma unroll
-        for (int i = 0; i < BITS; i += 4) {
-            if (page) load16(words + i, page + at + 4 * i);
-            else asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(words[i]), "=r"(words[i + 1]), "=r"(words[i + 2]), "=r"(words[i + 3]) : "r"(slot + at + 4 * i) : "memory");
-        }
-    }
-    __device__ __forceinline__ void score(const uint8_t *page, uint32_t slot, float (*y)[NT]) const
+    __device__ __forceinline__ void score(page_ring<BITS, PAGES> &pages, float (*y)[NT]) const
     {
         float acc[4][NT][4] = {};
-        uint32_t words[KEPT][BITS];
+        uint32_t words[KEPT * BITS];
+        if (PAGES) {
+            pages.take(words);
 #pragma unroll
-        for (int i = 0; i < KEPT; i++) load(words[i], page, slot, min(i, steps - 1)); // a step that is not there weighs nothing
-#pragma unroll
-        for (int i = 0; i < KEPT; i++) add_step<BITS, NT>(words[i], b[i], acc);
+            for (int i = 0; i < KEPT; i++) add_step<BITS, NT>(words + i * BITS, b[i], acc); // a step that is not there weighs nothing
+        } else
 #pragma unroll 1
-        for (int i = KEPT; i < steps; i++) {
-            uint2 more[NT];
+            for (int i = 0; i < steps; i++) {
+                uint2 more[NT];
 #pragma unroll
-            for (int n = 0; n < NT; n++) more[n] = fragments[i][n][threadIdx.x % WARP];
-            load(words[0], page, slot, i);
-            add_step<BITS, NT>(words[0], more, acc);
-        }
+                for (int n = 0; n < NT; n++) more[n] = fragments[i][n][threadIdx.x % WARP];
+                pages.take(words);
+                add_step<BITS, NT>(words, more, acc);
+            }
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -192,27 +184,16 @@ template <int BITS, int NT> struct scorer {
                 y[i][n] = from[n] + (c[0] + c[1]) * (i % 2 ? unit_high[n] : unit[n]);
             }
     }
-    // All lanes have read the codes.
-    static __device__ __forceinline__ void store(uint32_t slot, const float (*y)[NT])
-    {
-        __syncwarp();
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                asm volatile("st.shared.f32 [%0], %1;" :: "r"(slot + (n * 256 + i * 32 + threadIdx.x % WARP) * 4), "f"(y[i][n]) : "memory");
-        __syncwarp();
-    }
 };
 
-// Rows that count as near, marked FOUND, and in which pages they may be.
+// Found sinks that count as near: their bits, and in which pages they may be, by number modulo 64.
 struct hidden_rows {
     uint64_t pages;
-    const uint16_t *bin_of;
+    const uint32_t *bits; // of the part
     __device__ __forceinline__ bool may_be_in(int page) const { return pages >> page % 64 & 1; }
 };
 
-// Rows that are not far, and those that are passed over, have -inf.
+// Rows that are not far, and those that are hidden, have -inf.
 template <int NT> static __device__ __forceinline__ void mask_rows(const part &x, int page, const hidden_rows &hidden, float (*y)[NT])
 {
     const int own = (int)(threadIdx.x % WARP >> 2), before = x.first - page * SR_PAGE_ROWS - own;
@@ -220,38 +201,10 @@ template <int NT> static __device__ __forceinline__ void mask_rows(const part &x
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const bool is_out = (unsigned)(i * 8 - before) >= (unsigned)(x.end - x.first);
-        const bool is_hidden = looks && hidden.bin_of[(page - x.page0) * SR_PAGE_ROWS + i * 8 + own] == FOUND;
+        const bool is_hidden = looks && hidden.bits[(page - x.page0) * (SR_PAGE_ROWS / 32) + i / 4] >> (i % 4 * 8 + own) & 1u;
 #pragma unroll
         for (int n = 0; n < NT; n++)
             if (is_out || is_hidden) y[i][n] = -CUDART_INF_F;
-    }
-}
-
-// Calls take(page number, slot of its logits, logits) for the pages of a part that are this warp's; in the second pass logits
-// are in the slot and nowhere else.
-template <bool SECOND, int BITS, int NT, typename F>
-static __device__ __forceinline__ void for_pages(const part &x, page_stream &pages, const scorer<BITS, NT> &scores, const hidden_rows &hidden, F take)
-{
-    const int whole0 = (x.first + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS, whole1 = x.end / SR_PAGE_ROWS, first = SECOND ? pages.kept : 0;
-#pragma unroll 1
-    for (int b = first; b < first + pages.batches; b++) {
-        const int count = pages.count_of(b);
-        const bool is_kept = pages.is_kept(b);
-        int number = x.page0 + (int)threadIdx.x / WARP + pages.base_of(b) * CHOOSE_WARPS;
-        uint32_t slot = pages.slot(b, 0);
-        const uint32_t step = pages.batch ? pages.slot_bytes : 0;
-        pages.wait(b);
-#pragma unroll 1
-        for (int i = 0; i < count; i++, slot += step, number += CHOOSE_WARPS) {
-            float y[8][NT];
-            if (!SECOND || !is_kept) {
-                scores.score(pages.batch ? NULL : pages.page(i), slot, y);
-                if (__builtin_expect(number < whole0 || number >= whole1 || hidden.may_be_in(number), 0)) mask_rows<NT>(x, number, hidden, y);
-                if (SECOND || is_kept) scores.store(slot, y);
-            }
-            take(number, slot, y);
-        }
-        pages.release(b, SECOND);
     }
 }
 

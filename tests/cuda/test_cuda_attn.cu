@@ -262,6 +262,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
         if (kh[u] != (nh[u] ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR)) worst = INFINITY, why = "kind";
     }
     report(worst <= 1, "choose " + name_of(s) + text, why + " worst " + std::to_string(worst));
+    a.levels = 8; // read in several loads
     TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
     CHECK(cudaDeviceSynchronize());
     report(list.get() == lh && n_list.get() == nh && list.guarded() && n_list.guarded() && logits.guarded(), "same list twice " + name_of(s) + text, "list or guard");
@@ -391,6 +392,7 @@ int main(void)
         check_mass(shape{128, 8, 8, 20, 150, t}, 32, 8, 0.2f); // more units than blocks
         check_mass(shape{96, 16, 2, 1, 2000, t}, 24, 4, 0.02f);
     }
+    check_mass(shape{64, 4, 8, 9, 3000, SR_DTYPE_BF16}, 16, 4, 0.1f); // one block a unit, three pages a warp
     for (int len : {1, 15, 16, 17, 63, 64, 65}) check_kinds(shape{128, 4, 2, 1, len, SR_DTYPE_BF16}, mixed, true);
     if (!quick) check_kinds(shape{128, 4, 1, 1, 20000, SR_DTYPE_BF16}, all, true); // one unit over all blocks: merged in two levels
     if (!quick) check_kinds(shape{64, 2, 30, 10, 90, SR_DTYPE_F16}, mixed, true);  // a line: blocks cross units
