@@ -195,7 +195,7 @@ struct attn_cuda_choose {
                                            * that the rest is read while it runs */
     int look;                             /* 1: _look follows. Found sinks count as near then, and behind a unit's list lie the rows that
                                            * were not chosen but may be yet */
-    int32_t levels;                       /* tests: at most so many rows, 8 or more, that four lanes keep in shared memory; 0: what there is room for */
+    int32_t levels;                       /* tests: at most so many rows, 8 or more, that four lanes keep in shared memory, and no marks there; 0: what fits */
     struct attn_cuda_counters *counters;
 };
 sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache,

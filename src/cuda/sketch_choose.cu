@@ -89,10 +89,12 @@ static __device__ __forceinline__ float least_of(float cut) { return exp2f(cut) 
 // Pages from the next on: exponentials added to a lane's sums by its heads, survivors kept. Where there is no room for
 // these, the first pass goes on without and `again` is the first page left out; a second pass ends there.
 template <int BITS, int NT, int PAGES>
-static __device__ __forceinline__ int32_t read_pages(const choose_params &p, const part &x, const choose_space<NT> &s, const hidden_rows &hidden, const scorer<BITS, NT, PAGES> &scores, page_ring<BITS, PAGES> &pages,
-                                                     int32_t k, bool is_first, float keep, survivors<NT> &kept, float *sums, int32_t &again)
+static __device__ __forceinline__ int32_t read_pages(const choose_params &p, const part &x, const choose_space<NT> &s, const hidden_rows &hidden,
+                                                     const scorer<BITS, NT, PAGES> &scores, page_ring<BITS, PAGES> &pages, int32_t k, bool is_first,
+                                                     float keep, survivors<NT> &kept, float *sums, int32_t &again)
 {
     const int32_t whole0 = (x.first + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS, whole1 = x.end / SR_PAGE_ROWS;
+    const uint32_t plain = hidden.pages != 0 || p.a.logits ? 0 : max(whole1 - whole0, 0); // pages from whole0 on of which all is taken
 #pragma unroll 1
     for (; k < pages.n; k++) {
         if (kept.is_full) {
@@ -102,8 +104,10 @@ static __device__ __forceinline__ int32_t read_pages(const choose_params &p, con
         const int number = x.page0 + (int)threadIdx.x / WARP + k * CHOOSE_WARPS;
         float e[8][NT];
         scores.score(pages, e);
-        if (__builtin_expect(number < whole0 || number >= whole1 || hidden.may_be_in(number), 0)) mask_rows<NT>(x, number, hidden, e);
-        if (__builtin_expect(p.a.logits != NULL, 0)) write_logits<NT>(p, x, s.near, number, e);
+        if (__builtin_expect((uint32_t)(number - whole0) >= plain, 0)) {
+            mask_rows<NT>(x, number, hidden, e);
+            if (p.a.logits) write_logits<NT>(p, x, s.near, number, e);
+        }
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
@@ -168,12 +172,21 @@ template <int NT> static __device__ __forceinline__ void mark_found(const choose
     if (p.a.counters) atomicAdd((unsigned long long *)&p.a.counters[x.u].again_rows, 1ull);
 }
 
-// The part's shares by bin are added to those of the unit, and its rows by bin are there for all; afterwards all parts' are. One
-// bin a thread.
+// The part's rows in bins up to each, one bin a thread.
+template <int NT> static __device__ __forceinline__ void sum_rows(choose_space<NT> &s)
+{
+    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP;
+    const int32_t sum = sum_up_to((int32_t)s.rows[threadIdx.x]);
+    if (lane == WARP - 1) s.warp_rows[w] = sum;
+    __syncthreads();
+    s.rows[threadIdx.x] = (uint32_t)(sum + __reduce_add_sync(~0u, lane < w ? s.warp_rows[lane] : 0));
+}
+
+// The part's shares by bin are added to those of the unit, and its rows are there for all; afterwards all parts' are. One bin a
+// thread.
 template <int NT> static __device__ __forceinline__ void share_bins(const part &x, choose_exchange *ex, const choose_space<NT> &s)
 {
     const int b = threadIdx.x;
-    if (gridDim.x == 1) return;
     ex->rows[x.index][b] = s.rows[b];
 #pragma unroll 1
     for (int i = b; i < CHOOSE_BINS * 2 * NT; i += CHOOSE_THREADS) { // two sums at once: neither passes 2^32
@@ -199,84 +212,58 @@ static __device__ __forceinline__ int bins_of_sure(const bin_rule &rule, float e
 
 struct choice { int end, plain_end; }; // bins that are chosen; with the other eps
 
-// What a warp has of 512 words, 16 neighbours a lane.
-static __device__ __forceinline__ void load_bins(const uint32_t *from, uint32_t *x)
+// The warp's sums up to each of 512 bins; s: where they go, in shared memory. Returns the lane's, up to its last of 16 neighbours.
+static __device__ __forceinline__ uint32_t sum_bins(const uint32_t *from, uint32_t *s)
 {
-    const uint4 *four = (const uint4 *)from + threadIdx.x % WARP * 4;
+    const int lane = threadIdx.x % WARP;
+    uint4 x[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint4 y = four[i];
-        x[4 * i] = y.x, x[4 * i + 1] = y.y, x[4 * i + 2] = y.z, x[4 * i + 3] = y.w;
-    }
+    for (int i = 0; i < 4; i++) x[i] = ((const uint4 *)from)[4 * lane + i];
+    uint32_t own = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i].x = own += x[i].x, x[i].y = own += x[i].y, x[i].z = own += x[i].z, x[i].w = own += x[i].w;
+    const uint32_t upto = (uint32_t)sum_up_to((int32_t)own), before = upto - own; // wraps alike in all lanes
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; i++) ((uint4 *)s)[4 * lane + i] = make_uint4(x[i].x + before, x[i].y + before, x[i].z + before, x[i].w + before);
+    __syncwarp();
+    return upto;
 }
 
-// Their sum before bin `end`.
-static __device__ __forceinline__ uint32_t sum_before(const uint32_t *x, int end)
-{
-    uint32_t sum = 0;
-#pragma unroll
-    for (int i = 0; i < 16; i++) sum += (int)(threadIdx.x % WARP) * 16 + i < end ? x[i] : 0;
-    return __reduce_add_sync(~0u, sum);
-}
-
-// Bins to read so that at most eps of a head's far share is left, of its sums.
-static __device__ __forceinline__ int bins_for(const uint32_t *sums, float far, float eps)
+// Bins to read so that at most eps of a head's far share is left; s: its sums up to each, `upto` those up to the lane's last.
+static __device__ __forceinline__ int bins_for(const uint32_t *s, uint32_t upto, float far, float eps)
 {
     if (far <= eps) return 0;
-    const uint32_t needed = (uint32_t)fminf(fmaxf(ceilf((far - eps) * SHARE_UNIT), 1.0f), SHARE_UNIT); // all where far is no number
-    uint32_t own = 0;
-    int less = 0;
-#pragma unroll
-    for (int i = 0; i < 16; i++) own += sums[i];
-    uint32_t upto = (uint32_t)sum_up_to((int32_t)own) - own; // wraps alike in all lanes
-#pragma unroll
-    for (int i = 0; i < 16; i++) less += (upto += sums[i]) < needed;
-    return min(__reduce_add_sync(~0u, less) + 1, CHOOSE_BINS);
+    const int lane = threadIdx.x % WARP;
+    const uint32_t needed = (uint32_t)fminf(fmaxf(ceilf((far - eps) * SHARE_UNIT), 1.0f), SHARE_UNIT);
+    const int lanes = __popc(__ballot_sync(~0u, upto < needed));
+    if (lanes == WARP) return CHOOSE_BINS;
+    return lanes * 16 + __popc(__ballot_sync(~0u, lane < 16 && s[lanes * 16 + lane % 16] < needed)) + 1;
 }
 
-// For a second look: what is unread of the warp's head once the bins up to each are read.
-static __device__ __forceinline__ void write_left(float *to, int stride, const uint32_t *sums, float far)
-{
-    uint32_t own = 0;
-#pragma unroll
-    for (int i = 0; i < 16; i++) own += sums[i];
-    uint32_t upto = (uint32_t)sum_up_to((int32_t)own) - own;
-    to += threadIdx.x % WARP * 16 * stride;
-#pragma unroll
-    for (int i = 0; i < 16; i++) upto += sums[i], to[i * stride] = far - (float)upto / SHARE_UNIT;
-}
-
-// Where the choice ends, the first bin after which little enough is left of each head's far share, one warp a head, and the
-// rows of each part that are before it, one warp a part.
+// Where the choice ends, the first bin after which little enough is left of each head's far share; one warp a head.
 template <int NT> static __device__ __forceinline__ choice find_end(const choose_params &p, const bin_rule &rule, const part &x, const choose_exchange *ex, choose_space<NT> &s)
 {
-    const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP;
+    const int i = threadIdx.x, h = i / WARP;
     const float plain_eps = plain_eps_of(p, x);
-    const bool is_shared = gridDim.x > 1;
-    uint32_t rows[16], sums[16];
-    if (w < (int)gridDim.x) load_bins(is_shared ? ex->rows[w] : s.rows, rows);
-    if (w < p.group) {
-        load_bins((is_shared ? ex->sums : s.sums[0]) + w * CHOOSE_BINS, sums);
+    if (h < p.group) {
+        const uint32_t upto = sum_bins(gridDim.x > 1 ? ex->sums + h * CHOOSE_BINS : s.sums[h], s.sums[h]);
 #pragma unroll 1
-        for (int i = 0; i < 1 + (p.a.plain_eps != NULL); i++) {
-            const int end = bins_for(sums, s.far_share[w], i ? plain_eps : x.eps);
-            if (lane == 0) atomicMax(&s.ends[i], end);
+        for (int k = 0; k < 1 + (p.a.plain_eps != NULL); k++) {
+            const int end = bins_for(s.sums[h], upto, s.far_share[h], k ? plain_eps : x.eps);
+            if (i % WARP == 0) atomicMax(&s.ends[k], end);
         }
     }
     __syncthreads();
     choice c;
     c.end = p.a.keep ? CHOOSE_BINS : max(s.ends[0], bins_of_sure(rule, x.eps));
     c.plain_end = p.a.plain_eps ? max(s.ends[1], bins_of_sure(rule, plain_eps)) : c.end;
-    if (w < (int)gridDim.x) {
-        const int32_t n = (int32_t)sum_before(rows, c.end), plain = c.plain_end == c.end ? n : (int32_t)sum_before(rows, c.plain_end);
-        const int32_t rest = p.a.look ? (int32_t)sum_before(rows, CHOOSE_BINS) - n : 0;
-        if (lane == 0) s.part_rows[w] = make_int4(n, n, plain, rest);
-    }
-    if (x.index == 0 && p.a.unread && w < p.group) {
-        const float left = s.far_share[w] - (float)sum_before(sums, c.end) / SHARE_UNIT;
-        if (lane == 0) p.a.unread[x.u * p.group + w] = fmaxf(left, 0.0f);
-    }
-    if (p.a.look && x.index == (int)gridDim.x - 1 && w < p.group) write_left(p.w.left + (int64_t)x.u * CHOOSE_BINS * s.H + w, s.H, sums, s.far_share[w]);
+    if (x.index != 0) return c;
+    if (p.a.unread && i < p.group) p.a.unread[x.u * p.group + i] = fmaxf(s.far_share[i] - (c.end ? (float)s.sums[i][c.end - 1] / SHARE_UNIT : 0.0f), 0.0f);
+    if (p.a.look) // what is unread once the bins up to each are read
+#pragma unroll 1
+        for (int k = i; k < CHOOSE_BINS * s.H; k += CHOOSE_THREADS)
+            p.w.left[(int64_t)x.u * CHOOSE_BINS * s.H + k] = k % s.H < p.group ? s.far_share[k % s.H] - (float)s.sums[k % s.H][k / s.H] / SHARE_UNIT : 0.0f;
     return c;
 }
 
@@ -284,7 +271,14 @@ template <int NT> static __device__ __forceinline__ choice find_end(const choose
 template <int NT> static __device__ __forceinline__ int4 rows_of_part(const choose_params &p, const choose_exchange *ex, const choose_space<NT> &s, choice c)
 {
     const int lane = threadIdx.x % WARP, n = gridDim.x;
-    int4 all = lane < n ? s.part_rows[lane] : make_int4(0, 0, 0, 0);
+    const volatile uint32_t *upto = n > 1 ? ex->rows[min(lane, n - 1)] : s.rows; // another block's, once it has arrived
+    int4 all = make_int4(0, 0, 0, 0);
+    if (lane < n) {
+        all.y = c.end > 0 ? (int)upto[c.end - 1] : 0;
+        all.z = c.plain_end == c.end ? all.y : c.plain_end > 0 ? (int)upto[c.plain_end - 1] : 0;
+        all.w = p.a.look ? (int)upto[CHOOSE_BINS - 1] - all.y : 0;
+    }
+    all.x = all.y;
     if (!p.a.found) return all;
     const int32_t found = lane >= 16 ? -1 : n > 1 ? *(const volatile int32_t *)&ex->found[lane] : s.found[lane];
     for (unsigned more = __ballot_sync(~0u, found >= 0 && (found & 0xffff) >= c.end); more; more &= more - 1) // no bin that is chosen has it
@@ -314,6 +308,7 @@ static __device__ __forceinline__ void write_list(const choose_params &p, const 
     constexpr int STEP = 8 * WARP;
     const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, rows = (x.page1 - x.page0) * SR_PAGE_ROWS;
     const int each = (rows + CHOOSE_WARPS * STEP - 1) / (CHOOSE_WARPS * STEP) * STEP, from = w * each, to = min(from + each, rows);
+    int4 all = rows_of_part(p, ex, s, c);
     int32_t *list = p.a.list + x.u * p.a.list_stride, n = 0, n_marked = 0;
 #pragma unroll 1
     for (int i = lane; i < mine.n; i += WARP) {
@@ -328,7 +323,6 @@ static __device__ __forceinline__ void write_list(const choose_params &p, const 
     n = __reduce_add_sync(~0u, n);
     if (lane == 0) s.warp_rows[w] = n;
     __syncthreads();
-    int4 all = rows_of_part(p, ex, s, c);
     int32_t place = __reduce_add_sync(~0u, (lane < x.index ? all.x : 0) + (lane < w ? s.warp_rows[lane] : 0));
 #pragma unroll 1
     for (int base = from; base < to; base += STEP) {
@@ -447,7 +441,8 @@ template <int BITS, int NT, int PAGES> __global__ void __maxnreg__(NT == 1 ? 96 
                 report_unread(p, x, s.far_share[threadIdx.x % choose_space<NT>::H]);
                 return;
             }
-            if (again < pages.n) mine.codes = p.w.codes + (size_t)x.u * p.w.max_len + (size_t)(x.page0 + w * (n_pages / CHOOSE_WARPS) + min(w, n_pages % CHOOSE_WARPS)) * SR_PAGE_ROWS;
+            const int before = w * (n_pages / CHOOSE_WARPS) + min(w, n_pages % CHOOSE_WARPS); // pages of the warps before
+            if (again < pages.n) mine.codes = p.w.codes + (size_t)x.u * p.w.max_len + (size_t)(x.page0 + before) * SR_PAGE_ROWS;
         }
         bin_survivors(rule, x, s, bits, kept, mine);
         if (k == pages.n && (again == k || !is_first)) break;
@@ -458,7 +453,9 @@ template <int BITS, int NT, int PAGES> __global__ void __maxnreg__(NT == 1 ? 96 
         for (int n = 0; n < NT; n++) kept.least[n] = p.a.keep ? CUDART_INF_F : least_of(cut) / ((float *)s.share)[4 * n + threadIdx.x % 4];
     }
     __syncthreads();
-    share_bins(x, ex, s);
+    sum_rows(s);
+    if (gridDim.x > 1) share_bins(x, ex, s);
+    else __syncthreads();
     const choice c = find_end(p, rule, x, ex, s);
     write_list(p, x, ex, mine, bits, s, c);
 }
@@ -487,7 +484,7 @@ template <int BITS, int NT> static choose_plan plan_for(const choose_params &p, 
     const int32_t pages = (p.w.max_len / SR_PAGE_ROWS + 2) / n_parts + 1, need = (pages + CHOOSE_WARPS - 1) / CHOOSE_WARPS * LEAST_LEVELS;
     size_t used = (sizeof(choose_space<NT>) + 127) / 128 * 128;
     const size_t row_bits = ((size_t)pages * SR_PAGE_ROWS / 8 + 127) / 128 * 128;
-    if (row_bits <= 8192) plan.bits_at = (int32_t)used, used += row_bits;
+    if (row_bits <= 8192 && !p.a.levels) plan.bits_at = (int32_t)used, used += row_bits;
     plan.rings_at = (int32_t)used;
     plan.n_parts = n_parts;
     bool good = p.a.sketch.rank <= 32 && (fits<BITS, NT, MORE>(&plan, page_ring<BITS, MORE>::BYTES, need, WANTED_LEVELS, used, room) ||

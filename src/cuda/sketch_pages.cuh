@@ -42,10 +42,14 @@ template <int BITS, int PAGES> struct page_ring {
         from = __shfl_sync(~0u, lane_page, next) + lane * (4 * BITS); // of lane next % 32
         left = steps;
     }
+    // Read once a step, pages are the first to leave the card's cache: what lies there besides is needed sooner.
     static __device__ __forceinline__ void copy(uint32_t to, uint64_t from)
     {
+        uint64_t policy;
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #pragma unroll
-        for (int i = 0; i < BITS / 4; i++) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to + 16 * i), "l"(from + 16 * i) : "memory");
+        for (int i = 0; i < BITS / 4; i++)
+            asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" :: "r"(to + 16 * i), "l"(from + 16 * i), "l"(policy) : "memory");
     }
     __device__ __forceinline__ void ask(uint32_t to)
     {

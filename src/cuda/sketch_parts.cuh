@@ -29,7 +29,7 @@ struct choose_query {
 struct choose_exchange {
     unsigned long long totals[CHOOSE_PARTS][16]; // of the parts' far rows, sum and maximum; NOT_YET
     uint32_t sums[16 * CHOOSE_BINS];             // by head, fixed-point shares of all rows by bin
-    uint32_t rows[CHOOSE_PARTS][CHOOSE_BINS];    // rows of a part by bin
+    uint32_t rows[CHOOSE_PARTS][CHOOSE_BINS];    // rows of a part in the bins up to each
     int32_t found[16];                           // found sinks: part * 65536 + bin, or -1
     unsigned arrived, unused[15];
 };

@@ -26,12 +26,11 @@ template <int NT> struct choose_space {
     float2 far[CHOOSE_WARPS][H];                // sums and maxima of far rows by warp
     float4 share[NT];                           // of the near part in all; 0 for absent heads
     float far_share[H];
-    uint32_t sums[H][CHOOSE_BINS];              // fixed-point shares of the part's rows by bin
-    uint32_t rows[CHOOSE_BINS];                 // of the part by bin
+    uint32_t sums[H][CHOOSE_BINS];              // fixed-point shares of the part's rows by bin; then of the unit's, up to each
+    uint32_t rows[CHOOSE_BINS];                 // of the part by bin, then up to each
     int32_t warp_rows[CHOOSE_WARPS], all, none, ends[2];
     uint32_t hidden[2];                         // by page number modulo 64: pages that may have rows to pass over
     int32_t warp_rest[CHOOSE_WARPS];
-    int4 part_rows[CHOOSE_PARTS];               // of each part: listed, of bins that are chosen, with the other eps, of others
     int32_t found_at[16], found[16];            // found sinks of the part: their places among its rows, or -1; part and bin, or -1
 };
 

@@ -137,6 +137,7 @@ static __device__ __forceinline__ void bin_survivors(const bin_rule &rule, const
             for (int i = 0; i < 16; i++)
                 if (s.found_at[i] == at) s.found[i] = x.index << 16 | bin;
         const unsigned some = __ballot_sync(~0u, is_in);
+        __syncwarp(); // all have read where codes go
         if (is_in) {
             to.codes[to.n + __popc(some & ((1u << lane) - 1u))] = (uint32_t)rest_of(at, bin);
             add_shared(rows + 4 * bin, 1);

@@ -153,6 +153,30 @@ static void check_found(const world &w, attn_cuda_choose a, const array<uint8_t>
     report(good, "found sinks, open breaker " + name, std::to_string(n_got) + " rows, want " + std::to_string(want.size()));
 }
 
+// Rows drawn by lot: about as many as asked for, rising, and the same ones where they come in several loads.
+static void check_drawn(const world &w, attn_cuda_choose a, const array<int32_t> &list, const array<int32_t> &n_list, const std::string &name)
+{
+    const array<float> keep(std::vector<float>(w.n_units, 0.3f));
+    std::vector<int32_t> lists[2], counts[2];
+    a.keep = keep.p;
+    for (int i = 0; i < 2; i++) {
+        a.levels = 8 * i;
+        TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
+        CHECK(cudaDeviceSynchronize());
+        lists[i] = list.get(), counts[i] = n_list.get();
+    }
+    bool good = counts[0] == counts[1];
+    for (int u = 0; u < w.n_units && good; u++) {
+        const int end = w.len[u / w.s.n_kv] - a.window, n_far = end - a.n_sinks, n = counts[0][u];
+        const int32_t *x = lists[0].data() + (size_t)u * w.s.len;
+        if (w.len[u / w.s.n_kv] < a.min_len || n_far <= 0) continue;
+        good = n <= n_far && std::equal(x, x + n, lists[1].data() + (size_t)u * w.s.len) && (n == 0 || (x[0] >= a.n_sinks && x[n - 1] < end));
+        for (int i = 1; i < n; i++) good &= x[i] > x[i - 1];
+        good &= std::fabs(n - 0.3 * n_far) <= 8 * std::sqrt(0.21 * n_far);
+    }
+    report(good, "rows by lot " + name, "list");
+}
+
 // A choice that encodes the newest far row, whose codes were another basis's before.
 static void choose_and_encode(const world &w, attn_cuda_encode e, attn_cuda_choose a, const std::vector<uint8_t> &codes, const std::string &name)
 {
@@ -267,6 +291,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
     CHECK(cudaDeviceSynchronize());
     report(list.get() == lh && n_list.get() == nh && list.guarded() && n_list.guarded() && logits.guarded(), "same list twice " + name_of(s) + text, "list or guard");
     if (w.n_units > 1) check_found(w, a, kinds, list, n_list, name_of(s) + text);
+    check_drawn(w, a, list, n_list, name_of(s) + text);
 }
 
 // ---- paper and audit ----
