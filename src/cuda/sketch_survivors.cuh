@@ -20,15 +20,14 @@ constexpr int LEAST_LEVELS = 8; // what a page may bring to a quad
 // What rows may be chosen, and how they are put into bins; logarithms of shares.
 struct bin_rule { float cut, per_octave, keep; };
 
-// Rows drawn by lot: of a lane's rows, 8 i and 32 + 8 i at bit 8 i. One number serves two rows.
+// Rows drawn by lot: of a lane's rows, 8 i and 32 + 8 i at bit 8 i.
 static __device__ __forceinline__ uint2 draw(const part &x, int page, float share)
 {
     const int lane = threadIdx.x % WARP, row = page * SR_PAGE_ROWS + lane;
+    const uint32_t below = (uint32_t)(share * 65536.0f), n = (uint32_t)(x.end - x.first);
     uint32_t h = (uint32_t)row * 2654435761u ^ (uint32_t)x.u * 40503u;
     h = (h ^ h >> 15) * 2246822519u;
-    h = (h ^ h >> 13) * 3266489917u;
-    const uint32_t below = (uint32_t)(share * 65536.0f), n = (uint32_t)(x.end - x.first);
-    const bool lo = (h & 0xffffu) < below && (uint32_t)(row - x.first) < n, hi = h >> 16 < below && (uint32_t)(row + WARP - x.first) < n;
+    const bool lo = h >> 16 < below && (uint32_t)(row - x.first) < n, hi = h * 3266489917u >> 16 < below && (uint32_t)(row + WARP - x.first) < n;
     return make_uint2(__ballot_sync(~0u, lo) >> lane / 4, __ballot_sync(~0u, hi) >> lane / 4);
 }
 
@@ -89,10 +88,10 @@ template <int NT> struct survivors {
         uint32_t tag = (uint32_t)k << 3 >> 5 * (lane % 4) & TAG;
 #pragma unroll
         for (int i = 0; i < 8; i++, tag += step) {
-            bool is_in = (i < 4 ? drawn.x : drawn.y) >> i % 4 * 8 & 1u;
+            bool is_in = false;
 #pragma unroll
             for (int n = 0; n < NT; n++) is_in |= e[i][n] >= least[n];
-            store_if<NT>(__ballot_sync(~0u, is_in) & quad, e[i], tag, at);
+            store_if<NT>((__ballot_sync(~0u, is_in) & quad) | ((i < 4 ? drawn.x : drawn.y) & 1u << i % 4 * 8), e[i], tag, at);
         }
         is_full = __any_sync(~0u, at > full);
     }
