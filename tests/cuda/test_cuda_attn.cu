@@ -418,6 +418,10 @@ int main(void)
         check_mass(shape{96, 16, 2, 1, 2000, t}, 24, 4, 0.02f);
     }
     check_mass(shape{64, 4, 8, 9, 3000, SR_DTYPE_BF16}, 16, 4, 0.1f); // one block a unit, three pages a warp
+    check_mass(shape{128, 7, 2, 1, 1500, SR_DTYPE_BF16}, 32, 4, 0.1f);
+    check_mass(shape{256, 4, 2, 1, 700, SR_DTYPE_F16}, 64, 4, 0.1f);   // pages of more than two steps
+    check_mass(shape{128, 6, 8, 9, 2500, SR_DTYPE_BF16}, 48, 8, 0.1f);
+    check_mass(shape{128, 12, 3, 1, 600, SR_DTYPE_F16}, 128, 4, 0.1f);
     for (int len : {1, 15, 16, 17, 63, 64, 65}) check_kinds(shape{128, 4, 2, 1, len, SR_DTYPE_BF16}, mixed, true);
     if (!quick) check_kinds(shape{128, 4, 1, 1, 20000, SR_DTYPE_BF16}, all, true); // one unit over all blocks: merged in two levels
     if (!quick) check_kinds(shape{64, 2, 30, 10, 90, SR_DTYPE_F16}, mixed, true);  // a line: blocks cross units
