@@ -153,6 +153,14 @@ static void check_found(const world &w, attn_cuda_choose a, const array<uint8_t>
     report(good, "found sinks, open breaker " + name, std::to_string(n_got) + " rows, want " + std::to_string(want.size()));
 }
 
+// With so little room that a sketch is read in several loads.
+static void choose_in_loads(const world &w, attn_cuda_choose a)
+{
+    a.levels = 8;
+    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+}
+
 // Rows drawn by lot: about as many as asked for, rising, and the same ones where they come in several loads.
 static void check_drawn(const world &w, attn_cuda_choose a, const array<int32_t> &list, const array<int32_t> &n_list, const std::string &name)
 {
@@ -286,9 +294,7 @@ static void check_mass(const shape &s, int rank, int bits, float eps)
         if (kh[u] != (nh[u] ? CUDA_READ_NEAR_LIST : CUDA_READ_NEAR)) worst = INFINITY, why = "kind";
     }
     report(worst <= 1, "choose " + name_of(s) + text, why + " worst " + std::to_string(worst));
-    a.levels = 8; // read in several loads
-    TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
-    CHECK(cudaDeviceSynchronize());
+    choose_in_loads(w, a);
     report(list.get() == lh && n_list.get() == nh && list.guarded() && n_list.guarded() && logits.guarded(), "same list twice " + name_of(s) + text, "list or guard");
     if (w.n_units > 1) check_found(w, a, kinds, list, n_list, name_of(s) + text);
     check_drawn(w, a, list, n_list, name_of(s) + text);
