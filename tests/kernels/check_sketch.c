@@ -198,7 +198,8 @@ static struct score_sum sum_of(const struct check *c, const struct sketch_scan *
     }
     double tol = (rank + 6) * SR_CHECK_U * abs_sum;
     /* the integer variant: factors of the second plane to half an s, beside levels of at most half their number */
-    if (is_rest && c->isa >= ISA_VNNI && c->isa != ISA_NEON) tol += (to - from) * levels / 2 * most / (a->sketch->bits == 4 ? 127 : 32512) / 2;
+    const int is_whole = c->isa == ISA_AVX2 ? a->sketch->bits == 4 : c->isa >= ISA_VNNI && c->isa != ISA_NEON;
+    if (is_rest && is_whole) tol += (to - from) * levels / 2 * most / (a->sketch->bits == 4 ? 127 : 32512) / 2;
     return (struct score_sum){want, tol};
 }
 

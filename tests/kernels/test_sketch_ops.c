@@ -137,7 +137,8 @@ static double estimate_at(const struct estimate *e, const struct check *c, const
         abs_sum += fabs(e->z[j]) * (double)t->step[j] * (2 << k->sketch.bits) + e->size;
     }
     const double factor = e->most / (k->sketch.bits == 4 ? 127 : 32512) / 2, levels = (1 << k->sketch.bits) / 2;
-    const double integer = c->isa >= ISA_VNNI && c->isa != ISA_NEON ? e->rank * levels * factor : 0;
+    const int is_whole = c->isa == ISA_AVX2 ? k->sketch.bits == 4 : c->isa >= ISA_VNNI && c->isa != ISA_NEON;
+    const double integer = is_whole ? e->rank * levels * factor : 0;
     *tol = 2 * k->u.shape.head_dim * SR_CHECK_U * abs_sum + integer;
     return want;
 }

@@ -64,25 +64,25 @@ SR_INLINE void sketch_encode_body(const struct sketch_rows *a)
 
 enum { SCORE_HEADS = 4, RUNS = SR_CHUNK_ROWS / SR_SKETCH_RUN };
 
-/* Per head: what a logit begins with, the centre of the codes in it; of the second plane likewise. */
-struct score_starts { float first[SR_ATTN_MAX_GROUP], rest[SR_ATTN_MAX_GROUP]; };
+/* Per head: what a logit begins with, the centre of the codes in it; of the second plane likewise. And copies of what the first
+ * plane needs: beside stores of logits nothing else is sure to stay as it is. */
+struct score_starts { float first[SR_ATTN_MAX_GROUP], rest[SR_ATTN_MAX_GROUP], open[SR_ATTN_MAX_GROUP], w[SR_ATTN_MAX_GROUP][SR_SKETCH_FIRST]; };
 
 /* VEC rows from `row` on and `heads` heads by the first plane. Bits of the rows that open their run. */
-SR_INLINE unsigned score_first(const struct sketch_scan *a, const int heads, int32_t g0, int32_t row, const float *start)
+SR_INLINE unsigned score_first(const struct sketch_scan *a, const int heads, int32_t g0, int32_t row, const struct score_starts *s)
 {
-    const int32_t padded = sr_sketch_padded(a->sketch), bits = a->sketch->bits, shift = sr_sketch_first_shift(bits, row);
+    const int32_t bits = a->sketch->bits, shift = sr_sketch_first_shift(bits, row);
     const veci words = vec_words(a->y_chunk + sr_sketch_first_at(bits, row));
-    const float *w = a->w + g0 * padded;
     unsigned open = 0;
     vec acc[SCORE_HEADS];
-    SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_all(start[g0 + g]);
+    SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_all(s->first[g0 + g]);
     SR_UNROLL for (int j = 0; j < SR_SKETCH_FIRST; j++) {
         const vec code = vec_code(words, shift + 8 * j, (1 << bits) - 1);
-        SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(w[g * padded + j]), acc[g]);
+        SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(s->w[g0 + g][j]), acc[g]);
     }
     SR_UNROLL for (int g = 0; g < heads; g++) {
         vec_store(a->logits + (g0 + g) * SR_SKETCH_STRIDE + row, acc[g]);
-        open |= vec_not_less(acc[g], vec_all(a->open[g0 + g]));
+        open |= vec_not_less(acc[g], vec_all(s->open[g0 + g]));
     }
     return open;
 }
@@ -109,13 +109,13 @@ SR_INLINE void score_rest(const struct sketch_scan *a, const int heads, int32_t 
 }
 
 /* Up to SCORE_HEADS heads from g on, their number a constant. */
-SR_INLINE unsigned score_first_heads(const struct sketch_scan *a, int32_t g, int32_t row, const float *start)
+SR_INLINE unsigned score_first_heads(const struct sketch_scan *a, int32_t g, int32_t row, const struct score_starts *s)
 {
     switch (a->group - g) {
-    case 1: return score_first(a, 1, g, row, start);
-    case 2: return score_first(a, 2, g, row, start);
-    case 3: return score_first(a, 3, g, row, start);
-    default: return score_first(a, 4, g, row, start);
+    case 1: return score_first(a, 1, g, row, s);
+    case 2: return score_first(a, 2, g, row, s);
+    case 3: return score_first(a, 3, g, row, s);
+    default: return score_first(a, 4, g, row, s);
     }
 }
 
@@ -137,6 +137,8 @@ SR_INLINE void start_scores(const struct sketch_scan *a, struct score_starts *s)
         float first = 0, rest = 0;
         for (int32_t j = 0; j < padded; j++) *(j < SR_SKETCH_FIRST ? &first : &rest) += a->w[g * padded + j];
         s->first[g] = a->base[g] - centre * first;
+        s->open[g] = a->open[g];
+        for (int32_t j = 0; j < SR_SKETCH_FIRST; j++) s->w[g][j] = a->w[g * padded + j];
         s->rest[g] = a->more[g] - centre * rest;
     }
 }
@@ -154,7 +156,10 @@ SR_INLINE unsigned rows_inside(const struct sketch_scan *a, int32_t row)
     return inside;
 }
 
-SR_INLINE void score_rows(const struct sketch_scan *a)
+/* An instruction set's own way to add the second plane to VEC rows of an open run. */
+typedef void sketch_rest_fn(const struct sketch_scan *a, const void *with, int32_t row);
+
+SR_INLINE void score_rows(const struct sketch_scan *a, sketch_rest_fn *rest, const void *with)
 {
     const int32_t first = a->row0 & ~15, end = (a->row1 + 15) & ~15;
     const size_t rest_bytes = a->sketch->row_bytes - sr_sketch_first_bytes(a->sketch);
@@ -163,22 +168,27 @@ SR_INLINE void score_rows(const struct sketch_scan *a)
     start_scores(a, &s);
     for (int32_t row = first; row < end; row += VEC)
         for (int32_t g = 0; g < a->group; g += SCORE_HEADS)
-            open[row / SR_SKETCH_RUN] |= (score_first_heads(a, g, row, s.first) & rows_inside(a, row)) != 0;
+            open[row / SR_SKETCH_RUN] |= (score_first_heads(a, g, row, &s) & rows_inside(a, row)) != 0;
     for (int32_t row = first; row < end; row += VEC) {
         if (!open[row / SR_SKETCH_RUN]) continue;
-        for (int32_t g = 0; g < a->group; g += SCORE_HEADS) score_rest_heads(a, g, row, s.rest);
+        if (rest) rest(a, with, row);
+        else
+            for (int32_t g = 0; g < a->group; g += SCORE_HEADS) score_rest_heads(a, g, row, s.rest);
         a->touched->y_bytes += __builtin_popcount(rows_inside(a, row)) * (int64_t)rest_bytes;
     }
     a->touched->y_rows += a->row1 - a->row0;
     a->touched->y_bytes += (a->row1 - a->row0) * (int64_t)sr_sketch_first_bytes(a->sketch);
     for (int32_t g = 0; g < a->group; g++) {
         float *x = a->logits + g * SR_SKETCH_STRIDE;
-        vec max = vec_all(-INFINITY);
+        vec max = vec_all(-INFINITY), max2 = max; /* two chains; whole blocks are at least two vectors */
         for (int32_t i = first; i < a->row0; i++) x[i] = -INFINITY;
         for (int32_t i = a->row1; i < end; i++) x[i] = -INFINITY;
         for (int32_t i = 0; i < a->n_skip; i++) x[a->skip[i] - a->first_row] = -INFINITY;
-        for (int32_t i = first; i < end; i += VEC) max = vec_max(vec_load(x + i), max);
-        a->max[g] = vec_top(max);
+        for (int32_t i = first; i < end; i += 2 * VEC) {
+            max = vec_max(vec_load(x + i), max);
+            max2 = vec_max(vec_load(x + i + VEC), max2);
+        }
+        a->max[g] = vec_top(vec_max(max, max2));
     }
 }
 
@@ -195,11 +205,12 @@ SR_INLINE int32_t keep_rows(const struct sketch_scan *a, int32_t row, unsigned k
     return n;
 }
 
-SR_INLINE void sketch_scan_body(struct sketch_scan *a)
+/* rest: NULL for that of the vector layer. */
+SR_INLINE void sketch_scan_body(struct sketch_scan *a, sketch_rest_fn *rest, const void *with)
 {
     vec sum[SR_ATTN_MAX_GROUP];
     int32_t n = 0;
-    score_rows(a);
+    score_rows(a, rest, with);
     for (int32_t g = 0; g < a->group; g++) sum[g] = vec_all(0);
     for (int32_t row = a->row0 & ~15; row < a->row1; row += VEC) {
         unsigned keep = 0;
