@@ -355,7 +355,9 @@ void sr_check_sketch_scan(struct check *c)
 void sr_spoilt_sketch_share(const struct sketch_share *a)
 {
     ((sr_sketch_share_fn *)sr_check_now->real)(a);
-    if (a->n > 0) sr_check_spoil(&a->sums[a->bin[0] * sr_sketch_width(a->group)]);
+    if (a->n == 0) return;
+    const int32_t bin = a->bin[0] < SR_SKETCH_BINS ? a->bin[0] : 0; /* that row may be in none */
+    sr_check_spoil(&a->sums[bin * sr_sketch_width(a->group)]);
 }
 
 /* The bin of row i; one within rounding of a boundary may fall on either side of it. */
