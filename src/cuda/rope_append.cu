@@ -148,6 +148,6 @@ void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, cons
     p.k_kept = a->k_kept;
     const int heads = p.n_heads + p.n_kv_heads;
     // The next kernel starts when this one ends, not before: an SM that still holds a block of it cannot be divided anew
-    // between shared memory and L1, and attention would run there with little of the latter (docs/speed.md).
+    // between shared memory and L1, and attention would run there with little of the latter (docs/speed-gpu.md).
     sr_cuda_launch(c, "rope and append", turn_kernel, dim3((unsigned)((heads + HEAD_WARPS - 1) / HEAD_WARPS)), dim3(HEAD_WARPS * WARP), 0, p);
 }

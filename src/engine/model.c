@@ -303,7 +303,7 @@ static const char *chat_name(const struct sr_model *m)
     return m->chat ? sr_chat_template_name(m->chat) : "unknown";
 }
 
-/* On an H200 with the shape of Llama-3.1-8B mass is 1.00 to 1.09 times dense at 32,768 tokens, 1.3 to 1.8 at 131,072 (docs/speed.md). */
+/* On an H200 with the shape of Llama-3.1-8B mass is 1.00 to 1.09 times dense at 32,768 tokens, 1.3 to 1.8 at 131,072 (docs/speed-gpu.md). */
 static const int32_t gpu_route_min = 65536;
 
 void sr_model_get_info(const sr_model *m, sr_model_info *out)
