@@ -39,7 +39,7 @@ static sr_status read_folder(struct hf *h, enum hf_what what)
 {
     char name[160];
     if (what == HF_MODEL && !sr_hf_exists(h, "config.json"))
-        return sr_fail(h->err, SR_ERR_IO, "%s: no config.json in this folder; a GGUF file is given by its own name",
+        return sr_fail(h->err, SR_ERR_IO, "%s: a directory without config.json; a GGUF file is given by its own name",
                        sr_escape(name, sizeof(name), h->folder, strlen(h->folder)));
     SR_TRY(load(h, "config.json", h->config_path, JSON_INTEGERS, what == HF_MODEL, &h->config));
     SR_TRY(load(h, "generation_config.json", h->generation_path, JSON_INTEGERS, 0, &h->generation));

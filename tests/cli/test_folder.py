@@ -134,7 +134,7 @@ def sessions_are_of_their_folder():
 @test
 def bad_folders_are_named():
     os.makedirs(path("empty"), exist_ok=True)
-    one_line(run("run", "-m", path("empty"), *GREEDY, rc=4)[1], "empty: no config.json in this folder")
+    one_line(run("run", "-m", path("empty"), *GREEDY, rc=4)[1], "empty: a directory without config.json")
     one_line(run("run", "-m", folder("kind", dict(CONFIG, model_type="gemma3")), *GREEDY, rc=6)[1], "model_type", "gemma3", "qwen3")
     one_line(run("run", "-m", folder("shape", dict(CONFIG, hidden_size=128)), *GREEDY, rc=3)[1], "want [128")
     one_line(run("run", "-m", folder("text", dict(CONFIG, vocab_size="260")), *GREEDY, rc=3)[1], "$.vocab_size", "integer")
