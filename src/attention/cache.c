@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Storage of a sequence: chunks of 1,024 rows, mapped as the sequence grows and never moved, so that a row's
- * address holds as long as the sequence. Nothing here knows what rows mean.
+ * address holds as long as the sequence. Chunks that are asked for at once, those of a prompt, are one region, in which
+ * the rows of a unit follow one another through all of them: a stream of rows does not end at each chunk. Nothing here
+ * knows what rows mean.
  */
 #include "attention/timeline.h"
 
@@ -81,49 +83,60 @@ static void chunk_free(const struct attn_seq *s, void *chunk, size_t bytes)
     else sr_region_unmap(chunk, bytes);
 }
 
-static sr_status add_chunk(struct attn_seq *s, sr_error *err)
+int32_t sr_cache_region_chunks(void **region, int32_t first, int32_t n_chunks)
 {
-    size_t k_run = SR_CHUNK_ROWS * s->shape.k_row_bytes, v_run = SR_CHUNK_ROWS * s->shape.v_row_bytes;
-    void *chunk;
-    SR_TRY(chunk_new(s, &chunk, sr_cache_chunk_bytes(s), "KV cache", err));
-    uint8_t *p = chunk;
+    int32_t n = 1;
+    while (first + n < n_chunks && !region[first + n]) n++;
+    return n;
+}
+
+/* How many of n chunks come in one region: all, but pages of a device are placed chunk by chunk. */
+static int32_t region_chunks(const struct attn_seq *s, int32_t n) { return s->a->backend->has_own_memory ? 1 : n; }
+
+static sr_status add_chunks(struct attn_seq *s, int32_t n, sr_error *err)
+{
+    const size_t k_run = SR_CHUNK_ROWS * s->shape.k_row_bytes, v_run = SR_CHUNK_ROWS * s->shape.v_row_bytes;
+    void *region;
+    SR_TRY(chunk_new(s, &region, (size_t)n * sr_cache_chunk_bytes(s), "KV cache", err));
+    uint8_t *p = region;
     if (s->device) sr_device_place_chunk(s, p, s->n_chunks);
-    s->region[s->n_chunks] = p;
-    for (size_t u = 0; u < n_units(s); u++, p += k_run + v_run) {
-        s->k[u * (size_t)s->table_room + (size_t)s->n_chunks] = p;
-        s->v[u * (size_t)s->table_room + (size_t)s->n_chunks] = p + k_run;
+    for (size_t u = 0; u < n_units(s); u++, p += (size_t)n * (k_run + v_run)) {
+        void **k = s->k + u * (size_t)s->table_room + s->n_chunks, **v = s->v + u * (size_t)s->table_room + s->n_chunks;
+        for (int32_t i = 0; i < n; i++) k[i] = p + (size_t)i * k_run, v[i] = p + (size_t)n * k_run + (size_t)i * v_run;
     }
-    s->n_chunks++;
+    for (int32_t i = 0; i < n; i++) s->region[s->n_chunks + i] = i ? NULL : region;
+    s->n_chunks += n;
     return SR_OK;
 }
 
-static void place_sketch_chunk(struct attn_seq *s, uint8_t *p)
+static void place_sketch_chunks(struct attn_seq *s, uint8_t *p, int32_t n)
 {
-    if (s->device) sr_device_place_sketch(s, p, s->n_sketch_chunks);
-    size_t run = SR_CHUNK_ROWS * s->sketch.row_bytes, half = has_two_halves(s) ? n_units(s) * run : 0;
-    s->sketch_region[s->n_sketch_chunks] = p;
-    for (size_t u = 0; u < n_units(s); u++, p += run) {
-        s->y[u * (size_t)s->table_room + (size_t)s->n_sketch_chunks] = p;
-        s->y_next[u * (size_t)s->table_room + (size_t)s->n_sketch_chunks] = p + half;
-    }
-    s->n_sketch_chunks++;
+    const size_t run = SR_CHUNK_ROWS * s->sketch.row_bytes, half = has_two_halves(s) ? n_units(s) * (size_t)n * run : 0;
+    const int32_t at = s->n_sketch_chunks;
+    if (s->device) sr_device_place_sketch(s, p, at);
+    for (int32_t i = 0; i < n; i++) s->sketch_region[at + i] = i ? NULL : p;
+    for (size_t u = 0; u < n_units(s); u++)
+        for (int32_t i = 0; i < n; i++, p += run) {
+            s->y[u * (size_t)s->table_room + (size_t)(at + i)] = p;
+            s->y_next[u * (size_t)s->table_room + (size_t)(at + i)] = p + half;
+        }
+    s->n_sketch_chunks += n;
 }
 
-static sr_status add_sketch_chunk(struct attn_seq *s, sr_error *err)
+static sr_status add_sketch_chunks(struct attn_seq *s, int32_t n, sr_error *err)
 {
-    size_t bytes = sr_cache_sketch_chunk_bytes(s, &s->sketch);
     void *p;
-    SR_TRY(chunk_new(s, &p, bytes, "sketch", err));
-    place_sketch_chunk(s, p);
+    SR_TRY(chunk_new(s, &p, (size_t)n * sr_cache_sketch_chunk_bytes(s, &s->sketch), "sketch", err));
+    place_sketch_chunks(s, p, n);
     return SR_OK;
 }
 
-static void free_sketch_chunks(struct attn_seq *s)
+static void free_regions(const struct attn_seq *s, void **region, int32_t n_chunks, size_t chunk_bytes)
 {
-    for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
-        chunk_free(s, s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &s->sketch));
+    for (int32_t i = 0, n; i < n_chunks; i += n) {
+        n = sr_cache_region_chunks(region, i, n_chunks);
+        chunk_free(s, region[i], (size_t)n * chunk_bytes);
     }
-    s->n_sketch_chunks = 0;
 }
 
 /* Chunks are committed only as rows are written: whether they will fit is asked here, where it can be
@@ -163,8 +176,8 @@ sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err)
         SR_TRY(b->ops->attn_reserve(b, &s->shape, s->a->scratch.room, want * SR_CHUNK_ROWS, err));
         SR_TRY(grow_list(s, want, err));
     }
-    while (s->n_chunks < want) SR_TRY(add_chunk(s, err));
-    while (s->n_sketch_chunks < want_sketch) SR_TRY(add_sketch_chunk(s, err));
+    while (s->n_chunks < want) SR_TRY(add_chunks(s, region_chunks(s, want - s->n_chunks), err));
+    while (s->n_sketch_chunks < want_sketch) SR_TRY(add_sketch_chunks(s, region_chunks(s, want_sketch - s->n_sketch_chunks), err));
     return SR_OK;
 }
 
@@ -180,7 +193,7 @@ void sr_cache_ahead(struct attn_seq *s, int32_t len)
         if (sr_cache_reserve(s, (next + 1) * SR_CHUNK_ROWS, NULL) != SR_OK) return;
         s->touched = 0;
     }
-    if (s->n_chunks != next + 1) return; /* it has been longer: the memory is there */
+    if (s->n_chunks != next + 1 || !s->region[next]) return; /* it has been longer: the memory is there */
     volatile uint8_t *p = s->region[next];
     const size_t to = sr_cache_chunk_bytes(s) / HALF * (size_t)into;
     for (; s->touched < to; s->touched += STRIDE) p[s->touched] = p[s->touched];
@@ -189,23 +202,21 @@ void sr_cache_ahead(struct attn_seq *s, int32_t len)
 /* Sketch rows of another shape need other chunks: the old ones go once all of the new ones are there. */
 static sr_status replace_sketch(struct attn_seq *s, const struct sketch_shape *shape, sr_error *err)
 {
-    struct sketch_shape old_shape = s->sketch;
-    int32_t n_old = s->n_sketch_chunks, i = 0;
-    size_t bytes = sr_cache_sketch_chunk_bytes(s, shape);
+    const struct sketch_shape old_shape = s->sketch;
+    const int32_t n_old = s->n_sketch_chunks, each = region_chunks(s, s->n_chunks);
+    const size_t bytes = sr_cache_sketch_chunk_bytes(s, shape), old_bytes = sr_cache_sketch_chunk_bytes(s, &old_shape);
     void **fresh = sr_alloc_zero((size_t)s->n_chunks, sizeof *fresh);
     if (!fresh) return sr_fail_memory(err, (size_t)s->n_chunks * sizeof *fresh, "sketch table");
-    for (; i < s->n_chunks; i++) {
-        if (chunk_new(s, &fresh[i], bytes, "sketch", err) != SR_OK) break;
-    }
-    if (i < s->n_chunks) {
-        while (i-- > 0) chunk_free(s, fresh[i], bytes);
+    for (int32_t i = 0; i < s->n_chunks; i += each) {
+        if (chunk_new(s, &fresh[i], (size_t)each * bytes, "sketch", err) == SR_OK) continue;
+        free_regions(s, fresh, i, bytes);
         sr_free(fresh);
         return SR_ERR_RESOURCE;
     }
-    for (i = 0; i < n_old; i++) chunk_free(s, s->sketch_region[i], sr_cache_sketch_chunk_bytes(s, &old_shape));
+    free_regions(s, s->sketch_region, n_old, old_bytes);
     s->sketch = *shape;
     s->n_sketch_chunks = 0;
-    for (i = 0; i < s->n_chunks; i++) place_sketch_chunk(s, fresh[i]);
+    for (int32_t i = 0; i < s->n_chunks; i += each) place_sketch_chunks(s, fresh[i], each);
     sr_free(fresh);
     sr_sketch_drop(s);
     return SR_OK;
@@ -217,15 +228,15 @@ sr_status sr_cache_sketch_reserve(struct attn_seq *s, const struct sketch_shape 
     if (s->n_chunks > 0)
         SR_TRY(check_memory(s, 0, is_new ? s->n_chunks : s->n_chunks - s->n_sketch_chunks, err));
     if (is_new) return replace_sketch(s, shape, err);
-    while (s->n_sketch_chunks < s->n_chunks) SR_TRY(add_sketch_chunk(s, err));
+    while (s->n_sketch_chunks < s->n_chunks) SR_TRY(add_sketch_chunks(s, region_chunks(s, s->n_chunks - s->n_sketch_chunks), err));
     return SR_OK;
 }
 
 void sr_cache_free(struct attn_seq *s)
 {
-    free_sketch_chunks(s);
-    for (int32_t i = 0; i < s->n_chunks; i++) chunk_free(s, s->region[i], sr_cache_chunk_bytes(s));
-    s->n_chunks = s->table_room = 0;
+    free_regions(s, s->sketch_region, s->n_sketch_chunks, sr_cache_sketch_chunk_bytes(s, &s->sketch));
+    free_regions(s, s->region, s->n_chunks, sr_cache_chunk_bytes(s));
+    s->n_chunks = s->n_sketch_chunks = s->table_room = 0;
     void ***tables[6] = {&s->k, &s->v, &s->y, &s->y_next, &s->region, &s->sketch_region};
     for (int i = 0; i < 6; i++) {
         sr_free(*tables[i]);

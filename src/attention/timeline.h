@@ -65,7 +65,7 @@ struct attn_seq {
 
     int32_t n_chunks, n_sketch_chunks, table_room;
     void **k, **v, **y, **y_next;   /* [n_layers][n_kv_heads][table_room] runs */
-    void **region, **sketch_region; /* [table_room] */
+    void **region, **sketch_region; /* [table_room]: of the first chunk of each, NULL of the others */
     float *scales;                  /* [2][n_layers][n_kv_heads] of K and V rows of a scaled type, on the host; else NULL */
     size_t touched;                 /* bytes of the last chunk that were committed ahead of its rows */
     int32_t *list; /* [2][n_kv_heads][n_chunks * SR_CHUNK_ROWS] rows chosen in the layer at hand, and by its
@@ -116,6 +116,7 @@ void sr_cache_free(struct attn_seq *s);
 void sr_cache_units(const struct attn_seq *s, int32_t layer,
                     struct attn_unit *out); /* [n_kv_heads]; q is not set */
 size_t sr_cache_chunk_bytes(const struct attn_seq *s);
+int32_t sr_cache_region_chunks(void **region, int32_t first, int32_t n_chunks); /* of the region that begins with chunk `first` */
 size_t sr_cache_sketch_chunk_bytes(const struct attn_seq *s, const struct sketch_shape *shape);
 
 /* lot.c: rows before `end` drawn with the probability route.keep, rising; the same for all layers and groups */

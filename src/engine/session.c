@@ -226,6 +226,7 @@ sr_status sr_session_prefill(sr_session *s, const int32_t *ids, int32_t n, sr_pr
     const double t0 = sr_session_clock_ms();
     sr_status st = SR_OK;
     int32_t at = 0;
+    SR_TRY_GOTO(sr_attn_seq_reserve(s->seq, start + n, err)); /* at once: then a head's rows lie in one piece */
     while (at < n) {
         const int32_t left = n - at, batch = left < s->options.n_batch ? left : s->options.n_batch;
         SR_TRY_GOTO(run_batch(s, ids + at, batch, at + batch == n, s->spare, err));

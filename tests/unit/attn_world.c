@@ -16,6 +16,7 @@
 
 #include "attention/moments.h"
 #include "attention/rotation.h"
+#include "attention/timeline.h"
 #include "base/rng.h"
 #include "formats/quant.h"
 
@@ -325,4 +326,13 @@ void sr_shared_assert_step(struct attn_bench *b, int32_t pos)
     assert_memory_equal(got, want, bytes);
     free(got);
     free(want);
+}
+
+void sr_spoil_sketch(struct attn_seq *s)
+{
+    for (int32_t i = 0, n; i < s->n_sketch_chunks; i += n) {
+        uint8_t *p = s->sketch_region[i];
+        n = sr_cache_region_chunks(s->sketch_region, i, s->n_sketch_chunks);
+        for (size_t at = 0; at < (size_t)n * sr_cache_sketch_chunk_bytes(s, &s->sketch); at++) p[at] = (uint8_t)~p[at];
+    }
 }

@@ -58,6 +58,9 @@ void sr_bench_step(struct attn_bench *b, const struct attn_world *w, int32_t pos
 /* Decodes position pos once more without appending. */
 void sr_bench_again(struct attn_bench *b, const struct attn_world *w, int32_t layer, int32_t pos, float *out);
 
+/* Every code of the sketch gets its sign turned. On memory that the host can write. */
+void sr_spoil_sketch(struct attn_seq *s);
+
 /* No audits; a threshold of .3 for `paper`. */
 sr_route_options sr_world_route(sr_route_mode mode);
 

@@ -433,11 +433,7 @@ static void run_audited(int corrupt, sr_route_stats *st)
     sr_bench_fill(&b, w, 0, AT);
     sr_bench_step(&b, w, AT, out);
     sr_attn_seq_stats_reset(b.seq);
-    for (int32_t i = 0; corrupt && i < b.seq->n_sketch_chunks; i++) {
-        uint8_t *p = b.seq->sketch_region[i];
-        for (size_t at = 0; at < sr_cache_sketch_chunk_bytes(b.seq, &b.seq->sketch); at++)
-            p[at] = (uint8_t)(~p[at]); /* every coordinate's sign */
-    }
+    if (corrupt) sr_spoil_sketch(b.seq);
     for (int32_t p = AT + 1; p < AT + 21; p++) sr_bench_step(&b, w, p, out);
     sr_attn_seq_stats(b.seq, st);
     sr_bench_close(&b);

@@ -328,6 +328,44 @@ static void test_chunk_ahead(void **state)
     sr_bench_close(&b);
 }
 
+/* Rows that are reserved at once lie in one region, a unit's one after another through its chunks; the bits are those of chunks
+ * that came one by one. So with sketches of another rank, whose chunks are all made anew. */
+static void test_one_region(void **state)
+{
+    static const sr_route_mode modes[] = {SR_ROUTE_DENSE, SR_ROUTE_MASS};
+    float out[2][LAYERS * STRIDE];
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct attn_bench whole, apart;
+        sr_route_options o = sr_world_route(modes[i]);
+        sr_shared_open(&whole, &o, 0);
+        sr_shared_open(&apart, &o, 0);
+        assert_int_equal(sr_attn_seq_reserve(whole.seq, 3500, NULL), SR_OK);
+        for (int32_t at = 0; at < 3500; at += 500) {
+            sr_bench_fill(&whole, sr_shared.world, at, at + 500);
+            sr_bench_fill(&apart, sr_shared.world, at, at + 500);
+        }
+        const struct attn_seq *s = whole.seq;
+        const uint8_t *const *k = (const uint8_t *const *)(s->k + s->table_room); /* of the second group */
+        assert_int_equal(s->n_chunks, 4);
+        assert_true(s->region[0] && !s->region[1] && !s->region[3] && apart.seq->region[1] && apart.seq->region[3]);
+        assert_ptr_equal(k[3], k[0] + 3 * SR_CHUNK_ROWS * s->shape.k_row_bytes);
+        for (int32_t p = 3500; p < 3504; p++) {
+            sr_bench_step(&whole, sr_shared.world, p, out[0]);
+            sr_bench_step(&apart, sr_shared.world, p, out[1]);
+            assert_memory_equal(out[0], out[1], sizeof out[0]);
+        }
+        o.rank = 24;
+        assert_int_equal(sr_attn_seq_route_set(whole.seq, &o, NULL), SR_OK);
+        assert_int_equal(sr_attn_seq_route_set(apart.seq, &o, NULL), SR_OK);
+        sr_bench_step(&whole, sr_shared.world, 3504, out[0]);
+        sr_bench_step(&apart, sr_shared.world, 3504, out[1]);
+        assert_memory_equal(out[0], out[1], sizeof out[0]);
+        sr_bench_close(&whole);
+        sr_bench_close(&apart);
+    }
+}
+
 /* ---- no memory ---- */
 
 static sr_status whole_life(const struct attn_world *w, struct backend *backend)
@@ -388,7 +426,7 @@ int main(void)
         cmocka_unit_test(test_own_moments_begin),
         cmocka_unit_test(test_truncate_and_go_on), cmocka_unit_test(test_route_changes),
         cmocka_unit_test(test_batch_of_sequences), cmocka_unit_test(test_save_and_restore),
-        cmocka_unit_test(test_chunk_ahead),
+        cmocka_unit_test(test_chunk_ahead),        cmocka_unit_test(test_one_region),
         cmocka_unit_test(test_restore_refuses),    cmocka_unit_test(test_every_allocation_may_fail),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

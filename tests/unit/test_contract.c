@@ -167,14 +167,6 @@ static void test_breaker(void **state)
 
 enum { LEN = 2460, AT = 2400 };
 
-static void spoil_sketch(struct attn_seq *s)
-{
-    for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
-        uint8_t *p = s->sketch_region[i];
-        for (size_t at = 0; at < sr_cache_sketch_chunk_bytes(s, &s->sketch); at++) p[at] = (uint8_t)(~p[at]);
-    }
-}
-
 /* A sketch that lies is found out: its units are read whole, so that fewer cases are broken and what is read is dense. */
 static void test_breaker_in_use(void **state)
 {
@@ -193,7 +185,7 @@ static void test_breaker_in_use(void **state)
         sr_bench_fill(&b, w, 0, AT);
         sr_bench_step(&b, w, AT, out);
         sr_attn_seq_stats_reset(b.seq);
-        spoil_sketch(b.seq);
+        sr_spoil_sketch(b.seq);
         for (int32_t p = AT + 1; p < LEN; p++) sr_bench_step(&b, w, p, out);
         sr_attn_seq_stats(b.seq, &st[on]);
         for (int32_t g = 0; g < w->n_kv_heads; g++) { /* the last layer: an open unit gives what dense gives */

@@ -102,14 +102,6 @@ static void same_stats(const sr_route_stats *x, const sr_route_stats *y, int64_t
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++) assert_float_equal(sums[i][0], sums[i][1], 1e-9 * (1 + fabs(sums[i][1])));
 }
 
-static void spoil_sketch(struct attn_seq *s)
-{
-    for (int32_t i = 0; i < s->n_sketch_chunks; i++) {
-        uint8_t *p = s->sketch_region[i];
-        for (size_t at = 0; at < sr_cache_sketch_chunk_bytes(s, &s->sketch); at++) p[at] = (uint8_t)(~p[at]);
-    }
-}
-
 static sr_route_stats compare(const sr_route_options *o, int is_spoiled, int is_watched)
 {
     struct attn_world *w = sr_shared.world;
@@ -127,8 +119,8 @@ static sr_route_stats compare(const sr_route_options *o, int is_spoiled, int is_
         sr_bench_step(&cpu, w, p, want);
         device_step(&gpu, p, got);
         assert_memory_equal(got, want, sizeof want);
-        if (p == AT && is_spoiled) spoil_sketch(cpu.seq);
-        if (p == AT && is_spoiled) spoil_sketch(gpu.seq);
+        if (p == AT && is_spoiled) sr_spoil_sketch(cpu.seq);
+        if (p == AT && is_spoiled) sr_spoil_sketch(gpu.seq);
     }
     sr_attn_seq_stats(cpu.seq, &x);
     sr_attn_seq_stats(gpu.seq, &y);
@@ -208,7 +200,7 @@ static void test_recordings(void **state)
     sr_bench_fill(&b, sr_shared.world, 0, AT);
     device_step(&b, AT, out);
     const uint64_t key = sr_attn_step_key(b.seq);
-    spoil_sketch(b.seq);
+    sr_spoil_sketch(b.seq);
     for (int32_t p = AT + 1; p < AT + 30; p++) device_step(&b, p, out);
     assert_true(sr_attn_step_key(b.seq) == key); /* breakers opened and closed meanwhile: data */
     sr_attn_seq_watch(b.seq, listen, &t);
@@ -361,7 +353,7 @@ static void test_restore(void **state)
     sr_bench_fill(&a, sr_shared.world, 0, AT);
     for (int32_t p = AT; p < AT + 20; p++) {
         device_step(&a, p, want);
-        if (p == AT) spoil_sketch(a.seq);
+        if (p == AT) sr_spoil_sketch(a.seq);
     }
     OK(sr_attn_seq_truncate(a.seq, AT + 18, &err));
     sr_attn_seq_state_get(a.seq, &st);
