@@ -358,7 +358,7 @@ static sr_status read_corpus(struct run *r, sr_error *err)
             "-c %lld: with -n %d and --tile %lld more than the %d tokens the model was trained for (--allow-extrapolation)",
             (long long)o->n_ctx, r->n_decode, (long long)o->tile, trained);
     if (o->tile > 1 && !o->n_ctx) return sr_refuse(err, SR_ERR_USAGE, "--tile %lld: -c says how many tokens are repeated", (long long)o->tile);
-    if (o->n_ctx * o->tile + r->n_decode > INT32_MAX) 
+    if (o->n_ctx * o->tile + r->n_decode > INT32_MAX)
         return sr_refuse(err, SR_ERR_USAGE, "-c %lld: with -n %d and --tile %lld more than %d tokens", (long long)o->n_ctx,
                          r->n_decode, (long long)o->tile, INT32_MAX);
     sr_status st = sr_corpus_text(&r->corpus, o, r->model, o->n_ctx ? (int32_t)wanted : 0, trained, err);

@@ -11,7 +11,9 @@
 
 #include "sinkrouter/engine.h"
 
+#include "attention/timeline.h"
 #include "base/memory.h"
+#include "engine/session.h"
 #include "ok.h"
 #include "tiny_model.h"
 
@@ -180,6 +182,7 @@ static void routed_decode_allocates_nothing(void **state)
     tiny_tokens(5, text, 2100);
     OK(sr_session_new(&s, m, &o, &err));
     prefill(s, text, 2100);
+    assert_true(s->seq->n_chunks == 3 && s->seq->region[0] && !s->seq->region[1] && !s->seq->region[2]); /* a prompt is one region */
     OK(sr_session_decode(s, 1, &err));
     const uint64_t before = sr_alloc_count();
     for (int i = 0; i < 60; i++) OK(sr_session_decode(s, text[i], &err));
