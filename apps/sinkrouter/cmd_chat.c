@@ -357,6 +357,14 @@ static int finish(struct chat *c, sr_error *err)
     return sig && sig != SIGINT ? 128 + sig : 0;
 }
 
+/* Where a turn failed, what the turns before it left. */
+static void rescue(struct chat *c)
+{
+    sr_error err;
+    sr_talk_rescue(&c->t);
+    if (c->n_answers && sr_stats_write(&c->t, c->answers, c->n_answers, &err) != SR_OK) sr_say("%s", err.text);
+}
+
 int sr_cmd_chat(const struct options *o, sr_error *err)
 {
     struct chat c = {0};
@@ -371,7 +379,8 @@ int sr_cmd_chat(const struct options *o, sr_error *err)
             sr_interrupt_clear();
             rc = (int)converse(&c, err);
         }
-        if (!rc) rc = finish(&c, err);
+        if (rc) rescue(&c);
+        else rc = finish(&c, err);
     }
     sr_line_input_free(c.input);
     drop_messages(&c, 0);

@@ -79,7 +79,8 @@ int sr_cmd_run(const struct options *o, sr_error *err)
         return sr_refuse(err, SR_ERR_USAGE, "-p: missing; give a prompt, a document with -f, or both");
     int rc = (int)sr_talk_open(&t, o, err);
     if (!rc) rc = (int)answer_prompt(&t, &a, err);
-    if (!rc) rc = finish(&t, &a, err);
+    if (rc) sr_talk_rescue(&t);
+    else rc = finish(&t, &a, err);
     sr_answer_free(&a);
     sr_talk_close(&t);
     return rc;

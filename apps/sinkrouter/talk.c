@@ -266,6 +266,7 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, int with
     if (!st) st = sr_session_sync(t->session, ids, n, sr_progress_show, NULL, &a->reused, err);
     sr_progress_clear();
     if (st) return st;
+    t->is_ahead = 1;
     a->prefilled = sr_session_len(t->session) - a->reused;
     sr_setup_warn_tau(&t->route, sr_session_len(t->session));
     if (sr_session_len(t->session) == n) {
@@ -289,4 +290,10 @@ sr_status sr_talk_save(struct talk *t, sr_error *err)
         sr_note("--session %s: %d tokens saved", sr_visible(shown, sizeof shown, t->o->session),
                 sr_session_len(t->session));
     return st;
+}
+
+void sr_talk_rescue(struct talk *t)
+{
+    sr_error err;
+    if (t->is_ahead && sr_talk_save(t, &err) != SR_OK) sr_say("%s", err.text);
 }

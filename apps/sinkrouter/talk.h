@@ -49,6 +49,7 @@ struct talk {
     struct text stop_texts[LIST_MAX];
     float *logits; /* copy without end tokens, for --ignore-eos */
     int restored;  /* the session came from a file */
+    int is_ahead;  /* the session holds more than its file */
     int color;
     int batch_threads, decode_threads; /* 0: all the model has */
 };
@@ -61,6 +62,8 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, int with
 int sr_talk_mode(const struct talk *t, const sr_message *msgs, int32_t n_msgs);
 /* --session: nothing without it. */
 sr_status sr_talk_save(struct talk *t, sr_error *err);
+/* The same where an answer failed, if there is something new: every step happened or left the session as it was. */
+void sr_talk_rescue(struct talk *t);
 void sr_talk_close(struct talk *t);
 
 #endif

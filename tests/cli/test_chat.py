@@ -4,6 +4,7 @@
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -128,6 +129,29 @@ def sessions_go_on():
     whole = stats(["My name is Ann.", "What is my name?"], "-n", "40")["answers"][1]
     equal(b["reused"], a["prompt_tokens"] + a["generated"])
     equal((b["prompt_tokens"], b["generated"]), (whole["prompt_tokens"], whole["generated"]))
+
+
+@test
+def a_turn_without_memory_leaves_the_turns_before_it():
+    file, report = path("rescued"), path("rescued.json")
+    p = subprocess.Popen([PROGRAM, "chat", "-m", MODEL, "--greedy", "-n", "12", "--session", file, "--stats", report],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    p.stdin.write(b"My name is Ann.\n")
+    p.stdin.flush()
+    err = b""
+    while b"decode" not in err:
+        err += os.read(p.stderr.fileno(), 4096)
+    with open(f"/proc/{p.pid}/statm", encoding="ascii") as f:
+        most = int(f.read().split()[0]) * resource.getpagesize() + (8 << 20)
+    resource.prlimit(p.pid, resource.RLIMIT_AS, (most, most))
+    _, err = p.communicate(b"word " * 1500 + b"\n", timeout=60)
+    equal(p.returncode, 5, err.decode())
+    contains(err.decode(), "KV cache: ")
+    with open(report, encoding="utf8") as f:
+        first = json.load(f)["answers"]
+    equal(len(first), 1)
+    again = stats(["What is my name?"], "-n", "4", "--session", file)["answers"][0]
+    equal(again["reused"], first[0]["prompt_tokens"] + first[0]["generated"])
 
 
 @test

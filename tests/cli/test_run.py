@@ -4,6 +4,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,6 +331,24 @@ def cut_model_file():
         head = f.read(1 << 21)
     for n in (3, 20, 4000, len(head)):
         one_line(run("run", "-m", write("cut.gguf", head[:n]), "-p", "x", "--quiet", rc=3)[1], "cut.gguf")
+
+
+@test
+def model_file_cut_during_an_answer():
+    file, model = path("rescued"), path("shrinks.gguf")
+    shutil.copy(MODEL, model)
+    p = subprocess.Popen([PROGRAM, "run", "-m", model, "-lm", "mmap", "--greedy", "--quiet", "-p", QUESTION, "-n", "4000", "--ignore-eos",
+                          "--session", file], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    began = os.read(p.stdout.fileno(), 1)
+    os.truncate(model, 1 << 20)
+    out, err = p.communicate(timeout=60)
+    equal(p.returncode, 4)
+    one_line(err.decode(), "shrinks.gguf", "became shorter")
+    # what was answered until then is in the session
+    os.unlink(model)
+    shutil.copy(MODEL, model)
+    again = stats_of("run", "-m", model, "--greedy", "-p", QUESTION, "-n", "1", "--session", file)["answers"][0]
+    equal((again["prefilled"] <= 1, len(began + out) > 0), (True, True))
 
 
 @test
