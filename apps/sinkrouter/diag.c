@@ -10,6 +10,8 @@
 
 static struct {
     FILE *log;
+    const char *log_name;
+    int log_error; /* errno of the first line that did not get there */
     int quiet, verbose;
     void (*clear)(void);
 } diag;
@@ -69,10 +71,7 @@ static void line(int shown, const char *text)
         if (diag.clear) diag.clear();
         fprintf(stderr, "sinkrouter: %s\n", text);
     }
-    if (diag.log) {
-        fprintf(diag.log, "%s\n", text);
-        fflush(diag.log);
-    }
+    if (diag.log && !diag.log_error && (fprintf(diag.log, "%s\n", text) < 0 || fflush(diag.log) != 0)) diag.log_error = errno;
 }
 
 void sr_say(const char *fmt, ...)
@@ -117,6 +116,7 @@ sr_status sr_diag_open(const char *log_file, int quiet, int verbose, sr_error *e
     diag.verbose = verbose && !quiet;
     if (log_file) {
         diag.log = fopen(log_file, "a");
+        diag.log_name = log_file;
         char shown[120];
         if (!diag.log)
             return sr_refuse(err, SR_ERR_IO, "--log-file %s: %s", sr_visible(shown, sizeof shown, log_file),
@@ -126,9 +126,13 @@ sr_status sr_diag_open(const char *log_file, int quiet, int verbose, sr_error *e
     return SR_OK;
 }
 
-void sr_diag_close(void)
+int sr_diag_close(int rc)
 {
+    char shown[120];
     sr_log_set(NULL, NULL);
-    if (diag.log) fclose(diag.log);
+    if (diag.log && fclose(diag.log) != 0 && !diag.log_error) diag.log_error = errno;
     diag.log = NULL;
+    if (rc || !diag.log_error) return rc;
+    sr_say("--log-file %s: %s", sr_visible(shown, sizeof shown, diag.log_name), strerror(diag.log_error));
+    return SR_ERR_IO;
 }

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Everything the program says on standard error: one line at a time, control characters made visible, copied
- * to
- * --log-file. Errors are always shown; notes are not with --quiet. Standard output belongs to answers and
- * tables.
+ * Everything the program says on standard error: one line at a time, control characters made visible, copied to
+ * --log-file. Errors are always shown; notes are not with --quiet. Standard output belongs to answers and tables.
  */
 #ifndef SR_APP_DIAG_H
 #define SR_APP_DIAG_H
@@ -14,7 +12,8 @@
 
 /* Lines of the library: warnings always (unless quiet), the rest when verbose. */
 sr_status sr_diag_open(const char *log_file, int quiet, int verbose, sr_error *err);
-void sr_diag_close(void);
+/* The exit status: rc, or if that is 0 and a line did not get to the log file, that of the error, which is said. */
+int sr_diag_close(int rc);
 int sr_diag_quiet(void);
 
 __attribute__((format(printf, 1, 2))) void sr_say(const char *fmt, ...);

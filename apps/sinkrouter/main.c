@@ -121,7 +121,5 @@ int main(int argc, char **argv)
         sr_flags_help(command);
         return flush_stdout(0);
     }
-    rc = flush_stdout(o.list_devices ? list_devices() : execute(&o, &err));
-    sr_diag_close();
-    return rc;
+    return sr_diag_close(flush_stdout(o.list_devices ? list_devices() : execute(&o, &err)));
 }

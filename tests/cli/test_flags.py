@@ -222,6 +222,12 @@ def log_file():
     with open(path("said"), encoding="utf8") as f:
         contains(f.read(), "/absent: cannot open")
     one_line(run("run", "-m", "/absent", "-p", "x", "--log-file", "/absent/log", rc=4)[1], "--log-file /absent/log")
+    model, full = path("log.gguf"), ("-p", "x", "-no-cnv", "-n", "2", "--greedy", "--quiet", "--log-file", "/dev/full")
+    run("inspect", "--make-random", "tiny-smollm", "--type", "q8_0", "-o", model)
+    out, err = run("run", "-m", model, *full, rc=4)  # the answer is there, the lines about it are not
+    one_line(err, "--log-file /dev/full: No space left on device")
+    equal(out, run("run", "-m", model, *full[:-2])[0])
+    one_line(run("run", "-m", "/absent", *full, rc=4)[1], "/absent: cannot open")  # the error itself comes first
 
 
 main()
