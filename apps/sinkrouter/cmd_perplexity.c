@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { QUESTION_TOKENS = 32 }; /* room for a needle's question */
+enum { QUESTION_TOKENS = 32 }; /* room for a needle's question, unless the vocabulary needs more */
 
 struct run {
     const struct options *o;
@@ -30,6 +30,7 @@ struct run {
     int32_t n_prefill, n_decode;
     struct compare compare;
     struct needle needles[MAX_NEEDLES];
+    int32_t n_question; /* room for one */
     int is_niah;
     json_t *rows;
 };
@@ -215,7 +216,7 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
 /* Tokens of the longest context that is decoded in. */
 static int32_t longest(const struct run *r)
 {
-    const int32_t decoded = r->is_niah ? r->n_decode * (int32_t)r->o->values + QUESTION_TOKENS : r->n_decode;
+    const int32_t decoded = r->is_niah ? r->n_decode * (int32_t)r->o->values + r->n_question : r->n_decode;
     return r->n_prefill * (int32_t)r->o->tile + decoded;
 }
 
@@ -341,8 +342,11 @@ static sr_status read_corpus(struct run *r, sr_error *err)
     int32_t trained = r->info.n_ctx_train;
     r->n_prefill = (int32_t)o->n_ctx;
     if (r->is_niah) {
+        sr_status st = sr_corpus_questions(r->needles, o, r->model, &r->n_question, err);
+        if (st) return st;
+        if (r->n_question < QUESTION_TOKENS) r->n_question = QUESTION_TOKENS;
         r->n_decode = o->n_predict > 0 ? (int32_t)o->n_predict : 16;
-        const int64_t answer = (int64_t)r->n_decode * o->values + QUESTION_TOKENS;
+        const int64_t answer = (int64_t)r->n_decode * o->values + r->n_question;
         const int64_t whole = o->n_ctx ? o->n_ctx + answer : trained;
         if (answer >= whole || whole > INT32_MAX)
             return sr_refuse(err, SR_ERR_USAGE, "-n %d: %lld tokens of answers do not fit a context of %lld", r->n_decode,

@@ -145,18 +145,32 @@ static sr_status hide(struct corpus *hidden, const struct needle *n, int32_t val
     return append_text(hidden, m, sentence, (size_t)len, SR_BOS_OFF, err);
 }
 
-/* Words, questions and numbers; all sentences one after the other, and where each ends. Those of the last needle
+sr_status sr_corpus_questions(struct needle *needles, const struct options *o, const sr_model *m, int32_t *most, sr_error *err)
+{
+    const int32_t n = (int32_t)o->needles;
+    *most = 0;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t *ids, n_ids;
+        needles[i].n_values = i == n - 1 ? (int32_t)o->values : 1;
+        snprintf(needles[i].question, NEEDLE_TEXT,
+                 needles[i].n_values == 1 ? "\nThe special magic number for %s is" : "\nThe special magic numbers for %s are", words[i]);
+        sr_status st = sr_tokenize(m, needles[i].question, strlen(needles[i].question), SR_BOS_OFF, 0, &ids, &n_ids, err);
+        if (st) return st;
+        sr_tokens_free(ids);
+        if (n_ids > *most) *most = n_ids;
+    }
+    return SR_OK;
+}
+
+/* Numbers; all sentences one after the other, and where each ends. Those of the last needle
  * are dealt evenly among the others. */
 static sr_status make_needles(struct corpus *hidden, struct needle *needles, const struct options *o, const sr_model *m, int32_t *ends,
                               uint64_t *random, sr_error *err)
 {
     int32_t n_needles = (int32_t)o->needles, n_values = (int32_t)o->values, n_all = n_needles - 1 + n_values;
-    for (int32_t i = 0; i < n_needles; i++) {
-        needles[i].n_values = i == n_needles - 1 ? n_values : 1;
-        snprintf(needles[i].question, NEEDLE_TEXT, needles[i].n_values == 1 ? "\nThe special magic number for %s is" : "\nThe special magic numbers for %s are", words[i]);
+    for (int32_t i = 0; i < n_needles; i++)
         for (int32_t v = 0; v < needles[i].n_values; v++)
             snprintf(needles[i].digits[v], sizeof needles[i].digits[v], "%07llu", (unsigned long long)(next_random(random) % 10000000));
-    }
     for (int32_t i = 0, single = 0, value = 0; i < n_all; i++) {
         int is_value = single == n_needles - 1 || (int64_t)(i + 1) * n_values / n_all > value;
         int32_t at = is_value ? n_needles - 1 : single++;

@@ -25,7 +25,9 @@ struct needle {
     char digits[MAX_VALUES][8];
     int32_t n_values;           /* 1, or of the last needle --values: its sentences lie between those of the others */
 };
-/* n tokens: -f's text, or filler of our own, with the needles' sentences at even depths. */
+/* What is asked: words, numbers of values and questions; *most = the tokens of the longest question. */
+sr_status sr_corpus_questions(struct needle *needles, const struct options *o, const sr_model *m, int32_t *most, sr_error *err);
+/* n tokens: -f's text, or filler of our own, with the sentences of these needles at even depths; fills in their numbers. */
 sr_status sr_corpus_needles(struct corpus *c, struct needle *needles, const struct options *o, const sr_model *m, int32_t n,
                             sr_error *err);
 

@@ -211,6 +211,10 @@ def needles():
     out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "64", "-n", "12", "--needles", "1", "--modes", "dense")
     equal(json.loads(out)["hits"], 1)
     one_line(run("perplexity", "-m", MODEL, "--task", "niah", "-c", "60", "--needles", "8", rc=2)[1], "-c 60")
+    # a question takes 40 tokens of a vocabulary of bytes
+    run("inspect", "--make-random", "tiny-llama2", "--type", "q8_0", "-o", path("bytes.gguf"))
+    out, _ = run("perplexity", "-m", path("bytes.gguf"), "--task", "niah", "-c", "400", "-n", "4", "--needles", "2", "--modes", "dense")
+    equal(json.loads(out)["decoded"], 2 * (40 + 4))
     for n, values in ((2147483647, 1), (1147483640, 8)):  # products beyond 2^31
         for c in ([], ["-c", "3000"]):
             one_line(run("perplexity", "-m", MODEL, "--task", "niah", *c, "-n", str(n), "--values", str(values), "--allow-extrapolation",
