@@ -5,6 +5,7 @@
 # make install    program, libraries, headers        DESTDIR=, PREFIX=/usr/local
 #
 # make CUDA=1     with the CUDA backend: nvcc from PATH, or CUDA_HOME; CUDA_CODE names other targets
+# make V=1        shows the commands
 #
 # Sources are found by place: src/*/ and src/cpu/*/ make the library, apps/sinkrouter/ the program,
 # tests/unit, tests/kernels and tests/golden one program per test_*.c. Flags of an ISA go by a file's suffix.
@@ -76,6 +77,8 @@ FUZZ_SECONDS ?= 30
 MODEL        := models/SmolLM2-135M-Instruct.Q4_1.gguf
 JOBS         := $(shell nproc)
 AGAIN         = +@$(MAKE) --no-print-directory
+Q            := $(if $(V),,@)
+say           = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $1 $@')
 
 .SECONDARY:
 .PHONY: deps all lib tests unit-tests kernel-tests-alone fuzz-replay fuzz-run demo bench test fuzz check-format install clean
@@ -94,39 +97,48 @@ $(BUILD)/src/cpu/%.o: override SAN := $(KERNEL_SAN)
 
 $(BUILD)/%.o: %.c | deps
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(call isa_flags,$<) -c $< -o $@
+	$(call say,CC  )
+	$(Q)$(CC) $(CFLAGS) $(call isa_flags,$<) -c $< -o $@
 
 $(BUILD)/%.o: %.cu | deps
 	@mkdir -p $(@D)
-	$(CUDA_HOME)/bin/nvcc $(NVCCFLAGS) -c $< -o $@
+	$(call say,NVCC)
+	$(Q)$(CUDA_HOME)/bin/nvcc $(NVCCFLAGS) -c $< -o $@
 
 # With CUDA=1: build/bench/attn_gpu, and build/tests/cuda/test_cuda_attn by the rule of the tests.
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsinkrouter.a
-	$(CC) $(SAN) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(SAN) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/libsinkrouter.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR  )
+	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/libsinkrouter.so: $(LIB_OBJ)
-	$(CC) -shared -Wl,-soname,libsinkrouter.so.0 -Wl,-z,relro,-z,now $(SAN) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) -shared -Wl,-soname,libsinkrouter.so.0 -Wl,-z,relro,-z,now $(SAN) -o $@ $^ $(LDLIBS)
 	@ln -sf libsinkrouter.so $@.0
 
 # The program sees include/ only.
 $(BUILD)/apps/%.o: CFLAGS := $(filter-out -Isrc,$(CFLAGS))
 $(BUILD)/sinkrouter: $(APP_OBJ) $(BUILD)/libsinkrouter.a
-	$(CC) $(SAN) -o $@ $^ $(LDLIBS) -ledit
+	$(call say,LINK)
+	$(Q)$(CC) $(SAN) -o $@ $^ $(LDLIBS) -ledit
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_AUX:%.c=$(BUILD)/%.o) $(BUILD)/libsinkrouter.a
-	$(CC) $(SAN) -o $@ $^ $(LDLIBS) -lcmocka
+	$(call say,LINK)
+	$(Q)$(CC) $(SAN) -o $@ $^ $(LDLIBS) -lcmocka
 
 $(ALONE_BIN): $(BUILD)/%: $(BUILD)/%.o $(ALONE_OBJ)
-	$(CC) $(SAN) -static -o $@ $^ -lpthread -lm
+	$(call say,LINK)
+	$(Q)$(CC) $(SAN) -static -o $@ $^ -lpthread -lm
 
 # A fuzz target is linked with FUZZ_MAIN: the replay of its corpus, or nothing where libFuzzer brings main.
 FUZZ_MAIN ?= $(BUILD)/tests/fuzz/replay.o
 $(FUZZ_BIN): $(BUILD)/%: $(BUILD)/%.o $(FUZZ_MAIN) $(BUILD)/libsinkrouter.a
-	$(CC) $(SAN) $(FUZZ_LINK) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(SAN) $(FUZZ_LINK) -o $@ $^ $(LDLIBS)
 
 # What a goal lacks is installed before make looks for the libraries, so the work is done by a second make.
 demo:
