@@ -162,8 +162,25 @@ static sr_status grow_list(struct attn_seq *s, int32_t n_chunks, sr_error *err)
     return SR_OK;
 }
 
+static sr_status add_all(struct attn_seq *s, int32_t want, int32_t want_sketch, sr_error *err)
+{
+    while (s->n_chunks < want) SR_TRY(add_chunks(s, region_chunks(s, want - s->n_chunks), err));
+    while (s->n_sketch_chunks < want_sketch) SR_TRY(add_sketch_chunks(s, region_chunks(s, want_sketch - s->n_sketch_chunks), err));
+    return SR_OK;
+}
+
+/* All chunks from these on: a prompt that finds no room for its last rows leaves a device's memory to others. */
+static void give_back(struct attn_seq *s, int32_t n_chunks, int32_t n_sketch_chunks)
+{
+    free_regions(s, s->sketch_region + n_sketch_chunks, s->n_sketch_chunks - n_sketch_chunks, sr_cache_sketch_chunk_bytes(s, &s->sketch));
+    free_regions(s, s->region + n_chunks, s->n_chunks - n_chunks, sr_cache_chunk_bytes(s));
+    s->n_chunks = n_chunks;
+    s->n_sketch_chunks = n_sketch_chunks;
+}
+
 sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err)
 {
+    const int32_t had = s->n_chunks, had_sketch = s->n_sketch_chunks;
     int32_t want = (int32_t)(((int64_t)len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS);
     int32_t want_sketch = s->route.mode == SR_ROUTE_MASS ? want : 0;
     int32_t n_new = want > s->n_chunks ? want - s->n_chunks : 0;
@@ -176,9 +193,9 @@ sr_status sr_cache_reserve(struct attn_seq *s, int32_t len, sr_error *err)
         SR_TRY(b->ops->attn_reserve(b, &s->shape, s->a->scratch.room, want * SR_CHUNK_ROWS, err));
         SR_TRY(grow_list(s, want, err));
     }
-    while (s->n_chunks < want) SR_TRY(add_chunks(s, region_chunks(s, want - s->n_chunks), err));
-    while (s->n_sketch_chunks < want_sketch) SR_TRY(add_sketch_chunks(s, region_chunks(s, want_sketch - s->n_sketch_chunks), err));
-    return SR_OK;
+    const sr_status st = add_all(s, want, want_sketch, err);
+    if (st != SR_OK) give_back(s, had, had_sketch);
+    return st;
 }
 
 /* Memory is committed, and cleared, when it is first written: the step that begins a chunk would pay for the rows of all

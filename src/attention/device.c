@@ -238,9 +238,9 @@ static void add_kept(struct attn_seq *s)
 static void collect(struct attn_seq *s, int32_t layer, int is_key, const float *rows, int32_t n, int64_t pos0)
 {
     const struct attention_config *c = &s->a->c;
-    struct device_moments_args m = moments_args(s, layer, is_key, rows, is_key ? 1.0f : sr_attn_scale(s->a));
     int64_t from, to;
     if (!sr_seq_collects(s, layer)) return;
+    struct device_moments_args m = moments_args(s, layer, is_key, rows, is_key ? 1.0f : sr_attn_scale(s->a));
     add_kept(s);
     sr_moments_note(s->own, layer, is_key, pos0, n, &from, &to);
     if (from >= to) return;
@@ -314,6 +314,7 @@ static sr_status place_bases(struct attn_seq *s, sr_error *err)
     struct backend *b = s->a->backend;
     const size_t n = sr_device_units(s), unit = sr_bases_unit(s->bases);
     const float *data = sr_bases_data(s->bases);
+    d->placed = NULL; /* should this fail, later bases may lie where the last ones did */
     if (!d->basis_block || d->is_stale) SR_TRY(make_basis_room(s, unit, err));
     struct sketch_basis *table = sr_alloc(n * sizeof *table);
     if (!table) return sr_fail_memory(err, n * sizeof *table, "sketch basis");

@@ -291,8 +291,10 @@ static sr_status check_content(const struct sr_session *s, const struct source *
         return sr_fail(err, SR_ERR_FORMAT, "%s: %d tokens, this session's context holds 0..%d", f->name, h->len, s->options.n_ctx);
     if (h->has_logits < 0 || h->has_logits > 1 || (h->has_logits && h->len == 0))
         return sr_fail(err, SR_ERR_FORMAT, "%s: logits flag %d with %d tokens", f->name, h->has_logits, h->len);
-    const uint64_t need = (uint64_t)h->len * sr_model_kv_bytes(s->model, s->options.k_type, s->options.v_type);
-    struct backend *b = s->model->backend;
+    const struct sr_model *m = s->model;
+    struct backend *b = m->backend;
+    const uint64_t all = (uint64_t)h->len * sr_model_kv_bytes(m, s->options.k_type, s->options.v_type);
+    const uint64_t need = all - all / (uint64_t)m->config.n_layers * (uint64_t)m->n_lower; /* what the lower layers need is asked for with theirs */
     if (need > b->ops->mem_available(b))
         return sr_fail(err, SR_ERR_RESOURCE, "%s: %d tokens need %llu bytes, %llu available", f->name, h->len,
                        (unsigned long long)need, (unsigned long long)b->ops->mem_available(b));

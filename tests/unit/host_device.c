@@ -5,6 +5,7 @@
 #include "host_device.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,13 @@ static sr_status mem_new(struct backend *b, void **out, size_t bytes, const char
     return cpu_of(b)->ops->mem_new(cpu_of(b), out, bytes, what, err);
 }
 
-static void mem_free(struct backend *b, void *block) { cpu_of(b)->ops->mem_free(cpu_of(b), block); }
+/* What is read after it was freed are NaNs. */
+static void mem_free(struct backend *b, void *block)
+{
+    if (block) memset(block, 0xff, malloc_usable_size(block));
+    cpu_of(b)->ops->mem_free(cpu_of(b), block);
+}
+
 static void mem_clear(struct backend *b, void *dst, size_t bytes) { (void)b, memset(dst, 0, bytes); }
 static void upload(struct backend *b, void *dst, const void *src, size_t bytes) { (void)b, memcpy(dst, src, bytes); }
 static uint64_t mem_available(struct backend *b) { return cpu_of(b)->ops->mem_available(cpu_of(b)); }

@@ -20,6 +20,7 @@
 #include "ok.h"
 
 #include "attention/timeline.h"
+#include "base/memory.h"
 
 enum { LEN = 2460, AT = 2400, LAYERS = 3, KV = 2, GROUP = 3, DIM = 64, STRIDE = KV * GROUP * DIM, UNITS = LAYERS * KV };
 
@@ -408,6 +409,127 @@ static void test_host_file(void **state)
     sr_bench_close(&gpu);
 }
 
+/* ---- memory that ends ---- */
+
+/* A prompt gets room whole or not at all; what was there, and what comes after another try, is as if nothing had failed. */
+static void test_no_room(void **state)
+{
+    enum { SHORT = 700 };
+    const struct attn_world *w = sr_shared.world;
+    const sr_route_options o = options(SR_ROUTE_MASS);
+    struct attn_bench cpu, gpu;
+    float want[LAYERS * STRIDE], got[LAYERS * STRIDE];
+    uint64_t kv, sketch, kv_now, sketch_now;
+    uint64_t k = 0;
+    sr_status st;
+    (void)state;
+    sr_bench_open(&cpu, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
+    open_device(&gpu, &o, sr_shared.moments);
+    sr_bench_fill(&cpu, w, 0, AT);
+    sr_bench_fill(&gpu, w, 0, SHORT);
+    sr_attn_seq_memory(gpu.seq, &kv, &sketch);
+    do {
+        sr_alloc_fail_at(++k);
+        st = sr_attn_seq_reserve(gpu.seq, LEN, &err);
+        sr_alloc_fail_at(0);
+        if (st == SR_OK) break;
+        assert_int_equal(st, SR_ERR_RESOURCE);
+        sr_attn_seq_memory(gpu.seq, &kv_now, &sketch_now);
+        assert_true(kv_now == kv && sketch_now == sketch);
+    } while (k < 100);
+    assert_int_equal(k, 5); /* two chunks more of rows, two of sketch rows */
+    sr_attn_seq_memory(gpu.seq, &kv_now, &sketch_now);
+    assert_true(kv_now == 3 * kv && sketch_now == 3 * sketch);
+    sr_bench_fill(&gpu, w, SHORT, AT);
+    sr_bench_step(&cpu, w, AT, want);
+    device_step(&gpu, AT, got);
+    assert_memory_equal(got, want, sizeof want);
+    sr_bench_close(&cpu);
+    sr_bench_close(&gpu);
+}
+
+static sr_status try_step(struct attn_bench *b, int32_t pos, uint64_t fail_at, float *out)
+{
+    sr_alloc_fail_at(fail_at);
+    sr_status st = sr_attn_seq_reserve(b->seq, pos + 1, &err);
+    if (st == SR_OK) st = sr_attn_step_begin(b->seq, &err);
+    sr_alloc_fail_at(0);
+    for (int32_t l = 0; l < LAYERS && st == SR_OK; l++)
+        sr_attn_step(b->seq, l, sr_world_q(sr_shared.world, l, pos), sr_world_k(sr_shared.world, l, pos), sr_world_v(sr_shared.world, l, pos),
+                     out + l * STRIDE);
+    if (st == SR_OK) sr_attn_step_end(b->seq);
+    else OK(sr_attn_seq_truncate(b->seq, pos, &err));
+    return st;
+}
+
+/* Steps over a change of bands, each failing at its first allocation, its second, ...; after a failure in the new band the
+ * session goes back into the old one. */
+static void test_no_memory_for_a_step(void **state)
+{
+    const struct attn_world *w = sr_shared.world;
+    sr_route_options o = options(SR_ROUTE_MASS);
+    struct attn_bench cpu, gpu;
+    float want[2][LAYERS * STRIDE], got[LAYERS * STRIDE];
+    int32_t first = 0, n_failed = 0;
+    (void)state;
+    o.min_len = 512;
+    sr_bench_open(&cpu, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
+    open_device(&gpu, &o, sr_shared.moments);
+    while (sr_band_of(&gpu.attention->rotation, first + 1) == 0) first++; /* the step at `first` begins band 1 */
+    assert_in_range(first, 1000, LEN - 4);
+    sr_bench_fill(&cpu, w, 0, first - 2);
+    sr_bench_fill(&gpu, w, 0, first - 2);
+    for (int32_t p = first - 2; p < first + 2; p++) {
+        sr_bench_step(&cpu, w, p, want[p & 1]);
+        if (p >= first) OK(sr_attn_seq_route_set(gpu.seq, &o, &err)); /* the bases get other memory */
+        for (uint64_t k = 1; try_step(&gpu, p, k, got) != SR_OK; k++) {
+            assert_int_equal(err.status, SR_ERR_RESOURCE);
+            n_failed++;
+            if (p != first) continue;
+            OK(sr_attn_seq_truncate(gpu.seq, p - 1, &err));
+            device_step(&gpu, p - 1, got);
+            assert_memory_equal(got, want[(p - 1) & 1], sizeof got);
+            OK(sr_attn_seq_route_set(gpu.seq, &o, &err));
+        }
+        assert_memory_equal(got, want[p & 1], sizeof got);
+    }
+    assert_true(n_failed >= 8);
+    sr_bench_close(&cpu);
+    sr_bench_close(&gpu);
+}
+
+/* Sequences that are not made, and files that are not restored, leave nothing behind. */
+static void test_no_memory_to_begin(void **state)
+{
+    enum { SHORT = 1100 };
+    const sr_route_options o = options(SR_ROUTE_MASS);
+    const struct attn_seq_config c = {SR_DTYPE_F16, SR_DTYPE_F16, LEN, o};
+    struct attn_bench b;
+    struct tape t = {0};
+    struct attn_seq_state saved;
+    uint64_t k = 0;
+    sr_status st;
+    (void)state;
+    open_device(&b, &o, NULL);
+    sr_bench_fill(&b, sr_shared.world, 0, SHORT);
+    sr_attn_seq_state_get(b.seq, &saved);
+    OK(sr_attn_seq_visit(b.seq, record, &t, &err));
+    do {
+        struct attn_seq *s = NULL;
+        t.at = 0;
+        sr_alloc_fail_at(++k);
+        st = sr_attn_seq_new(&s, b.attention, &c, &err);
+        if (st == SR_OK) st = sr_attn_seq_state_set(s, &saved, &err);
+        if (st == SR_OK) st = sr_attn_seq_visit(s, play, &t, &err);
+        sr_alloc_fail_at(0);
+        assert_true(st == SR_OK || st == SR_ERR_RESOURCE);
+        sr_attn_seq_free(s);
+    } while (st != SR_OK && k < 1000);
+    assert_true(st == SR_OK && t.at == t.used && k > 40);
+    free(t.data);
+    sr_bench_close(&b);
+}
+
 /* ---- what is the CPU's ---- */
 
 static void test_refusals(void **state)
@@ -451,7 +573,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_modes),       cmocka_unit_test(test_contract), cmocka_unit_test(test_recordings),
         cmocka_unit_test(test_failed_step), cmocka_unit_test(test_own_moments), cmocka_unit_test(test_kept_rows),
-        cmocka_unit_test(test_restore), cmocka_unit_test(test_host_file),
+        cmocka_unit_test(test_restore), cmocka_unit_test(test_host_file), cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_no_memory_for_a_step), cmocka_unit_test(test_no_memory_to_begin),
         cmocka_unit_test(test_refusals),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
