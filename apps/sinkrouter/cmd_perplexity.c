@@ -15,6 +15,7 @@
 #include "setup.h"
 #include "table.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -208,7 +209,7 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
         (!r->o->output || strcmp(r->o->output, "csv") != 0)) {
         json_dumpf(row, stdout, JSON_REAL_PRECISION(9)); /* at once: a sweep is long */
         putchar('\n');
-        fflush(stdout);
+        if ((fflush(stdout) || ferror(stdout)) && !st) st = sr_refuse(err, SR_ERR_IO, "standard output: %s", strerror(errno));
     }
     return st;
 }

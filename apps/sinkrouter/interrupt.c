@@ -25,6 +25,7 @@ void sr_interrupt_init(void)
     sigaction(SIGHUP, &a, NULL);
     a.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &a, NULL);
+    sigaction(SIGXFSZ, &a, NULL); /* a file beyond ulimit -f: writing it fails, as on a full disk */
 }
 
 int sr_interrupt_pending(void)

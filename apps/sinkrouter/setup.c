@@ -225,9 +225,7 @@ static sr_status sampler_order(char *out, size_t out_bytes, const char *given, s
 uint64_t sr_setup_seed(const struct options *o)
 {
     /* 32 bits of a random seed: short enough to be typed again. */
-    uint64_t seed = o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
-    if (o->seed < 0 && !o->greedy && o->temp != 0) sr_note("seed %llu", (unsigned long long)seed);
-    return seed;
+    return o->seed >= 0 ? (uint64_t)o->seed : sr_seed_random() & 0xffffffffu;
 }
 
 sr_status sr_setup_sampler(sr_sampler **out, uint64_t seed, const struct options *o, const sr_model *m, int thinking,
@@ -282,4 +280,11 @@ sr_status sr_setup_check_output(const char *flag, const char *path, sr_error *er
     const int cause = path ? against_writing(path) : 0;
     if (!cause) return SR_OK;
     return sr_refuse(err, SR_ERR_IO, "%s %s: %s", flag, sr_visible(shown, sizeof shown, path), strerror(cause));
+}
+
+sr_status sr_setup_check_input(const char *flag, const char *path, sr_error *err)
+{
+    char shown[120];
+    if (!path || strcmp(path, "-") == 0 || access(path, R_OK) == 0) return SR_OK;
+    return sr_refuse(err, SR_ERR_IO, "%s %s: %s", flag, sr_visible(shown, sizeof shown, path), strerror(errno));
 }

@@ -31,5 +31,7 @@ sr_bos sr_setup_bos(const struct options *o);
 /* The file of an output flag (NULL: none) can be written when the work is done, as far as one can tell now: its folder
  * is there and takes files. */
 sr_status sr_setup_check_output(const char *flag, const char *path, sr_error *err);
+/* That of an input flag (NULL: none, -: standard input) is there and may be read. */
+sr_status sr_setup_check_input(const char *flag, const char *path, sr_error *err);
 
 #endif

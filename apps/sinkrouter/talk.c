@@ -152,6 +152,8 @@ sr_status sr_talk_open(struct talk *t, const struct options *o, sr_error *err)
     sr_route_options checked; /* before the model is loaded: wrong usage should not wait for it */
     sr_status st = sr_setup_check_model(o, 0, err);
     if (!st) st = sr_setup_route(&checked, o, NULL, err);
+    if (!st) st = sr_setup_check_input("-f", o->file, err);
+    if (!st) st = sr_setup_check_input("-sysf", o->system_file, err);
     if (!st) st = sr_setup_check_output("--session", o->session, err);
     if (!st) st = sr_setup_check_output("--stats", o->stats, err);
     if (!st) st = open_model(t, err);
@@ -251,6 +253,14 @@ static sr_status generate(struct talk *t, int with_thinking, struct answer *a, s
     }
 }
 
+/* Once there is something to be drawn: an error before that is the only line. */
+static void tell_seed(struct talk *t)
+{
+    const struct options *o = t->o;
+    if (!t->told_seed && o->seed < 0 && !o->greedy && o->temp != 0) sr_note("seed %llu", (unsigned long long)t->seed);
+    t->told_seed = 1;
+}
+
 sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, int with_thinking, struct answer *a, sr_error *err)
 {
     int32_t n_ctx = sr_session_n_ctx(t->session);
@@ -259,6 +269,7 @@ sr_status sr_talk_answer(struct talk *t, const int32_t *ids, int32_t n, int with
         return sr_refuse(err, SR_ERR_USAGE,
                          "the prompt has %d tokens, the context %d (-c; the model was trained for %d)", n,
                          n_ctx, t->info.n_ctx_train);
+    tell_seed(t);
     sr_stream_restart(&t->out);
     sr_talk_think_begin(t, ids, n);
     sr_session_stats_reset(t->session);

@@ -41,6 +41,7 @@ struct talk {
     int thoughts_shown, thoughts_open;
     sr_route_options route;
     uint64_t seed;
+    int told_seed;
     int use_template; /* apply the chat template */
     sr_chat_options chat;
     struct text template_text; /* of --chat-template-file */

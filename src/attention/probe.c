@@ -67,6 +67,18 @@ static uint64_t bytes_wanted(const struct backend *b, const sr_probe_options *o)
     return twice > LEAST_BYTES ? twice : LEAST_BYTES;
 }
 
+/* Asked for before it is taken, as the kernel would grant more than there is. The sequence at hand has one layer. */
+static sr_status check_memory(const struct stack *s, int32_t n_layers, uint64_t want, sr_error *err)
+{
+    const uint64_t n_chunks = ((uint64_t)s->len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS;
+    const uint64_t rows = n_chunks * (sr_cache_chunk_bytes(s->s) + sr_cache_sketch_chunk_bytes(s->s, &s->s->sketch));
+    const uint64_t need = (uint64_t)n_layers * (rows + sr_moments_sums_bytes(s->s->own)) + 2 * want;
+    const uint64_t have = s->b->ops->mem_available(s->b);
+    if (need <= have) return SR_OK;
+    return sr_fail(err, SR_ERR_RESOURCE, "measurement: %d layers of %d rows, and %llu bytes to read, need %llu bytes, %llu available", n_layers,
+                   s->len, (unsigned long long)want, (unsigned long long)need, (unsigned long long)have);
+}
+
 static sr_status make_sequence(struct stack *s, const sr_probe_options *o, uint64_t want, sr_error *err)
 {
     struct attention_config c = {.n_layers = 1, .n_heads = o->n_heads, .n_kv_heads = o->n_kv_heads, .head_dim = o->head_dim};
@@ -78,6 +90,7 @@ static sr_status make_sequence(struct stack *s, const sr_probe_options *o, uint6
     const uint64_t n = (want + layer - 1) / layer;
     s->n_layers = n > MOST_LAYERS ? MOST_LAYERS : (int32_t)n;
     c.n_layers = s->n_layers + FIRST_LAYER;
+    SR_TRY(check_memory(s, c.n_layers, want, err));
     sr_attn_seq_free(s->s);
     s->s = NULL;
     sr_attn_free(s->a);

@@ -195,6 +195,18 @@ def tiles():
 
 
 @test
+def a_sweep_whose_rows_go_nowhere_ends():
+    tau = write("short.json", '{"tau":[0.5,0.001,0,0],"scale":1,"min_len":1,"max_len":20}')  # paper, when it begins, says that 40 is more
+    args = [PROGRAM, "perplexity", "-m", MODEL, "-f", TEXT, "-c", "40", "-n", "4", "--modes", "dense,paper", "--route-min", "16",
+            "--route-tau-file", tau]
+    for out, rc in ((os.devnull, 0), ("/dev/full", 4)):
+        with open(out, "wb") as f:
+            p = subprocess.run(args, stdout=f, stderr=subprocess.PIPE, env=environment(), timeout=60, check=False)
+        equal((p.returncode, "--route-tau-file" in p.stderr.decode()), (rc, rc == 0), p.stderr.decode())
+    one_line(p.stderr.decode(), "standard output: No space left on device")
+
+
+@test
 def needles():
     for f in ([], ["-f", TEXT]):
         out, _ = run("perplexity", "-m", MODEL, *f, "--task", "niah", "-c", "400", "-n", "12", "--needles", "3", "--modes", "dense,window",

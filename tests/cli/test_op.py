@@ -108,6 +108,8 @@ def refusals():
     one_line(run("bench", "-m", "/absent", "--route-keep", "0.1,0.2", rc=2)[1], "--route-keep", "--op")
     one_line(op("--device", "tpu", rc=2), "tpu")
     one_line(op("--heads", "8/2", "--head-dim", "72", "-ctk", "q8_0", rc=6), "blocks of 32")
+    # asked before it is taken: the kernel would grant this and then end the program
+    one_line(run("bench", "--op", "attention", "--device", "none", "-d", "1024", "--op-size", "1048576", "-r", "1", rc=5)[1], "bytes, ", "available")
 
 
 main()

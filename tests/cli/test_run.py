@@ -4,6 +4,7 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -323,6 +324,22 @@ def standard_output_that_fails():
         p = subprocess.run(["sh", "-c", 'exec "$@" >/dev/full', "sh", PROGRAM, command[0], "-m", MODEL, *command[1:]],
                            stderr=subprocess.PIPE, env=environment(), timeout=60, check=False)
         equal(p.returncode, 4, p.stderr.decode())
+
+
+@test
+def files_that_may_not_grow():
+    session = path("limited")
+    one_line(greedy("-n", "1", "--quiet", "--session", session, rc=4, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))[1],
+             "limited", "File too large")
+    equal([name for name in os.listdir(os.path.dirname(session)) if name.startswith("limited") and not name.endswith(".lock")], [])
+
+
+@test
+def wrong_inputs_are_one_line():
+    for args, rc, part in ((["-f", "/absent"], 4, "-f /absent: No such file"), (["-sysf", "/absent", "-p", "x"], 4, "-sysf /absent"),
+                           (["-f", os.devnull], 3, "empty"), (["-p", "x", "--chat-template-kwargs", "{"], 2, "not JSON"),
+                           (["-p", "x", "-c", "30"], 2, "the context 30")):
+        one_line(answer(*args, rc=rc)[1], part)  # no seed was drawn for it
 
 
 @test

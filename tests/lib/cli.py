@@ -40,10 +40,10 @@ def environment(extra=None):
     return env
 
 
-def run(*args, rc=0, stdin=b"", timeout=120, env=None, text=True):
+def run(*args, rc=0, stdin=b"", timeout=120, env=None, text=True, preexec_fn=None):
     """Runs the program; wants this exit status (None: any). Returns (stdout, stderr)."""
     p = subprocess.run([PROGRAM, *args], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
-                       env=environment(env))
+                       env=environment(env), preexec_fn=preexec_fn)
     out, err = p.stdout, p.stderr
     if text:
         out, err = out.decode(), err.decode()
