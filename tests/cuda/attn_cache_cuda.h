@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-static int passed, failed, plant;
+static int plant;
 static std::mt19937 rng(11);
 
 static inline void report(bool good, const std::string &name, const std::string &why)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Calls of the CUDA tests that must succeed: the program bails out with what failed.
+// What the CUDA tests share: calls that must succeed (the program bails out with what failed), TAP's first word and its last.
 #ifndef SR_TESTS_CHECK_CUDA_H
 #define SR_TESTS_CHECK_CUDA_H
 
@@ -12,6 +12,23 @@
 #include <cstdlib>
 
 static sr_error err;
+static int passed, failed;
+
+// Ends the program where there is no GPU.
+static inline void want_gpu()
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) == cudaSuccess && n > 0) return;
+    printf("1..0 # SKIP no GPU\n");
+    exit(0);
+}
+
+// The plan and the count; the exit status.
+static inline int end_tests()
+{
+    printf("1..%d\n%d passed, %d failed, 0 skipped\n", passed + failed, passed, failed);
+    return failed != 0;
+}
 
 #define CHECK(call)                                                                                      \
     do {                                                                                                 \

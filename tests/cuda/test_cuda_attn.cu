@@ -393,11 +393,7 @@ static void check_plain(sr_dtype t, bool quick)
 
 int main(void)
 {
-    int n = 0;
-    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
-        printf("1..0 # SKIP no GPU\n");
-        return 0;
-    }
+    want_gpu();
     plant = getenv("SR_PLANT") != NULL;
     const bool quick = getenv("SR_QUICK") != NULL;
     const sr_dtype types[] = {SR_DTYPE_BF16, SR_DTYPE_F16, SR_DTYPE_F8_E4M3, SR_DTYPE_Q8_0};
@@ -431,6 +427,5 @@ int main(void)
     for (int len : {1, 15, 16, 17, 63, 64, 65}) check_kinds(shape{128, 4, 2, 1, len, SR_DTYPE_BF16}, mixed, true);
     if (!quick) check_kinds(shape{128, 4, 1, 1, 20000, SR_DTYPE_BF16}, all, true); // one unit over all blocks: merged in two levels
     if (!quick) check_kinds(shape{64, 2, 30, 10, 90, SR_DTYPE_F16}, mixed, true);  // a line: blocks cross units
-    printf("1..%d\n%d passed, %d failed, 0 skipped\n", passed + failed, passed, failed);
-    return failed != 0;
+    return end_tests();
 }

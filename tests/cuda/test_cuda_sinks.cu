@@ -17,8 +17,6 @@
 #include <utility>
 #include <vector>
 
-static int passed, failed;
-
 enum { D = 64, N_KV = 3, LEN = 900 };
 
 static std::vector<float> keys((size_t)LEN * N_KV * D), values((size_t)LEN * N_KV * D);
@@ -120,11 +118,7 @@ static void check(const char *name, const std::vector<std::pair<int, int>> &batc
 
 int main()
 {
-    int n = 0;
-    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
-        printf("1..0 # SKIP no GPU\n");
-        return 0;
-    }
+    want_gpu();
     make_rows();
     std::vector<std::pair<int, int>> ones, parts;
     for (int i = 0; i < 400; i++) ones.push_back({i, 1});
@@ -137,6 +131,5 @@ int main()
     check("cut back to 300", {{0, LEN}, {300, 1}, {301, 200}});
     check("cut back below the reference", {{0, LEN}, {100, 100}});
     check("and grown again", {{0, LEN}, {100, 100}, {200, 1}, {201, 400}});
-    printf("1..%d\n%d passed, %d failed, 0 skipped\n", passed + failed, passed, failed);
-    return failed != 0;
+    return end_tests();
 }
