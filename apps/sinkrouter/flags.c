@@ -103,7 +103,8 @@ const char *sr_nearest(char *out, size_t out_bytes, const char *word, const char
 struct use {
     struct options *o;
     const struct flag *f;
-    const char *name;  /* as typed, escaped */
+    const char *arg;   /* as typed, with the value that it may have behind = */
+    const char *name;  /* its name, escaped */
     const char *value; /* NULL for flags without one */
     sr_error *err;
 };
@@ -308,10 +309,22 @@ static sr_status set_choice(const struct use *u, enum on_off *out, int may_auto)
     return bad(u, may_auto ? "must be on, off or auto" : "must be on or off");
 }
 
+/* Said when all flags are right, and it is known whether anybody wants to hear it. */
 static sr_status accept_idle(const struct use *u)
 {
-    sr_note("%s has no effect: %s", u->name, u->f->help);
+    struct text_list *given = &u->o->idle, *why = &u->o->idle_why;
+    if (given->n == LIST_MAX) return SR_OK; /* enough said */
+    given->v[given->n++] = u->arg;
+    why->v[why->n++] = u->f->help;
     return SR_OK;
+}
+
+void sr_flags_note_idle(const struct options *o)
+{
+    for (int32_t i = 0; i < o->idle.n; i++) {
+        const char *arg = o->idle.v[i];
+        sr_note("%.*s has no effect: %s", (int)strcspn(arg, "="), arg, o->idle_why.v[i]);
+    }
 }
 
 static sr_status set_layers(const struct use *u, int64_t *out)
@@ -400,7 +413,7 @@ static sr_status parse_one(struct options *o, int argc, char **argv, int *i, sr_
     const char *arg = argv[*i], *equals = strncmp(arg, "--", 2) == 0 ? strchr(arg, '=') : NULL;
     size_t n = equals ? (size_t)(equals - arg) : strlen(arg);
     char shown[64];
-    struct use u = {o, find(arg, n, (int)o->command), shown, NULL, err};
+    struct use u = {o, find(arg, n, (int)o->command), arg, shown, NULL, err};
     sr_visible(shown, sizeof shown, arg);
     if (!u.f) return unknown_flag(shown, arg, o->command, err);
     if (equals && n < sizeof shown) shown[n] = '\0';

@@ -46,6 +46,7 @@ extern const struct flag sr_flag_table[];
 void sr_options_default(struct options *o, enum command command);
 /* argv[0..argc) are the arguments after the command. */
 sr_status sr_flags_parse(struct options *o, int argc, char **argv, sr_error *err);
+void sr_flags_note_idle(const struct options *o); /* once standard error's lines are open */
 
 /* Command names. */
 const char *sr_command_name(enum command command);

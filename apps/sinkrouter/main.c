@@ -77,6 +77,7 @@ static int execute(struct options *o, sr_error *err)
 {
     int rc =
         (int)sr_diag_open(o->log_file, o->quiet || o->verbosity < 2, o->verbose || o->verbosity > 3, err);
+    if (!rc) sr_flags_note_idle(o);
     if (!rc) rc = dispatch(o, err);
     sr_progress_clear();
     if (rc == SR_ERR_USAGE)

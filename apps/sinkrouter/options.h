@@ -117,6 +117,8 @@ struct options {
     int quiet, verbose, display_prompt, verbose_prompt, special, no_timings, tensors;
     int64_t verbosity;
     enum on_off color;
+
+    struct text_list idle, idle_why; /* flags given that have no effect, as given, and why they have none */
 };
 
 #endif

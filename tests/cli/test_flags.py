@@ -89,7 +89,8 @@ def flags_without_effect():
     for command, flag, value in rows(IDLE):
         _, err = run(*arguments(command, flag, value), rc=4)
         equal(err.count(f"{flag} has no effect: "), 1, f"{command} {flag}: {err}")
-        _, err = run(*arguments(command, flag, value), "--quiet", rc=4)
+        one_line(run(*arguments(command, flag, value), "--quiet", rc=4)[1], "/absent")
+        one_line(run(*arguments(command, flag, value), "--no-such", rc=2)[1], "--no-such")  # what is wrong, and nothing else
 
 
 @test
