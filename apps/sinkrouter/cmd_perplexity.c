@@ -123,8 +123,8 @@ static sr_status add_speed(struct run *r, const sr_route_options *ro, json_t *ro
     return sr_session_truncate(r->session, at, err);
 }
 
-/* Needles found: those with one number, and numbers of the one that has several. */
-struct found { int32_t hits, asked, value_hits, values_asked; };
+/* Needles found: those with one number, each in the order of asking, and numbers of the one that has several. */
+struct found { int32_t hits, asked, value_hits, values_asked; uint8_t hit[MAX_NEEDLES]; };
 
 /* The question is decoded, then a greedy answer of at most n tokens. */
 static sr_status answer(struct run *r, const char *question, int32_t n, char *said, size_t room, sr_error *err)
@@ -165,6 +165,7 @@ static sr_status ask_needles(struct run *r, const sr_route_options *ro, struct c
         st = answer(r, n->question, r->n_decode * n->n_values, said, sizeof said, err);
         if (st) break;
         for (int32_t v = 0; v < n->n_values; v++) hits += strstr(said, n->digits[v]) != NULL;
+        if (n->n_values == 1) f->hit[f->asked] = (uint8_t)hits;
         *(n->n_values > 1 ? &f->value_hits : &f->hits) += hits;
         *(n->n_values > 1 ? &f->values_asked : &f->asked) += n->n_values;
         st = sr_session_truncate(r->session, r->n_prefill, err);
@@ -197,6 +198,9 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
     if (r->is_niah) {
         json_object_set_new(row, "hits", json_integer(needles.hits));
         json_object_set_new(row, "asked", json_integer(needles.asked));
+        json_t *each = json_array();
+        for (int32_t i = 0; i < needles.asked; i++) json_array_append_new(each, json_integer(needles.hit[i]));
+        json_object_set_new(row, "each", each);
         if (needles.values_asked > 0) {
             json_object_set_new(row, "value_hits", json_integer(needles.value_hits));
             json_object_set_new(row, "values_asked", json_integer(needles.values_asked));
