@@ -69,7 +69,7 @@ struct options {
     /* routing */
     struct text_list route; /* --route or --modes */
     struct real_list eps, tau, delta;
-    enum on_off breaker, look;
+    enum on_off breaker, look, trail;
     struct int_list rank, budget, lengths; /* lengths: of calibrate --paper */
     int paper;
     double skip;

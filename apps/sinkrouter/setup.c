@@ -145,6 +145,7 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     if (o->delta.n) r.delta = (float)o->delta.v[0];
     if (o->breaker) r.breaker = o->breaker == CHOICE_ON;
     if (o->look) r.look = o->look == CHOICE_ON;
+    if (o->trail) r.trail = o->trail == CHOICE_ON;
     if (o->rank.n) r.rank = (int32_t)o->rank.v[0];
     r.budget = o->budget.n ? (int32_t)o->budget.v[0] : 512;
     if (o->window >= 0) r.window = (int32_t)o->window;

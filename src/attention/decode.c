@@ -32,6 +32,9 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     w->n_chosen = sr_arena_take(a, n, sizeof *w->n_chosen);
     w->found = sr_arena_take(a, n, sizeof *w->found);
     w->n_found = sr_arena_take(a, n, sizeof *w->n_found);
+    w->found_rows = sr_arena_take(a, n * SR_FOUND_ROWS, sizeof *w->found_rows);
+    w->top = sr_arena_take(a, n * SR_SKETCH_TOP, sizeof *w->top);
+    w->n_top = sr_arena_take(a, n, sizeof *w->n_top);
     w->drawn = sr_arena_take(a, n, sizeof *w->drawn);
     w->more = sr_arena_take(a, n, sizeof *w->more);
     w->n_more = sr_arena_take(a, n, sizeof *w->n_more);
@@ -148,6 +151,7 @@ static sr_status gather_units(struct decoded *d, const struct policy *p, const f
             if (p->needs_observer) w->observed[u] = sr_observed_get(s->observer, d->layer, g);
             if (p->needs_sketch) sr_bases_get(s->bases, d->layer, g, &w->basis[u]);
         }
+        if (p->needs_sketch && s->route.trail) sr_trail_follow(w, s, d->layer, first);
     }
     memset(w->touched, 0, (size_t)d->n_units * sizeof *w->touched);
     for (int32_t h = 0; h < d->n_units * d->a->group; h++) w->unread[h] = NAN;
@@ -246,6 +250,8 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
         .n_found = w->n_found,
         .drawn = w->drawn,
         .n_drawn = w->n_drawn,
+        .top = w->top,
+        .n_top = w->n_top,
         .near_m = w->near_m,
         .near_l = w->near_l,
         .far_share = w->far_share,
@@ -258,6 +264,8 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
         p->look(&step, &plan);
         execute_more(d, &plan);
     }
+    d->plan = &plan;
+    if (p->needs_sketch) sr_trail_lay(d);
     d->a->backend->ops->attn_finish(d->a->backend, &(struct attn_finish_args){
                                                        .shape = &s->shape,
                                                        .state = w->state,
@@ -266,7 +274,6 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
                                                    });
     d->policy = p;
     d->is_routed = p != &sr_policy_dense;
-    d->plan = &plan;
     d->out = out;
     sr_stats_count(d);
     sr_audit(d);

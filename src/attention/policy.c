@@ -40,6 +40,7 @@ sr_route_options sr_route_options_default(void)
         .audit = 0.01f,
         .breaker = 1,
         .look = 1,
+        .trail = 1,
         .seed = 0,
         .keep = 0,
         .tau_set = 0,

@@ -32,12 +32,14 @@ struct route_step {
     const float *eps;             /* [n_units] threshold for the estimate */
     const uint8_t *whole;         /* [n_units] read it whole: its breaker is open */
     struct observed *const *observed; /* [n_units] if the policy needs it */
-    const int32_t *const *found;  /* [n_units] far rows found to be sinks, rising */
+    const int32_t *const *found;  /* [n_units] far rows that are read in any case, rising: sinks, and the trail's */
     const int32_t *n_found;       /* [n_units] */
     const int32_t *const *drawn;  /* [n_units] NULL, or rows to be read instead of those chosen, rising (measurements) */
     const int32_t *n_drawn;       /* [n_units] */
     float *near_m, *near_l;       /* [n_units][group] for audits: what was read before the choice, as left by the policy */
     float *far_share;             /* [n_units][group] estimated share of all far rows */
+    int32_t *top;                 /* NULL, or [n_units][SR_SKETCH_TOP] out: rows chosen that the estimate gives much */
+    int32_t *n_top;               /* [n_units] out */
     uint8_t *bytes;               /* [n_units] scratch */
     float *score;                 /* [n_units] scratch */
 };

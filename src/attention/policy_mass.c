@@ -63,6 +63,8 @@ static struct sketch_choose_args choice_of(const struct route_step *step, const 
         .touched = step->touched,
         .found = o->look ? step->found : NULL,
         .n_found = step->n_found,
+        .top = step->top,
+        .n_top = step->n_top,
     };
 }
 

@@ -197,6 +197,14 @@ static sr_status visit_contract(struct attn_seq *s, int32_t len, attn_piece_fn *
     return sr_fail(err, SR_ERR_FORMAT, "session: what its audits found is out of range");
 }
 
+static sr_status visit_trail(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
+{
+    SR_TRY(fn(ctx, "trail", &s->trail, sizeof s->trail, err));
+    if (!sr_trail_check(&s->trail, len)) return SR_OK;
+    s->trail = (struct trail){0};
+    return sr_fail(err, SR_ERR_FORMAT, "session: rows of its trail are out of range");
+}
+
 /* A sequence that went from mass to another mode may have grown past its sketch's memory: that is made up for
  * first. */
 sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr_error *err)
@@ -222,6 +230,7 @@ sr_status sr_attn_seq_visit(struct attn_seq *s, attn_piece_fn *fn, void *ctx, sr
     }
     SR_TRY(visit_sinks(s, st.len, fn, ctx, err));
     SR_TRY(visit_contract(s, st.len, fn, ctx, err));
+    SR_TRY(visit_trail(s, st.len, fn, ctx, err));
     if (s->skips_sketch) return skip_sketch(s, st.len, fn, ctx, err);
     if (st.band < 0) return SR_OK;
     SR_TRY(sr_cache_sketch_reserve(s, &s->sketch, err));

@@ -2,7 +2,7 @@
  *
  * The structs behind sequence.h, shared by the files of this folder that each do one thing with them:
  * sequence.c (life and rows), cache.c (storage), sketch.c (bases and sketch rows), decode.c (one routed
- * step), audit.c, stats.c, snapshot.c (session files).
+ * step), follow.c (the trail), audit.c, stats.c, snapshot.c (session files).
  */
 #ifndef SR_ATTENTION_TIMELINE_H
 #define SR_ATTENTION_TIMELINE_H
@@ -16,6 +16,9 @@
 #include "attention/rotation.h"
 #include "attention/sequence.h"
 #include "attention/sinks.h"
+#include "attention/trail.h"
+
+#define SR_FOUND_ROWS (SR_SINKS_MOST + SR_TRAIL_ROWS)
 
 /* What a decode step works in: arrays over the units of all its sequences, one block made by decode.c. */
 struct decode_scratch {
@@ -30,6 +33,8 @@ struct decode_scratch {
     struct observed **observed;
     const int32_t **found, **drawn;
     int32_t *n_found, *n_drawn;
+    int32_t *found_rows; /* [n_units][SR_FOUND_ROWS] where `found` has more than sinks */
+    int32_t *top, *n_top; /* [n_units][SR_SKETCH_TOP], [n_units] */
     float *unread, *eps, *score, *near_m, *near_l, *far_share;
     struct attn_state state, audit_state, probe_state;
     struct kv_append_args *append; /* [n_kv_heads] */
@@ -85,6 +90,7 @@ struct attn_seq {
     struct contract *contract;
     struct observer *observer; /* NULL: baselines cannot be used */
     struct sinks *sinks; /* found beyond the first positions */
+    struct trail trail;  /* rows that the step before says to read; not on a device */
 
     sr_route_watch_fn *watch; /* every decision is audited and told; NULL: the option's share is audited */
     void *watch_user;
@@ -152,6 +158,10 @@ struct decoded {
 };
 /* audit.c: attends some units densely into a state apart and compares; the output stays as it is. */
 void sr_audit(const struct decoded *d);
+/* follow.c: adds the trail's rows to the sinks found of the sequence's units, of which `first` is the first; and after the step
+ * was read, notes what its heads had large shares in. */
+void sr_trail_follow(struct decode_scratch *w, struct attn_seq *s, int32_t layer, int32_t first);
+void sr_trail_lay(const struct decoded *d);
 /* stats.c */
 void sr_stats_add(sr_route_stats *sum, const sr_route_stats *s); /* but for the steps */
 void sr_stats_count(const struct decoded *d);

@@ -248,6 +248,9 @@ struct sketch_encode_args {
  * head's near part. */
 #define SR_SKETCH_SURE 64
 #define SR_SKETCH_OPEN 10
+/* Rows named as weighty: at most so many of a unit, those whose group score is so much. */
+#define SR_SKETCH_TOP 32
+#define SR_SKETCH_WEIGHTY 0.05f
 struct sketch_choose_args {
     const struct attn_shape *shape;
     const struct sketch_shape *sketch;
@@ -266,6 +269,8 @@ struct sketch_choose_args {
     const int32_t *const *found;     /* NULL, or [n_units] far rows, rising, that near_state has too: they are neither
                                         estimated nor listed */
     const int32_t *n_found;          /* [n_units] */
+    int32_t *top;                    /* NULL, or [n_units][SR_SKETCH_TOP] out: weighty rows of the list, rising */
+    int32_t *n_top;                  /* [n_units] out */
 };
 
 /* The second look, after a choice and before the next: what was listed is exact now, and where the estimate

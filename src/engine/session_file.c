@@ -24,7 +24,7 @@
 #define XXH_STATIC_LINKING_ONLY /* the state as a plain struct: nothing is allocated */
 #include <xxhash.h>
 
-enum { FILE_VERSION = 3, CHECKSUM = 16, BUFFER = 1 << 18, NAME = 100 };
+enum { FILE_VERSION = 4, CHECKSUM = 16, BUFFER = 1 << 18, NAME = 100 };
 
 static const char magic[8] = "SRSESS\r\n";
 

@@ -144,3 +144,15 @@ int32_t sr_bins_list(const struct unit_job *j, int32_t first, int32_t end, int32
             .n = j->s->spans[i].n_kept, .first = first, .end = end, .bin = bins_of(j, i), .rows = rows_of(j, i), .list = list + n});
     return n;
 }
+
+int32_t sr_bins_top(const struct unit_job *j, int32_t end, int32_t *rows, int32_t n)
+{
+    const struct choose_unit *w = unit_of(j);
+    int32_t n_top = 0;
+    for (int32_t i = w->first; i < w->first + w->n; i++) {
+        const uint16_t *bin = bins_of(j, i);
+        for (int32_t k = 0; k < j->s->spans[i].n_kept && n_top < n; k++)
+            if (bin[k] < end) rows[n_top++] = rows_of(j, i)[k];
+    }
+    return n_top;
+}

@@ -217,6 +217,18 @@ static int32_t bins_needed(const struct unit_job *j, double *unread)
     return end;
 }
 
+/* The listed rows that some head gives much. */
+static void name_top(const struct unit_job *j, const struct totals *t)
+{
+    const float weighty = logf(SR_SKETCH_WEIGHTY);
+    const int32_t bins = (int32_t)(weighty * SR_SKETCH_BINS / j->s->choose[j->unit].cut), end = j->s->choose[j->unit].end;
+    for (int32_t g = 0; g < j->a->shape->group; g++) {
+        if (t->top[g] < weighty) continue;
+        j->a->n_top[j->unit] = sr_bins_top(j, bins < end ? bins : end, j->a->top + (size_t)j->unit * SR_SKETCH_TOP, SR_SKETCH_TOP);
+        return;
+    }
+}
+
 static void choose_unit_rows(const struct unit_job *j)
 {
     const int32_t u = j->unit;
@@ -240,6 +252,7 @@ static void choose_unit_rows(const struct unit_job *j)
         sr_bins_fill(j);
         w->end = bins_needed(j, unread);
         j->a->n_list[u] = sr_bins_list(j, 0, w->end, j->a->list[u]);
+        if (j->a->top) name_top(j, &t);
     }
     memcpy(w->far_share, t.far_share, sizeof(unread));
     memcpy(w->unread, unread, sizeof(unread));
@@ -297,6 +310,7 @@ static void plan_unit(const struct choose_job *j, int32_t u, int32_t *n_spans)
     w->n = *n_spans - w->first;
     w->cut = cut_of(a->eps[u], n_far > 0 ? n_far : 1);
     w->end = SR_SKETCH_BINS;
+    if (a->top) a->n_top[u] = 0;
     const float open = open_of(a->eps[u], n_far > 0 ? n_far : 1);
     for (int32_t g = 0; g < group; g++) {
         const float l = a->near_state.l[u * group + g];

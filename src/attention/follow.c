@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The trail (trail.h) in a decode step. Which rows have a large share is known of those that were read: what the trail named is
+ * looked at again, and of the rows chosen those that the estimate gives much. Their exact logits are taken once more here, of
+ * K rows that the step has just read and counted.
+ */
+#include "attention/timeline.h"
+
+#include <math.h>
+
+#include "formats/quant.h"
+
+/* Both rise. Returns how many rows there are together. */
+static int32_t unite(const int32_t *a, int32_t n_a, const int32_t *b, int32_t n_b, int32_t *out)
+{
+    int32_t n = 0, i = 0, j = 0;
+    while (i < n_a || j < n_b) {
+        const int32_t row = j == n_b || (i < n_a && a[i] < b[j]) ? a[i] : b[j];
+        i += i < n_a && a[i] == row;
+        j += j < n_b && b[j] == row;
+        out[n++] = row;
+    }
+    return n;
+}
+
+void sr_trail_follow(struct decode_scratch *w, struct attn_seq *s, int32_t layer, int32_t first)
+{
+    int32_t rows[SR_TRAIL_ROWS];
+    sr_trail_step(&s->trail, s->len[layer]);
+    const int32_t n = sr_trail_get(&s->trail, s->route.n_sinks, s->len[layer] - s->route.window, rows);
+    for (int32_t u = first; n > 0 && u < first + s->a->c.n_kv_heads; u++) {
+        int32_t *to = w->found_rows + (size_t)u * SR_FOUND_ROWS;
+        w->n_found[u] = unite(w->found[u], w->n_found[u], rows, n, to);
+        w->found[u] = to;
+    }
+}
+
+/* ---- what this step leaves ---- */
+
+enum { MOST_DIM = 256 };
+
+struct looked_at { const struct decoded *d; struct attn_seq *s; int32_t unit; };
+
+static void note_row(const struct looked_at *at, int32_t row)
+{
+    const struct decode_scratch *w = &at->d->a->scratch;
+    const struct attn_unit *unit = &w->units[at->unit];
+    const struct attn_shape *shape = &at->s->shape;
+    const int32_t dim = shape->head_dim, group = shape->group;
+    const uint8_t *run = (const uint8_t *)unit->k.chunk[row / SR_CHUNK_ROWS];
+    float k[MOST_DIM], most = 0;
+    sr_dequantize_row(shape->k_type, run + (size_t)(row % SR_CHUNK_ROWS) * shape->k_row_bytes, k, dim);
+    const float scale = sr_kv_scale(&unit->k, shape->k_type);
+    for (int32_t h = 0; h < group; h++) {
+        const float *q = unit->q + h * dim;
+        const size_t head = (size_t)at->unit * (size_t)group + (size_t)h;
+        float logit = 0;
+        for (int32_t i = 0; i < dim; i++) logit += q[i] * k[i];
+        const float share = expf(logit * scale - w->state.m[head]) / w->state.l[head];
+        if (share > most) most = share;
+    }
+    sr_trail_note(&at->s->trail, row, most < 1 ? most : 1);
+}
+
+/* Sinks are read in any case, and have their share from every query. */
+static void note_unit(const struct looked_at *at, int32_t layer, int32_t kv_head)
+{
+    const struct decode_scratch *w = &at->d->a->scratch;
+    const int32_t u = at->unit, *sinks, *found = w->found[u], *top = w->top + (size_t)u * SR_SKETCH_TOP;
+    const int32_t n_sinks = sr_sinks_get(at->s->sinks, layer, kv_head, at->s->route.n_sinks, at->s->len[layer] - at->s->route.window, &sinks);
+    for (int32_t i = 0, k = 0; i < w->n_found[u]; i++) {
+        while (k < n_sinks && sinks[k] < found[i]) k++;
+        if (k == n_sinks || sinks[k] != found[i]) note_row(at, found[i]);
+    }
+    for (int32_t i = 0; i < w->n_top[u]; i++) note_row(at, top[i]);
+}
+
+void sr_trail_lay(const struct decoded *d)
+{
+    const struct decode_scratch *w = &d->a->scratch;
+    const int32_t n_kv = d->a->c.n_kv_heads;
+    for (int32_t u = 0; u < d->n_units; u++) {
+        const struct looked_at at = {d, d->seqs[u / n_kv], u};
+        if (at.s->route.trail && !w->whole[u] && !w->drawn[u]) note_unit(&at, d->layer, u % n_kv);
+    }
+}
