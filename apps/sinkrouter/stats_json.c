@@ -43,6 +43,7 @@ static json_t *route_settings(const sr_route_options *r)
     json_object_set_new(j, "delta", setting(r->delta));
     json_object_set_new(j, "breaker", json_boolean(r->breaker));
     json_object_set_new(j, "look", json_boolean(r->look));
+    json_object_set_new(j, "trail", json_boolean(r->trail));
     put_count(j, "window", r->window);
     put_count(j, "sinks", r->n_sinks);
     put_count(j, "min", r->min_len);

@@ -212,12 +212,13 @@ def needles():
         out, _ = run("perplexity", "-m", MODEL, *f, "--task", "niah", "-c", "400", "-n", "12", "--needles", "3", "--modes", "dense,window",
                      "--route-min", "16")
         rows = [json.loads(line) for line in out.splitlines()]
-        equal([list(r) for r in rows], [FIELDS + ["hits", "asked"]] * 2)
+        equal([list(r) for r in rows], [FIELDS + ["hits", "asked", "each"]] * 2)
+        equal([[len(r["each"]), sum(r["each"])] for r in rows], [[r["asked"], r["hits"]] for r in rows])
         equal([r["asked"] for r in rows], [3, 3])
         equal(0 <= rows[1]["hits"] <= rows[0]["hits"] <= 3, True)
     out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "600", "-n", "12", "--needles", "3", "--values", "4", "--modes", "dense", "-o", "json")
     row = json.loads(out)
-    equal([list(row)[-4:], row["asked"], row["values_asked"]], [["hits", "asked", "value_hits", "values_asked"], 2, 4])
+    equal([list(row)[-5:], row["asked"], row["values_asked"]], [["hits", "asked", "each", "value_hits", "values_asked"], 2, 4])
     equal(0 <= row["value_hits"] <= 4, True)
     # the needle is in the window that is read: it must be found in a short context
     out, _ = run("perplexity", "-m", MODEL, "--task", "niah", "-c", "64", "-n", "12", "--needles", "1", "--modes", "dense")

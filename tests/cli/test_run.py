@@ -205,8 +205,9 @@ def batches():
 def stats_file():
     s = stats_of("run", "-m", MODEL, "--greedy", "-p", QUESTION, "-n", "4", "--route", "mass", "--route-eps", "0.2", "--route-window",
                  "100", "--route-sinks", "2", "--route-min", "16", "--route-rank", "8", "--route-bits", "8", "--route-audit", "1",
-                 "--route-seed", "3", "-s", "5", "--route-delta", "0.05", "--route-breaker", "off", "--route-look", "off")
-    equal(s["route"], {"mode": "mass", "eps": 0.2, "delta": 0.05, "breaker": False, "look": False, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8,
+                 "--route-seed", "3", "-s", "5", "--route-delta", "0.05", "--route-breaker", "off", "--route-look", "off",
+                 "--route-trail", "off")
+    equal(s["route"], {"mode": "mass", "eps": 0.2, "delta": 0.05, "breaker": False, "look": False, "trail": False, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8,
                        "audit": 1.0, "seed": 3, "tau": None})
     a = s["answers"][0]
     equal(a["prompt_tokens"], a["reused"] + a["prefilled"])

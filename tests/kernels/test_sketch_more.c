@@ -25,6 +25,7 @@ struct call {
     struct attn_touched touched[SR_OPS_UNITS];
     int64_t clipped[SR_OPS_UNITS];
     struct sketch_choose_args choice;
+    int32_t top[SR_OPS_UNITS * SR_SKETCH_TOP], n_top[SR_OPS_UNITS];
 };
 
 static void fill(struct call *k, struct check *c, const int32_t *kv_len)
@@ -64,7 +65,7 @@ static void choose(struct backend *b, struct call *k)
         .shape = &k->u.shape, .sketch = &k->sketch, .units = k->u.unit, .basis = k->bases, .mask = k->mask, .n_units = k->u.n,
         .n_sinks = N_SINKS, .window = WINDOW, .eps = k->eps, .near_state = {NULL, k->near_m, k->near_l}, .list = k->list,
         .n_list = k->n_list, .unread = k->unread, .far_share = k->far_share, .logits = k->logits, .touched = k->touched,
-        .found = k->found, .n_found = k->n_found};
+        .found = k->found, .n_found = k->n_found, .top = k->top, .n_top = k->n_top};
     b->ops->sketch_choose(b, &k->choice);
     memcpy(k->first, k->unread, sizeof(k->first));
 }
@@ -114,6 +115,24 @@ static void compare_found(struct check *c, const struct call *k, int32_t u, cons
     for (int32_t g = 0; g < GROUP; g++) {
         sr_check_near(c, "unread", g, k->first[u * GROUP + g], s->unread[g], (s->n_far + 200) * SR_CHECK_U);
         if (s->unread[g] > (double)k->eps[u] * 1.00001) sr_check_fail(c, "unit %d head %d: %g unread", u, g, s->unread[g]);
+    }
+}
+
+/* The listed rows that some head gives much, but for those within a bin of that. */
+static void compare_top(struct check *c, const struct call *k, int32_t u, const struct sums *s)
+{
+    const double bin = exp(1.01 * -log((double)k->eps[u] / s->n_far) / SR_SKETCH_BINS), weighty = (double)SR_SKETCH_WEIGHTY;
+    const int32_t *top = k->top + u * SR_SKETCH_TOP;
+    uint8_t is_top[LEN] = {0};
+    if (k->n_top[u] < 0 || k->n_top[u] > SR_SKETCH_TOP) sr_check_fail(c, "unit %d: %d rows are weighty", u, k->n_top[u]);
+    for (int32_t i = 0; i < k->n_top[u]; i++) {
+        if (i && top[i] <= top[i - 1]) sr_check_fail(c, "unit %d: weighty row %d after %d", u, top[i], top[i - 1]);
+        is_top[top[i] - N_SINKS] = 1;
+    }
+    for (int32_t i = 0; i < s->n_far; i++) {
+        if (is_top[i] && (!s->is_read[i] || s->score[i] < weighty / bin)) sr_check_fail(c, "unit %d: row %d of share %g is weighty", u, i + N_SINKS, s->score[i]);
+        if (!is_top[i] && s->score[i] > weighty * bin && k->n_top[u] < SR_SKETCH_TOP)
+            sr_check_fail(c, "unit %d: row %d of share %g is not weighty", u, i + N_SINKS, s->score[i]);
     }
 }
 
@@ -186,13 +205,15 @@ static void test_more(struct check *c, enum cpu_isa isa)
     struct call *k = calloc(1, sizeof(*k));
     struct sums *s = malloc(SR_OPS_UNITS * sizeof(*s)), *t = malloc(sizeof(*t));
     struct backend *b = sr_ops_backend(isa, 2);
-    int32_t n_needed = 0, n_not = 0;
+    int32_t n_needed = 0, n_not = 0, n_top = 0;
     fill(k, c, kv_len);
     for (int i = 0; i < 5; i++) {
         choose(b, k); /* a look goes on from where the one before left off: once a choice */
         for (int32_t u = 0; u < SR_OPS_UNITS; u++) {
             sum_unit(k, u, &s[u]);
             compare_found(c, k, u, &s[u]);
+            compare_top(c, k, u, &s[u]);
+            n_top += k->n_top[u];
             for (int32_t g = 0; g < GROUP; g++) make_read(k, u, g, &s[u], g == 1 ? 1 : times[i]);
         }
         look(b, k);
@@ -203,6 +224,7 @@ static void test_more(struct check *c, enum cpu_isa isa)
             if (i == 0 && k->n_more[u]) sr_check_fail(c, "unit %d: %d rows added where the estimate was right", u, k->n_more[u]);
         }
     }
+    if (n_top < 4) sr_check_fail(c, "%d rows are weighty", n_top);
     if (n_needed < 4 || n_not < 8) sr_check_fail(c, "%d units needed more, %d not", n_needed, n_not);
     sr_backend_close(b);
     sr_ops_units_fini(&k->u);

@@ -231,10 +231,10 @@ static void cuts(void **state)
     spill(bad, b.data, b.n);
     refused(live, bad, SR_ERR_FORMAT, "not a session file");
     b.data[0] ^= 1;
-    b.data[8] = 4;
+    b.data[8] = 5;
     seal(&b);
     spill(bad, b.data, b.n);
-    refused(live, bad, SR_ERR_FORMAT, "version 4");
+    refused(live, bad, SR_ERR_FORMAT, "version 5");
     free(b.data);
     sr_session_free(s);
     sr_session_free(live);

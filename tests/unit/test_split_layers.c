@@ -92,6 +92,7 @@ static sr_session_options options_of(sr_route_mode mode)
     o.route.min_len = 512;
     o.route.window = 64;
     o.route.audit = 0.25f;
+    o.route.trail = 0; /* each part has one of its own */
     return o;
 }
 
