@@ -96,7 +96,7 @@ static void occupy_standard_descriptors(void)
             _exit(SR_ERR_IO);
 }
 
-int main(int argc, char **argv)
+static int program(int argc, char **argv)
 {
     struct options o;
     sr_error err = {SR_OK, ""};
@@ -123,4 +123,11 @@ int main(int argc, char **argv)
         return flush_stdout(0);
     }
     return sr_diag_close(flush_stdout(o.list_devices ? list_devices() : execute(&o, &err)));
+}
+
+/* Without exit(): there OpenBLAS waits for threads of its own, of which one that finds no memory for its buffer (ulimit -v) never
+ * ends. All that is written was flushed or closed. */
+int main(int argc, char **argv)
+{
+    _exit(program(argc, argv));
 }

@@ -336,6 +336,20 @@ def files_that_may_not_grow():
 
 
 @test
+def little_address_space():
+    seen = set()
+    for mib in (96, 128, 160, 256):  # OpenBLAS has a thread of its own then, which looks for memory for ever
+        limit = (mib << 20, mib << 20)
+        p = subprocess.run([PROGRAM, "run", "-m", MODEL, "-p", "x", "-n", "1", "--quiet"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+                           env=environment({"OPENBLAS_NUM_THREADS": "2"}), check=False,
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit))  # pylint: disable=cell-var-from-loop
+        seen.add(p.returncode)
+        if p.returncode == 5:
+            one_line(p.stderr.decode())
+    equal(5 in seen and 0 not in seen, True, str(seen))
+
+
+@test
 def wrong_inputs_are_one_line():
     for args, rc, part in ((["-f", "/absent"], 4, "-f /absent: No such file"), (["-sysf", "/absent", "-p", "x"], 4, "-sysf /absent"),
                            (["-f", os.devnull], 3, "empty"), (["-p", "x", "--chat-template-kwargs", "{"], 2, "not JSON"),
