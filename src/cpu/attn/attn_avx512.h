@@ -92,8 +92,8 @@ typedef float sr_block_scales[SR_ATTN_MAX_DIM / SR_KV_BLOCK][SR_ATTN_BLOCK];
 
 SR_INLINE void sr_prefetch_row_avx512(const uint8_t *row, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += SR_LINE) _mm_prefetch((const char *)row + i, _MM_HINT_T0);
-    _mm_prefetch((const char *)row + bytes - 1, _MM_HINT_T0);
+    const uint8_t *p = (const uint8_t *)((uintptr_t)row & ~(uintptr_t)(SR_LINE - 1)); /* each line once: requests are few */
+    for (; p < row + bytes; p += SR_LINE) _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
 /* Rows that lie together are one stream, asked for a page before they are read; the first lines of a page go to the second

@@ -19,79 +19,103 @@ struct scan { struct sketch_scan *a; struct rest_plane plane; struct rest_factor
 /* Open runs to be asked for meanwhile: from block `at` of a second plane on. */
 struct ahead { const uint8_t *at; const __mmask16 *lanes; int32_t n; };
 
-/* Heads of a tile from g0 on over the blocks of a part. keep: rows to be kept, added to. */
-struct scan_tile { struct scan *s; int32_t g0; const struct part *p; struct ahead ahead; __mmask16 *keep; };
+/* Heads of a tile from g0 on over the blocks of a part. */
+struct scan_tile { struct scan *s; int32_t g0; const struct part *p; struct ahead ahead; };
 
 /* Of a block with open runs, or on the edge of the range: logits as they remain. */
-SR_INLINE void finish_block(const int bits, const int heads, const struct scan_tile *t, int32_t row, __mmask16 lanes, __mmask16 inside, __m512 *x)
+SR_INLINE void finish_block(const int bits, const int heads, const struct scan_tile *t, int32_t row, __mmask16 lanes, __mmask16 inside)
 {
     float *logits = t->s->a->logits + t->g0 * SR_SKETCH_STRIDE + row;
     __m512 more[TILE_HEADS];
-    if (lanes) {
-        rest_of_block(bits, heads, t->s, t->g0, row, lanes, more);
-        SR_UNROLL for (int g = 0; g < heads; g++) x[g] = _mm512_mask_add_ps(x[g], lanes, x[g], more[g]);
-    }
+    SR_UNROLL for (int g = 0; g < heads; g++) more[g] = _mm512_setzero_ps();
+    if (lanes) rest_of_block(bits, heads, t->s, t->g0, row, lanes, more);
     SR_UNROLL for (int g = 0; g < heads; g++) {
-        x[g] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), inside, x[g]);
-        _mm512_storeu_ps(logits + g * SR_SKETCH_STRIDE, x[g]);
+        const __m512 x = _mm512_loadu_ps(logits + g * SR_SKETCH_STRIDE);
+        const __m512 both = _mm512_mask_add_ps(x, lanes, x, more[g]);
+        _mm512_storeu_ps(logits + g * SR_SKETCH_STRIDE, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), inside, both));
     }
 }
 
-SR_INLINE void scan_heads(const int bits, const int heads, const struct scan_tile *t)
+SR_INLINE void rest_heads(const int bits, const int heads, const struct scan_tile *t)
 {
-    const __m512 log2e = _mm512_set1_ps(0x1.715476p+0f);
     const struct part *p = t->p;
-    struct scan_head *head = t->s->head + t->g0;
-    const float *logits = t->s->a->logits + t->g0 * SR_SKETCH_STRIDE;
     const size_t block_bytes = t->s->plane.block_bytes;
     struct ahead ahead = t->ahead;
-    __m512 sum[TILE_HEADS], max[TILE_HEADS];
-    SR_UNROLL for (int g = 0; g < heads; g++) sum[g] = head[g].sum, max[g] = head[g].max;
     for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) {
         const __mmask16 lanes = p->lanes[block_of((uint32_t)row)], inside = p->is_whole ? 0xffff : inside_of(t->s->a, row);
-        __m512 x[TILE_HEADS];
-        __mmask16 keep = 0;
         if (ahead.n-- > 0) {
             fetch_rest(ahead.at, block_bytes, *ahead.lanes++);
             ahead.at += block_bytes;
         }
-        SR_UNROLL for (int g = 0; g < heads; g++) x[g] = _mm512_loadu_ps(logits + g * SR_SKETCH_STRIDE + row);
-        if (lanes || inside != 0xffff) finish_block(bits, heads, t, row, lanes, inside, x);
-        SR_UNROLL for (int g = 0; g < heads; g++) {
-            keep |= _mm512_cmp_ps_mask(x[g], head[g].least, _CMP_GE_OQ);
-            max[g] = _mm512_max_ps(max[g], x[g]); /* of anything and a NaN it is the NaN, until the next row */
-            sum[g] = _mm512_add_ps(sum[g], sr_exp2_rough_avx512(_mm512_fmadd_ps(x[g], log2e, head[g].shift)));
-        }
-        t->keep[block_of((uint32_t)row)] |= keep & inside;
+        if (lanes || inside != 0xffff) finish_block(bits, heads, t, row, lanes, inside);
     }
-    SR_UNROLL for (int g = 0; g < heads; g++) head[g].sum = sum[g], head[g].max = max[g];
 }
 
-SR_INLINE void scan_tile(const int bits, int32_t heads, const struct scan_tile *t)
+SR_INLINE void rest_tile(const int bits, int32_t heads, const struct scan_tile *t)
 {
     switch (heads) {
-    case 1: scan_heads(bits, 1, t); return;
-    case 2: scan_heads(bits, 2, t); return;
-    case 3: scan_heads(bits, 3, t); return;
-    case 4: scan_heads(bits, 4, t); return;
-    case 5: scan_heads(bits, 5, t); return;
-    case 6: scan_heads(bits, 6, t); return;
-    case 7: scan_heads(bits, 7, t); return;
-    default: scan_heads(bits, 8, t); return;
+    case 1: rest_heads(bits, 1, t); return;
+    case 2: rest_heads(bits, 2, t); return;
+    case 3: rest_heads(bits, 3, t); return;
+    case 4: rest_heads(bits, 4, t); return;
+    case 5: rest_heads(bits, 5, t); return;
+    case 6: rest_heads(bits, 6, t); return;
+    case 7: rest_heads(bits, 7, t); return;
+    default: rest_heads(bits, 8, t); return;
+    }
+}
+
+/* Sums and maxima of a part, and the rows to be kept. One head after the other: its constants and sums stay in registers, which
+ * those of seven heads at once do not. */
+static void sum_part(struct scan *s, const struct part *p, __mmask16 *keep)
+{
+    const __m512 log2e = _mm512_set1_ps(0x1.715476p+0f);
+    const uint32_t first = block_of((uint32_t)p->row0), n = (uint32_t)(p->row1 - p->row0 + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    for (int32_t g = 0; g < s->a->group; g++) {
+        const float *logits = s->a->logits + g * SR_SKETCH_STRIDE + p->row0;
+        const __m512 shift = s->head[g].shift, least = s->head[g].least;
+        __m512 sum = s->head[g].sum, max = s->head[g].max;
+        for (uint32_t i = 0; i < n; i++) {
+            const __m512 x = _mm512_loadu_ps(logits + i * BLOCK_ROWS);
+            keep[first + i] |= _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ);
+            max = _mm512_max_ps(max, x); /* of anything and a NaN it is the NaN, until the next row */
+            sum = _mm512_add_ps(sum, sr_exp2_rough_avx512(_mm512_fmadd_ps(x, log2e, shift)));
+        }
+        s->head[g].sum = sum;
+        s->head[g].max = max;
+    }
+}
+
+/* Blocks with rows that are kept, and where these go. */
+struct kept_blocks { int32_t n, row[PART_ROWS / BLOCK_ROWS], to[PART_ROWS / BLOCK_ROWS]; __mmask16 keep[PART_ROWS / BLOCK_ROWS]; };
+
+static void find_kept(struct scan *s, const struct part *p, const __mmask16 *keep, struct kept_blocks *k)
+{
+    struct sketch_scan *a = s->a;
+    k->n = 0;
+    for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) {
+        const __mmask16 inside = p->is_whole ? 0xffff : inside_of(a, row), rows = keep[block_of((uint32_t)row)] & inside;
+        k->row[k->n] = row;
+        k->to[k->n] = a->n_kept;
+        k->keep[k->n] = rows;
+        k->n += rows != 0;
+        a->n_kept += __builtin_popcount(rows);
     }
 }
 
 /* Rows are compressed in the register and stored whole: what lies beyond the last one kept is overwritten by the next ones,
  * and there is room for it. */
-SR_INLINE void keep_rows(struct sketch_scan *a, int32_t row, __mmask16 keep)
+static void keep_rows(const struct sketch_scan *a, const struct kept_blocks *k)
 {
-    const __m512i rows = _mm512_add_epi32(sr_iota_avx512(), _mm512_set1_epi32(a->first_row + row));
-    _mm512_storeu_si512(a->kept_rows + a->n_kept, _mm512_maskz_compress_epi32(keep, rows));
-    for (int32_t g = 0; g < a->group; g++) {
-        const __m512 x = _mm512_loadu_ps(a->logits + g * SR_SKETCH_STRIDE + row);
-        _mm512_storeu_ps(a->kept + g * SR_SKETCH_STRIDE + a->n_kept, _mm512_maskz_compress_ps(keep, x));
+    for (int32_t i = 0; i < k->n; i++) {
+        const __m512i rows = _mm512_add_epi32(sr_iota_avx512(), _mm512_set1_epi32(a->first_row + k->row[i]));
+        _mm512_storeu_si512(a->kept_rows + k->to[i], _mm512_maskz_compress_epi32(k->keep[i], rows));
     }
-    a->n_kept += __builtin_popcount(keep);
+    for (int32_t g = 0; g < a->group; g++) {
+        const float *logits = a->logits + g * SR_SKETCH_STRIDE;
+        float *kept = a->kept + g * SR_SKETCH_STRIDE;
+        for (int32_t i = 0; i < k->n; i++) _mm512_storeu_ps(kept + k->to[i], _mm512_maskz_compress_ps(k->keep[i], _mm512_loadu_ps(logits + k->row[i])));
+    }
 }
 
 static void scan_part(struct scan *s, const struct part *p, const struct ahead *ahead)
@@ -99,13 +123,15 @@ static void scan_part(struct scan *s, const struct part *p, const struct ahead *
     const struct ahead none = {NULL, NULL, 0};
     struct sketch_scan *a = s->a;
     __mmask16 keep[PART_ROWS / BLOCK_ROWS] = {0};
+    struct kept_blocks kept;
     for (int32_t g = 0; g < a->group; g += tile_of(a, g)) {
-        const struct scan_tile t = {s, g, p, g == 0 ? *ahead : none, keep};
-        if (a->sketch->bits == 4) scan_tile(4, tile_of(a, g), &t);
-        else scan_tile(8, tile_of(a, g), &t);
+        const struct scan_tile t = {s, g, p, g == 0 ? *ahead : none};
+        if (a->sketch->bits == 4) rest_tile(4, tile_of(a, g), &t);
+        else rest_tile(8, tile_of(a, g), &t);
     }
-    for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS)
-        if (keep[block_of((uint32_t)row)]) keep_rows(a, row, keep[block_of((uint32_t)row)]);
+    sum_part(s, p, keep);
+    find_kept(s, p, keep, &kept);
+    keep_rows(a, &kept);
 }
 
 /* Runs of a part that was scored, or, where nearly all of the last part's were open, those that the next chunk begins with. */
@@ -124,9 +150,11 @@ static void scan(struct sketch_scan *a)
 {
     const int32_t first = a->row0 / PART_ROWS, last = (a->row1 - 1) / PART_ROWS;
     const int64_t first_bytes = (int64_t)sr_sketch_first_bytes(a->sketch);
-    struct scan s = {.a = a, .plane = rest_plane(a)};
+    struct scan s; /* some KB: not cleared */
     struct part parts[2];
     int64_t n_rest = 0;
+    s.a = a;
+    s.plane = rest_plane(a);
     rest_factors(a, &s.factors);
     for (int32_t g = 0; g < a->group; g++)
         s.head[g] = (struct scan_head){_mm512_set1_ps(-a->from[g] * 0x1.715476p+0f), _mm512_set1_ps(a->floor[g] + a->cut),
