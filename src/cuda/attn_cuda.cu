@@ -84,7 +84,7 @@ size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cud
     w->done = (unsigned *)take(base, &used, WORK_UNITS, 4);
     w->done_1 = (unsigned *)take(base, &used, slots, 4);
     w->part_o = (float *)take(base, &used, 2 * slots * WORK_HEAD_WORDS, 4);
-    w->part_ml = (float *)take(base, &used, 2 * slots * 16 * 2, 4);
+    w->part_ml = (float *)take(base, &used, slots * WORK_PART_SLICES * 2, 4);
     w->spare_o = (float *)take(base, &used, slots * WORK_HEAD_WORDS, 4);
     w->spare_ml = (float *)take(base, &used, slots * 16 * 2, 4);
     const size_t shared = units < (size_t)card->n_sms / 2 ? units : (size_t)card->n_sms / 2;
@@ -180,15 +180,17 @@ sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of %d KV heads: at most %d units a launch", cache->n_seqs,
                        c->shape.n_kv_heads, MAX_UNITS / p.n_sub);
     const bool has_plain_kind = a->kinds || a->kind == CUDA_READ_ALL || a->kind == CUDA_READ_NEAR;
-    const bool is_plain = code.plain && has_plain_kind && !a->list && cache->n_seqs == 1 && n <= WARP && 2 * n <= p.n_sms;
+    const bool is_one = cache->n_seqs == 1 && n <= WARP && 2 * n <= p.n_sms;
+    const bool is_plain = code.plain && has_plain_kind && !a->list && (is_one || !a->kinds);
     const auto kernel = is_plain ? code.plain : code.kernel;
-    const unsigned blocks = (unsigned)(code.blocks * c->card.n_sms);
+    const unsigned blocks = (unsigned)((is_plain ? 1 : code.blocks) * c->card.n_sms);
     if (is_plain && a->kinds) p.after_append = 0;
+    p.in_line = is_plain && !is_one;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, code.smem);
     // What a ring has under way lives in shared memory; without one it lives in L1.
     if (e == cudaSuccess && code.plain) e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (e != cudaSuccess) return launched(e, "shared memory of attend", err);
-    const dim3 grid = is_plain ? dim3((unsigned)n, blocks / (unsigned)n) : dim3(blocks);
+    const dim3 grid = is_plain && is_one ? dim3((unsigned)n, blocks / (unsigned)n) : dim3(blocks);
     return launched(launch(kernel, grid, code.threads, (size_t)code.smem, c, p), "attend", err);
 }
 

@@ -321,11 +321,27 @@ static __device__ __forceinline__ void merge_parts(const attend_params &p, const
     for (int j = 1; j < teams; j++) add_part(own[0].o, places[j * span], 1.0f);
 }
 
+static __device__ __forceinline__ float v_scale_of(const attend_params &p, int u, bool is_f8)
+{
+    return !is_f8 ? 1.0f : p.cache.v_scale ? F8_UNIT * p.cache.v_scale[u % p.n_kv_heads] : F8_UNIT;
+}
+
+// What piece i of the heads from h_first on comes to.
+template <int D, int T>
+__device__ __forceinline__ void finish_piece(const attend_params &p, int64_t h_first, int i, const float4 &o, float v_scale, const with_prior &x)
+{
+    const int at = i % (D / 4) * 4, j = at / 16, g = at / 2 % 8;
+    const int64_t h = h_first + i / (D / 4);
+    finish(p, h * D + v_column<D, T>(j, g, 0), make_float2(o.x * v_scale, o.y * v_scale), x);
+    finish(p, h * D + v_column<D, T>(j, g + 1, 0), make_float2(o.z * v_scale, o.w * v_scale), x);
+    if (at == 0 && p.o) p.m[h] = x.m * LN2, p.l[h] = x.l;
+}
+
 // What a unit's pieces come to.
 template <int D, int T, int PER>
 __device__ __forceinline__ void finish_pieces(const attend_params &p, int u, int64_t h_first, int pieces, const piece own[PER])
 {
-    const float v_scale = T != ELEM_F8 ? 1.0f : p.cache.v_scale ? F8_UNIT * p.cache.v_scale[u % p.n_kv_heads] : F8_UNIT;
+    const float v_scale = v_scale_of(p, u, T == ELEM_F8);
     with_prior x[PER];
 #pragma unroll
     for (int k = 0; k < PER; k++) {
@@ -335,13 +351,8 @@ __device__ __forceinline__ void finish_pieces(const attend_params &p, int u, int
     if (p.merge) __syncthreads(); // all have read the state's m and l
 #pragma unroll
     for (int k = 0; k < PER; k++) {
-        const int i = threadIdx.x + k * blockDim.x, at = i % (D / 4) * 4, j = at / 16, g = at / 2 % 8;
-        const int64_t h = h_first + i / (D / 4);
-        if (i >= pieces) continue;
-        const float4 o = own[k].o;
-        finish(p, h * D + v_column<D, T>(j, g, 0), make_float2(o.x * v_scale, o.y * v_scale), x[k]);
-        finish(p, h * D + v_column<D, T>(j, g + 1, 0), make_float2(o.z * v_scale, o.w * v_scale), x[k]);
-        if (at == 0 && p.o) p.m[h] = x[k].m * LN2, p.l[h] = x[k].l;
+        const int i = threadIdx.x + k * blockDim.x;
+        if (i < pieces) finish_piece<D, T>(p, h_first, i, own[k].o, v_scale, x[k]);
     }
 }
 

@@ -34,6 +34,7 @@ struct attend_params {
     int32_t n_sms, n_units, n_kv_heads, group, n_sub; // n_sub blocks of heads share a unit's rows
     float *out, *o, *m, *l;
     int merge, audit, after_append;
+    int in_line; // without lists: many units, or several sequences
     struct attn_cuda_counters *counters;
     // workspace: partial states by slot, 2 n_slots of them, their maxima and sums, and the counters of those done
     float *part_o, *part_ml;
@@ -42,8 +43,8 @@ struct attend_params {
     unsigned *done_1; // [first-level groups]
 };
 
-// A kernel, its threads and bytes of shared memory, how many of its blocks an SM holds, and the kernel of the same shape for one
-// sequence without lists, if there is one.
+// A kernel, its threads and bytes of shared memory, how many of its blocks an SM holds, and the kernel of the same shape without
+// lists, if there is one.
 struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; void (*plain)(attend_params); };
 
 // Instances by head size and by blocks of 8 heads (1 or 2); no kernel where there is none. has_ring: the code is Hopper's.

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The attend kernel for Hopper where a step reads all rows of one sequence, or its sinks and window, in every unit that reads
-// anything: no lists. Then a block's share follows from the length and its own number, and every tile is 16 neighbouring rows of
+// The attend kernel for Hopper where a step reads all rows of a sequence, or its sinks and window, in every unit that reads
+// anything: no lists. Then a block's share follows from the lengths and its own number, and every tile is 16 neighbouring rows of
 // a page, so that nothing is dealt, looked up row by row or searched for. It does what attn_ring.cuh does, in a quarter of the
 // instructions: a kernel that runs once a layer finds none of them in its SM's caches.
 //
-// The tiles of a unit go round its blocks, eight at a time, one for each warp. A lane keeps the addresses of K (lanes below 16) or V
-// of one tile of its warp, so that a load brings those of 16 tiles.
+// Of one sequence the tiles of a unit go round its blocks, eight at a time, one for each warp. Of several, or where units are many, the
+// tiles of all lie in a line of which each block takes a stretch. A lane keeps the addresses of K (lanes below 16) or V of one
+// tile of its warp, so that a load brings those of 16 tiles.
+//
+// One block an SM: a warp then has registers enough that its loads from shared memory run ahead of what waits for them, and the parts of a
+// unit are half as many. Its ring is that of two blocks an SM all the same: more bytes under way bring none sooner, and make SMs less equal.
 #ifndef SR_CUDA_ATTN_PLAIN_CUH
 #define SR_CUDA_ATTN_PLAIN_CUH
 
+#include "cuda/attn_join.cuh"
 #include "cuda/attn_ring.cuh"
 
 namespace sr {
@@ -141,50 +146,201 @@ __device__ __forceinline__ void attend_plain(const plain_rows &r, plain_ring<D, 
     }
 }
 
-template <int D, int NT, int T>
-__global__ void __launch_bounds__(ring_shape<D, NT, T>::WARPS * WARP, ring_shape<D, NT, T>::BLOCKS) plain_kernel_of(const __grid_constant__ attend_params p)
+// ---- many units: a line of tiles ----
+
+// Tiles of all head blocks, and the blocks that have some. Not a block that crosses from one head block to the next: `apart`.
+struct plain_line {
+    int32_t total, blocks;
+    bool apart;
+
+    __device__ __forceinline__ int32_t start(int32_t block) const { return (int32_t)((int64_t)total * block / blocks); }
+    __device__ __forceinline__ int32_t block_of(int32_t x) const { return (int32_t)(((int64_t)(x + 1) * blocks - 1) / total); }
+};
+
+static __device__ __forceinline__ int32_t len_in_line(const attend_params &p, int32_t seq) { return seq < p.cache.n_seqs ? __ldcg(p.cache.kv_len + seq) : 0; }
+static __device__ __forceinline__ int32_t tiles_in_line(const attend_params &p, int32_t len) { return len > 0 ? plain_rows_of(p, p.kind, len).tiles : 0; }
+
+// As many blocks as there are, or a few less where sequences are equally long and no block crosses then. By a warp.
+static __device__ __forceinline__ plain_line line_of(const attend_params &p)
 {
-    if constexpr (!HAS_RING) return; // never launched
+    const int32_t n_heads = p.n_kv_heads * p.n_sub, n = p.cache.n_seqs * n_heads;
+    int32_t total = 0, least = INT32_MAX, longest = 0;
+#pragma unroll 1
+    for (int32_t seq = threadIdx.x % WARP; seq - (int32_t)(threadIdx.x % WARP) < p.cache.n_seqs; seq += WARP) {
+        const int32_t tiles = tiles_in_line(p, len_in_line(p, seq));
+        total += __reduce_add_sync(~0u, tiles);
+        least = min(least, __reduce_min_sync(~0u, seq < p.cache.n_seqs ? tiles : INT32_MAX));
+        longest = max(longest, __reduce_max_sync(~0u, tiles));
+    }
+    total *= n_heads;
+    const int32_t blocks = max(1, min((int32_t)gridDim.x, total / LEAST_TILES)), even = blocks / n * n;
+    const bool apart = least == longest && 16 * even >= 15 * blocks;
+    return plain_line{total, apart ? even : blocks, apart};
+}
+
+// What a block does at once: tiles `tile`, tile + stride and so on of a head block are its warps' first, second ...
+struct plain_share {
+    share s;
+    plain_rows rows;
+    int32_t len, tile, stride;
+    int kind;
+};
+
+// A stretch of one head block's tiles, from tile x of the line on and before tile `to`. By a warp.
+template <int D, int NT, int T> static __device__ __forceinline__ plain_share share_in_line(const attend_params &p, const plain_line &line, int32_t x, int32_t to)
+{
+    const int lane = threadIdx.x % WARP, n_heads = p.n_kv_heads * p.n_sub;
+    int32_t seq = 0, before = 0, len, tiles; // before: of one head block of each sequence
+#pragma unroll 1
+    for (;; seq += WARP) {
+        len = len_in_line(p, seq + lane);
+        tiles = tiles_in_line(p, len);
+        const int32_t end = before + sum_up_to(tiles);
+        const unsigned behind = __ballot_sync(~0u, end * n_heads > x);
+        const int l = behind ? __ffs(behind) - 1 : WARP - 1;
+        before = __shfl_sync(~0u, behind ? end - tiles : end, l);
+        if (!behind) continue; // x is some sequence's
+        len = __shfl_sync(~0u, len, l);
+        tiles = __shfl_sync(~0u, tiles, l);
+        seq += l;
+        break;
+    }
+    const int32_t i = (x - before * n_heads) / tiles, begin = before * n_heads + i * tiles;
+    const int32_t first = line.block_of(begin), last = line.block_of(begin + tiles - 1);
+    plain_share y;
+    y.s = share{seq * n_heads + i, x - begin, min(to - begin, tiles), (int32_t)blockIdx.x - first, last - first + 1,
+                2 * first + (begin > line.start(first)), 2 * (first + 1), 2};
+    y.len = len;
+    y.kind = p.kind;
+    y.rows = plain_rows_of(p, p.kind, len);
+    y.rows.tiles = y.s.t1;
+    y.rows.whole = min(y.rows.whole, y.s.t1);
+    y.tile = y.s.t0 + threadIdx.x / WARP;
+    y.stride = ring_shape<D, NT, T>::WARPS;
+    return y;
+}
+
+// Sequences of which nothing is there.
+template <int D> static __device__ __forceinline__ void write_empty_in_line(const attend_params &p)
+{
+#pragma unroll 1
+    for (int u = blockIdx.x; u < p.n_units; u += gridDim.x)
+        if (len_of(p, u) <= 0) write_empty(p, D, u);
+}
+
+// ---- the kernel ----
+
+// This block's part of one sequence's unit; none where its number of parts is 0.
+template <int D, int NT, int T> static __device__ __forceinline__ plain_share share_of_block(const attend_params &p)
+{
     using S = ring_shape<D, NT, T>;
-    __shared__ merge_space ms;
-    __shared__ uint2 q[NT * (D / 16) * WARP];
-    if (!p.after_append) wait_for_previous();
-    const int32_t len = __ldcg(p.cache.kv_len);
+    plain_share x;
+    x.len = __ldcg(p.cache.kv_len);
     const plain_place at = p.kinds ? place_by_kinds<D>(p)
                                    : plain_place{(int32_t)blockIdx.x, (int32_t)blockIdx.y, (int32_t)gridDim.y, (int32_t)(blockIdx.x * gridDim.y), p.kind};
-    const int unit = unit_of(p, at.u), h0 = sub_of(p, at.u) * 8 * NT;
-    const int32_t tile = at.part * S::WARPS + threadIdx.x / WARP;
+    x.kind = at.kind;
+    x.rows = plain_rows_of(p, at.kind, x.len);
+    const int32_t parts = max(1, min(at.most, (x.rows.tiles + S::WARPS - 1) / S::WARPS)); // none without a tile for each warp
+    x.s = share{at.u, 0, 0, at.part, at.part < parts ? parts : 0, at.first_slot, at.first_slot + 1, 1};
+    x.tile = at.part * S::WARPS + threadIdx.x / WARP;
+    x.stride = parts * S::WARPS;
+    return x;
+}
+
+// What a block has in common. Over the loop it is kept here: its registers are few.
+struct plain_space {
+    merge_space ms;
+    share s;
+    join_plan join;
+    plain_line line;
+    int32_t at, end; // of the line: what is left of the block's stretch
+    int32_t kind, len, n_rows;
+};
+
+static __device__ __forceinline__ void count_plain(const attend_params &p, const plain_space &space)
+{
+    if (space.s.part == 0 && sub_of(p, space.s.u) == 0) count(p, unit_of(p, space.s.u), space.kind, space.n_rows, space.len);
+}
+
+static __device__ __forceinline__ void begin_line(const attend_params &p, plain_space &space)
+{
+    const plain_line line = line_of(p);
+    const int32_t block = blockIdx.x;
+    if (threadIdx.x != 0) return;
+    space.line = line;
+    space.at = block < line.blocks ? line.start(block) : 0;
+    space.end = block < line.blocks ? line.start(block + 1) : 0;
+}
+
+template <int D, int NT, int T>
+__device__ __forceinline__ void attend_plain_share(const attend_params &p, const plain_share &x, plain_space &space, uint2 *q)
+{
+    using S = ring_shape<D, NT, T>;
+    const int unit = unit_of(p, x.s.u), h0 = sub_of(p, x.s.u) * 8 * NT, head = unit % p.n_kv_heads;
     plain_ring<D, NT, T> flow;
     flow.pages = (threadIdx.x % WARP < flow.RUN ? p.cache.k_page : p.cache.v_page) + (int64_t)unit * p.cache.max_pages;
     flow.slot = 0;
-    const plain_rows rows = plain_rows_of(p, at.kind, len);
-    // Few tiles: one block an SM, so that the next kernel's come in beside it; and none without a tile for each warp.
-    const int32_t most = rows.tiles * S::BLOCKS < WIDE_TILES * at.most ? at.most / S::BLOCKS : at.most;
-    const int32_t parts = max(1, min(most, (rows.tiles + S::WARPS - 1) / S::WARPS));
-    if (at.part >= parts) return;
-    const share s = {at.u, 0, 0, at.part, parts, at.first_slot, at.first_slot + 1, 1};
+    flow.stride = x.stride;
+    flow.now = flow.find(x.rows, x.tile, x.stride);
+    flow.tile = x.tile + flow.RUN * x.stride;
+    flow.next = flow.find(x.rows, flow.tile, x.stride);
     const bool split = T == ELEM_BF16 && NT == 1 && p.group - h0 <= 4;
-    flow.stride = parts * S::WARPS;
-    flow.now = flow.find(rows, tile, flow.stride);
-    flow.tile = tile + flow.RUN * flow.stride;
-    flow.next = flow.find(rows, flow.tile, flow.stride);
-    const float scale = p.scale * LOG2E * (T != ELEM_F8 ? 1.0f : p.cache.k_scale ? F8_UNIT * p.cache.k_scale[unit] : F8_UNIT);
+    const float scale = p.scale * LOG2E * (T != ELEM_F8 ? 1.0f : p.cache.k_scale ? F8_UNIT * p.cache.k_scale[head] : F8_UNIT);
+    const float v_scale = v_scale_of(p, unit, T == ELEM_F8);
     if (p.after_append) wait_for_previous();
     query_part<D, NT, T, S::WARPS * WARP> queries;
     queries.load(p, unit, h0, split);
 #pragma unroll 1
-    for (int k = 0; k < S::SLOTS; k++) flow.ask(rows, k % 2, k / 2, tile + k / 2 * flow.stride, k);
+    for (int k = 0; k < S::SLOTS; k++) flow.ask(x.rows, k % 2, k / 2, x.tile + k / 2 * x.stride, k);
     let_next_start();
-    if (s.part == 0 && h0 == 0 && threadIdx.x == 0) count(p, unit, at.kind, rows.near ? rows.head + len - rows.near : len, len);
+    if (threadIdx.x == 0) {
+        space.s = x.s;
+        space.join = join_plan_of<D>(p, x.s, 8 * NT, !p.in_line || space.line.apart ? JOIN_LAST : JOIN_FIRST, x.rows.tiles, S::WARPS * WARP, v_scale);
+        space.kind = x.kind;
+        space.len = x.len;
+        space.n_rows = x.rows.near ? x.rows.head + x.len - x.rows.near : x.len;
+    }
     queries.store(p, h0, split, q);
+    if (threadIdx.x == 0) count_plain(p, space);
     {
         warp_state<D, NT, T, 1> state;
         state.clear();
-        attend_plain<D, NT, T>(rows, flow, state, tile, scale, split, q);
-        leave_state<D, NT, T>(state, heads_of<NT>(p, s.u), ms, (float *)ring<D, NT, T>::memory());
+        attend_plain<D, NT, T>(x.rows, flow, state, x.tile, scale, split, q);
+        leave_state<D, NT, T>(state, heads_of<NT>(p, *(const volatile int32_t *)&space.s.u), space.ms, (float *)ring<D, NT, T>::memory());
     }
     __syncthreads();
-    merge_blocks<D, NT, T, S::WARPS>(p, s, ms, (float *)ring_memory, S::ROOM / (int)sizeof(float), S::BYTES);
+    join_blocks<D, NT, T, S::WARPS>(p, space.s, space.join, space.ms, (float *)ring_memory, S::ROOM / (int)sizeof(float));
+}
+
+// So many that no second block of this kernel comes beside the first, but one of a product's does, which has 112 and fills its ring meanwhile.
+__host__ __device__ constexpr int plain_registers(int d, int nt) { return d * nt <= 128 ? 144 : 248; }
+
+template <int D, int NT, int T>
+__global__ void __maxnreg__(plain_registers(D, NT)) plain_kernel_of(const __grid_constant__ attend_params p)
+{
+    if constexpr (!HAS_RING) return; // never launched
+    __shared__ plain_space space;
+    __shared__ uint2 q[NT * (D / 16) * WARP];
+    if (!p.after_append) wait_for_previous();
+#pragma unroll 1
+    for (bool is_first = true;; is_first = false) {
+        plain_share x;
+        if (!p.in_line) {
+            if (!is_first) return;
+            x = share_of_block<D, NT, T>(p);
+            if (x.s.n_parts == 0) return;
+        } else {
+            if (is_first) begin_line(p, space);
+            __syncthreads(); // what the last share left in memory is read
+            const int32_t at = space.at, end = space.end;
+            if (at >= end) break;
+            x = share_in_line<D, NT, T>(p, space.line, at, end);
+            __syncthreads();
+            if (threadIdx.x == 0) space.at = at + x.s.t1 - x.s.t0;
+        }
+        attend_plain_share<D, NT, T>(p, x, space, q);
+    }
+    write_empty_in_line<D>(p);
 }
 
 } // namespace sr

@@ -10,6 +10,7 @@
 enum {
     WORK_UNITS = 1024,    /* head blocks of units in one launch */
     WORK_HEAD_WORDS = 2048, /* o of a partial state: 8 heads of 256, or 16 of 128 */
+    WORK_PART_SLICES = 128, /* maxima and sums of a partial state: one a slice that a block merges */
     CHOOSE_BINS = 512,
     CHOOSE_PARTS = 16       /* blocks of one unit, at most */
 };

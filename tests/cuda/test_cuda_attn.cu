@@ -372,22 +372,27 @@ static void check_audit(const shape &s)
     report(good, "audit " + name_of(s), "record");
 }
 
-// One sequence and no lists: kernels of their own on Hopper.
+// No lists: kernels of their own on Hopper.
 static void check_plain(sr_dtype t, bool quick)
 {
     const std::vector<int> all = {CUDA_READ_ALL}, near = {CUDA_READ_NEAR}, some = {CUDA_READ_NONE, CUDA_READ_ALL, CUDA_READ_ALL, CUDA_READ_NONE, CUDA_READ_NEAR};
     for (int d : {64, 80, 96, 128, 256}) {
         if (d == 80 && t == SR_DTYPE_Q8_0) continue;
-        check_kinds(shape{d, 4, 2, 1, 777, t}, all, true, ONE_KIND);
-        check_kinds(shape{d, 12, 3, 1, 900, t}, near, false, ONE_KIND, 20);
-        check_kinds(shape{d, 7, 5, 1, 1301, t}, some, true, KINDS);
-        if (!quick) check_kinds(shape{d, 16, 2, 1, 6000, t}, all, false, ONE_KIND);
+        check_kinds(shape{d, 4, 2, 1, quick ? 333 : 777, t}, all, true, ONE_KIND);
+        check_kinds(shape{d, 12, 3, 1, quick ? 200 : 900, t}, near, false, ONE_KIND, 20);
+        check_kinds(shape{d, 7, 5, 1, quick ? 301 : 1301, t}, some, true, KINDS);
+        if (quick) continue;
+        check_kinds(shape{d, 16, 2, 1, 6000, t}, all, false, ONE_KIND);
+        check_kinds(shape{d, 12, 2, 7, 700, t}, all, true, ONE_KIND); // several sequences: a line of tiles
     }
-    check_merge(shape{128, 4, 2, 1, 400, t}, true);
+    check_merge(shape{128, 4, 2, 1, quick ? 200 : 400, t}, true);
+    check_kinds(shape{128, 4, 3, quick ? 2 : 50, quick ? 300 : 500, t}, all, true, ONE_KIND); // blocks cross from unit to unit
     if (quick) return;
-    check_kinds(shape{128, 4, 8, 1, 20000, t}, all, true, ONE_KIND); // both blocks of an SM
+    check_kinds(shape{128, 4, 8, 3, 3000, t}, near, true, ONE_KIND);
+    check_kinds(shape{64, 4, 40, 1, 3000, t}, all, true, ONE_KIND);   // one sequence, more units than a warp has lanes
+    check_kinds(shape{128, 4, 8, 1, 20000, t}, all, true, ONE_KIND);
     check_kinds(shape{128, 8, 8, 1, 20000, t}, some, true, KINDS);
-    check_kinds(shape{64, 4, 1, 1, 40000, t}, all, true, ONE_KIND);   // merged in two levels
+    check_kinds(shape{64, 4, 1, 1, 40000, t}, all, true, ONE_KIND);   // as many parts as there are blocks
     for (int len : {1, 16, 17, 51, 52, 53, 64, 65, 68, 69, 84, 85, 127, 129, 2100}) check_kinds(shape{128, 4, 2, 1, len, t}, near, true, ONE_KIND, len % 2 ? 4 : 20);
 }
 
@@ -401,29 +406,29 @@ int main(void)
     for (sr_dtype t : types) {
         for (int d : {64, 80, 96, 128, 256}) {
             if (d == 80 && t == SR_DTYPE_Q8_0) continue;
-            check_kinds(shape{d, 4, 2, 1, 777, t}, all, false);
-            check_kinds(shape{d, 12, 5, 3, 301, t}, mixed, true);
+            check_kinds(shape{d, 4, 2, 1, quick ? 300 : 777, t}, all, false);
+            check_kinds(shape{d, 12, 5, quick ? 1 : 3, quick ? 200 : 301, t}, mixed, true);
             if (quick) continue;
             check_kinds(shape{d, 1, 3, 2, 130, t}, mixed, true);
             check_kinds(shape{d, 7, 2, 2, 1500, t}, mixed, false);
             check_kinds(shape{d, 16, 1, 1, 5000, t}, all, true);
             check_kinds(shape{d, 5, 8, 12, 200, t}, mixed, true); // more units than a warp has lanes
         }
-        check_merge(shape{128, 8, 2, 2, 400, t});
+        check_merge(shape{128, 8, 2, 2, quick ? 150 : 400, t});
         check_plain(t, quick);
         check_paper(shape{128, 4, 3, 2, 70, t});
-        check_audit(shape{64, 4, 2, 2, 300, t});
-        check_mass(shape{128, 4, 2, 1, 1200, t}, 32, 4, 0.1f);
+        check_audit(shape{64, 4, 2, 2, quick ? 150 : 300, t});
+        check_mass(shape{128, 4, 2, 1, quick ? 500 : 1200, t}, 32, 4, 0.1f);
         if (quick) continue;
         check_mass(shape{64, 3, 3, 2, 900, t}, 16, 4, 0.3f);
         check_mass(shape{128, 8, 8, 20, 150, t}, 32, 8, 0.2f); // more units than blocks
         check_mass(shape{96, 16, 2, 1, 2000, t}, 24, 4, 0.02f);
     }
-    check_mass(shape{64, 4, 8, 9, 3000, SR_DTYPE_BF16}, 16, 4, 0.1f); // one block a unit, three pages a warp
-    check_mass(shape{128, 7, 2, 1, 1500, SR_DTYPE_BF16}, 32, 4, 0.1f);
-    check_mass(shape{256, 4, 2, 1, 700, SR_DTYPE_F16}, 64, 4, 0.1f);   // pages of more than two steps
-    check_mass(shape{128, 6, 8, 9, 2500, SR_DTYPE_BF16}, 48, 8, 0.1f);
-    check_mass(shape{128, 12, 3, 1, 600, SR_DTYPE_F16}, 128, 4, 0.1f);
+    check_mass(shape{64, 4, 8, 9, quick ? 300 : 3000, SR_DTYPE_BF16}, 16, 4, 0.1f); // one block a unit, three pages a warp
+    check_mass(shape{128, 7, 2, 1, quick ? 400 : 1500, SR_DTYPE_BF16}, 32, 4, 0.1f);
+    check_mass(shape{256, 4, 2, 1, quick ? 300 : 700, SR_DTYPE_F16}, 64, 4, 0.1f);   // pages of more than two steps
+    check_mass(shape{128, 6, quick ? 2 : 8, quick ? 1 : 9, quick ? 300 : 2500, SR_DTYPE_BF16}, 48, 8, 0.1f);
+    check_mass(shape{128, 12, 3, 1, quick ? 300 : 600, SR_DTYPE_F16}, 128, 4, 0.1f);
     for (int len : {1, 15, 16, 17, 63, 64, 65}) check_kinds(shape{128, 4, 2, 1, len, SR_DTYPE_BF16}, mixed, true);
     if (!quick) check_kinds(shape{128, 4, 1, 1, 20000, SR_DTYPE_BF16}, all, true); // one unit over all blocks: merged in two levels
     if (!quick) check_kinds(shape{64, 2, 30, 10, 90, SR_DTYPE_F16}, mixed, true);  // a line: blocks cross units
