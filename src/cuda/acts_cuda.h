@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Activations in shared memory as the products of a few tokens meet them (C++), made by every block for itself: normed
- * on the way, where a norm comes first. Float weights meet floats. Quantized ones meet codes of 15 bits per group of 32,
- * as on the CPU, split into two bytes so that integer products are exact: code = 128 high + low.
+ * Activations in shared memory as the products of a few tokens meet them (C++). Float weights meet floats. Quantized ones
+ * meet codes of 15 bits, as on the CPU but with a scale for each 16 of them, so that the block which computes 16 rows of a
+ * product can make the codes that the next product wants. A code is split into two bytes, so that integer products are
+ * exact: code = 128 high + low.
  *
- * Codes lie in pieces of four groups (256 bytes), as the lanes of a warp read them: [half of a group][high, low][group]
- * [16 elements]; behind all of them, per group, d, d times the sum of the codes of each half, and of both.
+ * Codes lie in pieces of four groups of 32 (256 bytes), as the lanes of a warp read them: [half of a group][high, low]
+ * [group][16 elements]; apart from them lie, per group, d of both halves and d times the sum of the codes of both.
+ *
+ * Either they are there already (struct made_acts), or every block makes them for itself from floats, normed on the way
+ * where a norm comes first.
  */
 #ifndef SR_CUDA_ACTS_CUDA_H
 #define SR_CUDA_ACTS_CUDA_H
@@ -18,6 +22,7 @@ enum {
     ACT_BATCH = 4,                           /* pieces of 4 elements that a lane takes at once */
     ACT_CHUNK = 32 * ACT_BATCH,              /* pieces of a warp at once */
     ACT_PITCH = 20,                          /* floats from one lane's 16 elements to the next one's: no bank is met twice */
+    ACT_LOW = 64,                            /* from high bytes to low ones */
     ACT_STAGING = ACT_WARPS * 32 * ACT_PITCH * (int)sizeof(float),
 };
 
@@ -25,6 +30,9 @@ static constexpr __host__ __device__ int32_t sr_act_bytes(bool quantized, int32_
 {
     return quantized ? quads * (256 + QUAD * 16) : padded * (int32_t)sizeof(float);
 }
+
+/* Codes in device memory, as the product before made them: in shared memory `meta` follows the codes, here it is apart. */
+struct made_acts { uint8_t *codes; float4 *meta; };
 
 struct act_source {
     const float *x, *norm_w; /* norm_w NULL: as they are */
@@ -54,42 +62,74 @@ template <int AT> static __device__ __forceinline__ uint32_t bytes_of(const uint
     return __byte_perm(__byte_perm(w[0], w[1], AT | (AT + 4) << 4), __byte_perm(w[2], w[3], AT | (AT + 4) << 4), 0x5410);
 }
 
-/* Half a group a lane, 16 elements; lanes 2 i and 2 i + 1 have halves of one group, whole warps call, of `halves` in all
- * this is half h. The codes of cpu/matmul's quantize_q8: NaN and infinity show in d. */
+/* What elements are multiplied with to become codes, of which the largest is `top`. The codes of cpu/matmul's quantize_q8:
+ * NaN and infinity show in d. */
+static __device__ __forceinline__ float codes_of(float top)
+{
+    return top > 1e-30f && top < __uint_as_float(0x7f800000u) ? __fdividef(16256.0f, top) : 0.0f;
+}
+static __device__ __forceinline__ float scale_of_codes(float top) { return top * (1.0f / 16256.0f); }
+
+/* Rounded to an integer, which is in the low bits. */
+static __device__ __forceinline__ uint32_t code_bits(float x, float inverse) { return __float_as_uint(__fadd_rn(__fmul_rn(x, inverse), 12582912.0f)); }
+static __device__ __forceinline__ int code_of(uint32_t bits) { return (int)(bits - 0x4b400000u); }
+
+/* Twice (code + 64): high is byte 1, low + 64 is byte 0 / 2. */
+static __device__ __forceinline__ uint32_t split_code(uint32_t bits) { return 2 * bits + 128; }
+static __device__ __forceinline__ uint32_t low_bytes(uint32_t b)
+{
+    const uint32_t moved = (b >> 1 & 0x7f7f7f7fu) ^ 0x40404040u;
+    return moved | (moved & 0x40404040u) << 1;
+}
+
+/* Where the high bytes of half h begin, and the place of its d; that of the sum is two behind. The low bytes are ACT_LOW on. */
+static __device__ __forceinline__ int32_t half_codes(int32_t h) { return h / (2 * QUAD) * 256 + h % 2 * 128 + h / 2 % QUAD * 16; }
+static __device__ __forceinline__ int32_t half_meta(int32_t h) { return h / 2 * 4 + h % 2; }
+
+/* Half a group a lane, 16 elements; of `halves` in all this is half h. */
 static __device__ __forceinline__ void put_half(uint8_t *acts, int32_t quads, int32_t h, int32_t halves, const float *x)
 {
     uint32_t w[16], high[4], low[4];
-    uint4 codes[2];
     float top = fabsf(x[0]);
     int sum = 0;
 #pragma unroll
     for (int i = 1; i < 16; i++) top = most_of(top, fabsf(x[i]));
-    top = most_of(top, __shfl_xor_sync(0xffffffffu, top, 1));
-    const float inverse = top > 1e-30f && top < __uint_as_float(0x7f800000u) ? __fdividef(16256.0f, top) : 0.0f;
+    const float inverse = codes_of(top);
 #pragma unroll
     for (int i = 0; i < 16; i++) {
-        /* rounded to an integer, which is in the low bits; then twice (code + 64): high is byte 1, low + 64 is byte 0 / 2 */
-        const uint32_t bits = __float_as_uint(__fadd_rn(__fmul_rn(x[i], inverse), 12582912.0f));
-        sum += (int)(bits - 0x4b400000u);
-        w[i] = 2 * bits + 128;
+        const uint32_t bits = code_bits(x[i], inverse);
+        sum += code_of(bits);
+        w[i] = split_code(bits);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         high[i] = bytes_of<1>(w + 4 * i);
-        const uint32_t moved = (bytes_of<0>(w + 4 * i) >> 1 & 0x7f7f7f7fu) ^ 0x40404040u;
-        low[i] = moved | (moved & 0x40404040u) << 1;
+        low[i] = low_bytes(bytes_of<0>(w + 4 * i));
     }
-    const int other = __shfl_xor_sync(0xffffffffu, sum, 1);
-    const int32_t g = h / 2;
     if (h >= halves) return;
-    codes[0] = make_uint4(high[0], high[1], high[2], high[3]);
-    codes[1] = make_uint4(low[0], low[1], low[2], low[3]);
-    uint4 *to = reinterpret_cast<uint4 *>(acts + g / QUAD * 256 + h % 2 * 128 + g % QUAD * 16);
-    to[0] = codes[0];
-    to[4] = codes[1];
-    if (h % 2) return;
-    const float d = top * (1.0f / 16256.0f), first = d * (float)sum, second = d * (float)other;
-    reinterpret_cast<float4 *>(acts + quads * 256)[g] = make_float4(d, first, second, first + second);
+    *reinterpret_cast<uint4 *>(acts + half_codes(h)) = make_uint4(high[0], high[1], high[2], high[3]);
+    *reinterpret_cast<uint4 *>(acts + half_codes(h) + ACT_LOW) = make_uint4(low[0], low[1], low[2], low[3]);
+    float *meta = reinterpret_cast<float *>(acts + quads * 256) + half_meta(h);
+    meta[0] = scale_of_codes(top);
+    meta[2] = scale_of_codes(top) * (float)sum;
+}
+
+/* The same for the elements of 16 lanes, one each; lanes from 16 on have zeros, whole warps call. */
+static __device__ __forceinline__ void put_lanes(const struct made_acts &to, int32_t h, float x, int lane)
+{
+    float top = fabsf(x);
+#pragma unroll
+    for (int i = 8; i > 0; i >>= 1) top = most_of(top, __shfl_xor_sync(0xffffffffu, top, i));
+    const uint32_t bits = code_bits(x, codes_of(top)), w = split_code(bits);
+    int sum = code_of(bits);
+#pragma unroll
+    for (int i = 8; i > 0; i >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+    if (lane >= 16) return;
+    to.codes[half_codes(h) + lane] = (uint8_t)(w >> 8);
+    to.codes[half_codes(h) + ACT_LOW + lane] = (uint8_t)low_bytes(w & 255u);
+    float *meta = reinterpret_cast<float *>(to.meta) + half_meta(h);
+    if (lane == 0) meta[0] = scale_of_codes(top);
+    if (lane == 1) meta[2] = scale_of_codes(top) * (float)sum;
 }
 
 /* Pieces of a lane: lane, lane + 32, ... of a chunk. */

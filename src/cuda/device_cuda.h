@@ -37,6 +37,8 @@ struct backend_cuda {
     enum sr_cuda_room after_matvec; /* what the last launch was */
     struct { const float *x; int64_t n, d; } rounded; /* [n][d] that the last op also wrote as bf16, as products want it; x NULL: none */
     size_t shared_bytes;  /* that a block may have */
+    void *made;           /* codes that products make for products, room for made_elems (matvec_cuda.cu) */
+    int64_t made_elems;
     struct held_cuda *held;
     cudaStream_t stream;
     void *landing; /* page-locked, for downloads; or NULL */

@@ -4,15 +4,19 @@
  * waits for the product that reads it, a product for the sum or the silu that its results go to, and a rope for the step
  * of attention that appends its keys. What is held back is
  * done by sr_cuda_flush before any other op, so that nobody can tell but by the clock: everything that the ops would have
- * stored is stored, except a product's y that the next op overwrites.
+ * stored is stored, except a product's y that the next op overwrites. Products joined by silu leave codes of their results
+ * too, which the next product takes if it is of these and nothing was launched between.
  */
 #include "cuda/matvec_cuda.h"
+#include "cuda/planes_cuda.h"
 
 #include <assert.h>
 
 struct held_cuda {
     bool has_norm, has_product; /* a norm that waits for a product; a product that waits, with its norm in `extra` */
     bool has_rope;              /* a rope that waits for attention; nothing else waits then */
+    const float *made_x;        /* the last launch also made codes of what it stored there, made_n of them; or NULL */
+    int64_t made_n;
     struct norm_args norm;
     struct rope_args rope;
     struct matmul_args product;
@@ -36,6 +40,8 @@ static void do_product(struct backend_cuda *c)
     struct held_cuda *h = c->held;
     h->has_product = false;
     sr_cuda_matvec(c, &h->product, &h->extra, 0, 1);
+    h->made_x = h->extra.makes ? h->product.y[0] : NULL;
+    h->made_n = h->product.w[0]->n_out;
 }
 
 static void do_held(struct backend_cuda *c)
@@ -44,10 +50,12 @@ static void do_held(struct backend_cuda *c)
     if (h->has_product) do_product(c);
     if (h->has_norm) {
         h->has_norm = false;
+        h->made_x = NULL;
         sr_cuda_norm_now(c, &h->norm);
     }
     if (h->has_rope) {
         h->has_rope = false;
+        h->made_x = NULL;
         sr_cuda_rope_now(c, &h->rope);
         c->after_matvec = SR_CUDA_OTHER;
     }
@@ -55,7 +63,10 @@ static void do_held(struct backend_cuda *c)
 
 void sr_cuda_flush(struct backend_cuda *c)
 {
-    if (c->held) do_held(c);
+    if (c->held) {
+        do_held(c);
+        c->held->made_x = NULL;
+    }
     c->after_matvec = SR_CUDA_OTHER; /* whoever calls will launch something else */
     c->rounded.x = NULL;
 }
@@ -75,7 +86,10 @@ void sr_cuda_hold_product(struct backend_cuda *c, const struct matmul_args *a)
     if (h->has_product || h->has_rope) do_held(c);
     const bool joins = h->has_norm && a->x == h->norm.y && a->w[0]->n_in == h->norm.d && !writes(a, h->norm.x) && !writes(a, h->norm.y);
     if (h->has_norm && !joins) do_held(c);
-    h->extra = matvec_extra{joins, h->norm, NULL, false};
+    h->extra = matvec_extra{};
+    h->extra.norms = joins;
+    h->extra.norm = h->norm;
+    h->extra.takes = !joins && h->made_x == a->x && h->made_n == a->w[0]->n_in;
     h->has_norm = false;
     h->product = *a;
     h->has_product = true;
@@ -136,6 +150,7 @@ void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a)
         return;
     }
     h->extra.silu = true;
+    h->extra.makes = !sr_is_float_type(p->w[0]->dtype) && a->d <= c->made_elems && a->d % 32 == 0; /* the next is likely quantized too */
     do_product(c);
 }
 

@@ -50,6 +50,7 @@ sr_status sr_cuda_matmul_init(struct backend_cuda *c, sr_error *err)
 void sr_cuda_matmul_fini(struct backend_cuda *c)
 {
     struct matmul_cuda *m = c->matmul;
+    sr_cuda_made_free(c);
     if (!m) return;
     for (int i = 0; i < 2; i++)
         if (m->desc[i]) cublasLtMatmulDescDestroy(m->desc[i]);
@@ -67,6 +68,7 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
     struct matmul_cuda *m = c->matmul;
     (void)max_out;
     SR_TRY(sr_cuda_rope_reserve(c, max_n, err));
+    SR_TRY(sr_cuda_made_reserve(c, max_in, err));
     if (max_n < GEMM_MIN_TOKENS || max_n * max_in <= m->x_elems) return SR_OK;
     void *x;
     SR_TRY(sr_cuda_new(b, &x, (size_t)(max_n * max_in) * sizeof *m->x, "matmul scratch", err));

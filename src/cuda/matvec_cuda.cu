@@ -14,6 +14,35 @@ enum {
     SMALL_BYTES = 108 * 1024,
 };
 
+/* ---- codes that products make for products ---- */
+
+sr_status sr_cuda_made_reserve(struct backend_cuda *c, int64_t n, sr_error *err)
+{
+    const int64_t elems = (n + 255) / 256 * 256;
+    void *made;
+    if (elems <= c->made_elems) return SR_OK;
+    SR_TRY(sr_cuda_new(&c->base, &made, (size_t)(2 * elems + elems / 2), "activations", err)); /* two bytes each, 16 for each 32 */
+    sr_cuda_made_free(c);
+    c->made = made;
+    c->made_elems = elems;
+    return SR_OK;
+}
+
+void sr_cuda_made_free(struct backend_cuda *c)
+{
+    sr_cuda_delete(&c->base, c->made);
+    c->made = NULL;
+    c->made_elems = 0;
+}
+
+static struct made_acts made_of(const struct backend_cuda *c)
+{
+    uint8_t *at = static_cast<uint8_t *>(c->made);
+    return made_acts{at, reinterpret_cast<float4 *>(at + 2 * c->made_elems)};
+}
+
+/* ---- launches ---- */
+
 struct matvec_choice { matvec_kernel *kernel; int step_bytes, per_step, quads /* of a step; float types: 0 */; bool quantized; };
 
 template <class F, int N> static struct matvec_choice choice_of(int quads)
@@ -120,6 +149,8 @@ static bool launch(struct backend_cuda *c, const struct matmul_args *a, const st
     p.clears = !k.quantized && n_in % k.per_step != 0;
     p.act_bytes = sr_act_bytes(k.quantized, p.quads, p.steps * k.per_step);
     p.add_to = extra->add_to;
+    if (extra->takes && k.quantized) p.takes = made_of(c);
+    if (extra->makes) p.makes = made_of(c);
     const size_t shared = place_ring(c, &k, &p, n);
     if (!shared) return false;
     const unsigned blocks = p.n_units < c->n_sms ? (unsigned)p.n_units : (unsigned)c->n_sms;

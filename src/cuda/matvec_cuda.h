@@ -15,7 +15,13 @@ struct matvec_extra {
     struct norm_args norm;
     float *add_to;          /* the one product is added to this, instead of stored; or NULL. One token */
     bool silu;              /* two products: y[0] becomes silu(y[0]) * y[1]. One token */
+    bool makes;             /* codes of silu's results are made too (acts_cuda.h), for the product that comes next */
+    bool takes;             /* that product: the codes of its input are there */
 };
+
+/* Room for such codes of up to n elements; what is made needs it. */
+sr_status sr_cuda_made_reserve(struct backend_cuda *c, int64_t n, sr_error *err);
+void sr_cuda_made_free(struct backend_cuda *c);
 
 /* Tokens [t0, t0 + n) of a; n at most MATVEC_TOKENS. */
 void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, const struct matvec_extra *extra, int32_t t0, int32_t n);

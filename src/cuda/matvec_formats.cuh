@@ -6,7 +6,7 @@
 //
 // Quantized: m16n8k32 products of bytes. The lanes of a row have different groups at each k, and each group its own scale,
 // so the second matrix keeps groups apart: its columns 2 t and 2 t + 1 hold the high and low bytes of the activations of
-// lane t's group, and zeros elsewhere. Each lane so receives the sums of its own two rows and group.
+// lane t's group, and zeros elsewhere. Each lane so receives the sums of its own two rows and half of a group.
 #ifndef SR_CUDA_MATVEC_FORMATS_CUH
 #define SR_CUDA_MATVEC_FORMATS_CUH
 
@@ -94,15 +94,32 @@ static __device__ __forceinline__ void ring_wait(uint64_t *, uint32_t, int depth
 
 // ---- quantized ----
 
+template <bool IS_SIGNED>
 static __device__ __forceinline__ void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    if constexpr (IS_SIGNED)
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-static __device__ __forceinline__ void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0)
+
+// Codes of four bits need no shift: those of a group's second half stay 16 times as large, and their scale becomes a 16th.
+static constexpr __host__ __device__ bool raises(int type) { return sr_record(type).code_bytes == 16 && sr_record(type).high_bytes == 0; }
+
+template <int TYPE> static __device__ __forceinline__ void unpack_raised(const group_bits &b, uint32_t (&w)[8])
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b0));
+    if constexpr (raises(TYPE)) {
+        const uint32_t c[4] = {b.codes.x, b.codes.y, b.codes.z, b.codes.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            w[j] = c[j] & 0x0f0f0f0fu;
+            w[4 + j] = c[j] & 0xf0f0f0f0u;
+        }
+    } else {
+        unpack<TYPE>(b, w);
+    }
 }
 
 // Where a lane reads activations: zeros everywhere but in the columns of its own group.
@@ -154,7 +171,7 @@ template <int TYPE> struct quant_format {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const plane_place place = {stage, g + 8 * i, u * QUAD + t};
-                unpack<TYPE>(load_bits<TYPE>(place), w[i]);
+                unpack_raised<TYPE>(load_bits<TYPE>(place), w[i]);
                 scale[i] = load_scale<TYPE>(place);
             }
             const int32_t quad = step * F.quads + u;
@@ -163,28 +180,22 @@ template <int TYPE> struct quant_format {
                 const uint8_t *b = r.codes + quad * r.stride + n * r.token_stride;
                 const uint4 first = *reinterpret_cast<const uint4 *>(b), second = *reinterpret_cast<const uint4 *>(b + 128);
                 const uint32_t b0[4] = {first.x, first.y, first.z, first.w}, b1[4] = {second.x, second.y, second.z, second.w};
+                // d of both halves of the group, and d times the sum of codes of both
                 const float4 meta = *reinterpret_cast<const float4 *>(r.meta + quad * (QUAD * 16) + n * r.act_bytes);
+                const float second_d = raises(TYPE) ? meta.y * 0.0625f : meta.y;
                 int c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    if constexpr (TYPE == SR_DTYPE_Q6_K) {
-                        mma_bytes(c, w[0][k], w[1][k], b0[k]);
-                        mma_bytes(e, w[0][4 + k], w[1][4 + k], b1[k]);
-                    } else { // two chains, half as long
-                        mma_bytes(k % 2 ? e : c, w[0][k], w[1][k], w[0][4 + k], w[1][4 + k], b0[k], b1[k]);
-                    }
+                for (int k = 0; k < 4; k += 2) { // eight elements of a half, of each of four groups
+                    mma_bytes<!raises(TYPE)>(c, w[0][k], w[1][k], w[0][k + 1], w[1][k + 1], b0[k], b0[k + 1]);
+                    mma_bytes<!raises(TYPE)>(e, w[0][4 + k], w[1][4 + k], w[0][5 + k], w[1][5 + k], b1[k], b1[k + 1]);
                 }
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     float &a = acc[i][n];
-                    if constexpr (TYPE == SR_DTYPE_Q6_K) {
-                        a = fmaf(scale[i].scale[0] * meta.x, (float)(128 * c[2 * i] + c[2 * i + 1]), a);
-                        a = fmaf(scale[i].scale[1] * meta.x, (float)(128 * e[2 * i] + e[2 * i + 1]), a);
-                        a = fmaf(scale[i].offset[0], meta.y, fmaf(scale[i].offset[1], meta.z, a));
-                    } else {
-                        a = fmaf(scale[i].scale[0] * meta.x, (float)(128 * (c[2 * i] + e[2 * i]) + (c[2 * i + 1] + e[2 * i + 1])), a);
-                        if constexpr (TYPE != SR_DTYPE_Q8_0) a = fmaf(scale[i].offset[0], meta.w, a);
-                    }
+                    a = fmaf(scale[i].scale[0] * meta.x, (float)(128 * c[2 * i] + c[2 * i + 1]), a);
+                    a = fmaf(scale[i].scale[1] * second_d, (float)(128 * e[2 * i] + e[2 * i + 1]), a);
+                    if constexpr (TYPE == SR_DTYPE_Q6_K) a = fmaf(scale[i].offset[0], meta.z, fmaf(scale[i].offset[1], meta.w, a));
+                    else if constexpr (TYPE != SR_DTYPE_Q8_0) a = fmaf(scale[i].offset[0], meta.z + meta.w, a);
                 }
             }
         }

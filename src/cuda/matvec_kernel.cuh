@@ -6,12 +6,16 @@
 // in shared memory. The ring is filled before the kernel waits for the one before it, since weights depend on nobody:
 // while the last kernel ends, its successor's weights are on their way.
 //
+// A block that has silu's results of 16 rows together also makes codes of them, for the product that comes next (acts_cuda.h).
+//
 // The order of every sum depends on shapes and on the number of SMs alone.
 #ifndef SR_CUDA_MATVEC_KERNEL_CUH
 #define SR_CUDA_MATVEC_KERNEL_CUH
 
 #include "cuda/matvec_cuda.h"
 #include "cuda/matvec_formats.cuh"
+
+enum { TAKE_BATCH = 9 }; // times 16 bytes of a thread
 
 struct matvec_params {
     struct matvec_product p[SR_MATMUL_MAX];
@@ -22,7 +26,8 @@ struct matvec_params {
     struct act_source acts;             // of the first token
     int64_t x_stride;
     float *add_to;
-    bool silu, clears;                  // clears: the ring is cleared first
+    struct made_acts takes, makes;      // activations of this product, if they are there; what it makes for the next one
+    bool clears;                        // clears: the ring is cleared first
 };
 
 typedef void matvec_kernel(matvec_params);
@@ -100,47 +105,43 @@ template <class F> struct matvec_walk {
 
 template <int N> struct unit_sums { float v[2][2][N]; }; // [part][row g or g + 8]
 
-static __device__ __forceinline__ void store_row(const matvec_params &p, int32_t unit, int r, int n, float first, float second, float old)
+// What row `lane` of a unit is added to.
+static __device__ __forceinline__ float old_of(const matvec_params &p, int32_t unit, int lane)
+{
+    const int64_t row = (int64_t)unit * TILE_ROWS + lane;
+    return p.add_to && lane < TILE_ROWS && row < p.p[0].n_out ? __ldcg(p.add_to + row) : 0.0f;
+}
+
+// Row `lane` of a unit, of which lanes below TILE_ROWS have the sums; whole warps call.
+template <int N>
+static __device__ __forceinline__ void finish_unit(const matvec_params &p, int32_t unit, int n, float first, float second, float old, int lane)
 {
     int32_t tile;
     const matvec_product &m = p.p[product_of(p, unit, &tile)];
-    const int64_t row = (int64_t)tile * TILE_ROWS + r;
-    if (row >= m.n_out || n >= p.n_tokens) return;
-    float y = first + (m.bias ? m.bias[row] : 0.0f);
+    const int64_t row = (int64_t)tile * TILE_ROWS + lane;
+    const bool mine = lane < TILE_ROWS && row < m.n_out && n < p.n_tokens;
+    float y = first + (mine && m.bias ? m.bias[row] : 0.0f);
     if (p.parts == 2) {
-        const float up = second + (p.p[1].bias ? p.p[1].bias[row] : 0.0f);
-        p.p[1].y[row] = up;
+        const float up = second + (mine && p.p[1].bias ? p.p[1].bias[row] : 0.0f);
+        if (mine) p.p[1].y[row] = up;
         y = y / (1.0f + expf(-y)) * up;
     }
-    if (p.add_to) p.add_to[row] = old + y;
-    else m.y[n * m.y_stride + row] = y;
+    if (p.add_to) y += old;
+    if (mine) (p.add_to ? p.add_to : m.y + n * m.y_stride)[row] = y;
+    if (N == 1 && p.makes.codes) put_lanes(p.makes, tile, mine ? y : 0.0f, lane);
 }
 
-// What the sum of row r is added to.
-static __device__ __forceinline__ float old_of(const matvec_params &p, int32_t unit, int r)
-{
-    const int64_t row = (int64_t)unit * TILE_ROWS + r;
-    return p.add_to && row < p.p[0].n_out ? __ldcg(p.add_to + row) : 0.0f;
-}
-
-// A unit, or what this warp has of it. Lane 4 g + t stores row g (t 0) or g + 8 (t 1).
+// What a warp has of a unit, to where it and others find it. Lane 4 g + t keeps row g (t 0) or g + 8 (t 1).
 template <int N>
-static __device__ __forceinline__ void put_unit(const matvec_params &p, matvec_space<N> &s, int32_t unit, const unit_sums<N> &u, bool begins,
-                                                bool ends, int lane)
+static __device__ __forceinline__ void keep_sums(matvec_space<N> &s, const unit_sums<N> &u, bool begins, int lane)
 {
     const int i = lane % 4, r = lane / 4 + 8 * i;
+    float(*slot)[TILE_ROWS][N] = s.slot[threadIdx.x / 32][begins];
     if (i > 1) return;
-    const float old = begins && ends ? old_of(p, unit, r) : 0.0f;
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        const float first = i ? u.v[0][1][n] : u.v[0][0][n], second = i ? u.v[1][1][n] : u.v[1][0][n];
-        if (begins && ends) {
-            store_row(p, unit, r, n, first, second, old);
-        } else {
-            float(*slot)[TILE_ROWS][N] = s.slot[threadIdx.x / 32][begins];
-            slot[0][r][n] = first;
-            slot[1][r][n] = second;
-        }
+        slot[0][r][n] = i ? u.v[0][1][n] : u.v[0][0][n];
+        slot[1][r][n] = i ? u.v[1][1][n] : u.v[1][0][n];
     }
 }
 
@@ -153,22 +154,23 @@ static __device__ __forceinline__ int32_t unit_to_join(const matvec_span &s, int
     return before <= s.unit * s.unit_steps && before < s.begin ? s.unit : -1;
 }
 
+// A unit of the block that begins in warp `from` and goes on in those from there on, up to place `end`.
 template <int N>
-static __device__ __forceinline__ void join_unit(const matvec_params &p, const matvec_space<N> &s, const matvec_span &span, int32_t unit, float old,
-                                                 int warp, int lane)
+static __device__ __forceinline__ void join_unit(const matvec_params &p, const matvec_space<N> &s, const matvec_span &span, int32_t unit, int from,
+                                                 float old, int lane)
 {
     const int32_t end = (unit + 1) * span.unit_steps;
-    if (lane >= TILE_ROWS) return;
+    const int r = lane % TILE_ROWS;
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        float first = s.slot[warp - 1][1][0][lane][n], second = s.slot[warp - 1][1][1][lane][n];
+        float first = s.slot[from][1][0][r][n], second = s.slot[from][1][1][r][n];
 #pragma unroll 1
-        for (int w = warp; w < ACT_WARPS && bound_of(span.total, w) < end; w++) {
+        for (int w = from + 1; w < ACT_WARPS && bound_of(span.total, w) < end; w++) {
             if (bound_of(span.total, w) == bound_of(span.total, w + 1)) continue;
-            first += s.slot[w][0][0][lane][n];
-            second += s.slot[w][0][1][lane][n];
+            first += s.slot[w][0][0][r][n];
+            second += s.slot[w][0][1][r][n];
         }
-        store_row(p, unit_at(unit), lane, n, first, second, old);
+        finish_unit<N>(p, unit_at(unit), n, first, second, old, lane);
     }
 }
 
@@ -188,21 +190,15 @@ template <int N> static __device__ __forceinline__ void gather_rows(float (&acc)
         }
 }
 
-template <class F, int N>
-static __device__ __forceinline__ void multiply_span(const matvec_params &p, const matvec_span &s, matvec_walk<F> &fill, uint8_t *ring,
-                                                     const typename F::reader &reader, matvec_space<N> &space, int lane)
-{
-    float acc[2][N] = {};
-    unit_sums<N> sums = {};
-    uint64_t *bars = space.bars[threadIdx.x / 32];
-    uint32_t stage = 0, phase = 0;
-    int32_t unit = s.unit, step = s.step, tile;
-    bool begins = step == 0;
-#pragma unroll 1
-    for (int32_t at = s.begin; at < s.end;) {
-        const int32_t part = step >= p.steps, first = part ? step - p.steps : step;
-        const int32_t n = p.steps - first < s.end - at ? p.steps - first : s.end - at;
-        const bool second = p.p[product_of(p, unit_at(unit), &tile)].second;
+// Places [at, at + n) of a span, all of one tile.
+template <class F, int N> struct matvec_stream {
+    uint8_t *ring;
+    uint64_t *bars;
+    uint32_t stage, phase;
+
+    __device__ __forceinline__ void multiply(const matvec_params &p, matvec_walk<F> &fill, const typename F::reader &reader, int32_t first, int32_t n,
+                                             bool second, float (&acc)[2][N], int lane)
+    {
 #pragma unroll 1
         for (int32_t i = 0; i < n; i++) {
             uint8_t *here = ring + stage * F::STAGE;
@@ -216,16 +212,73 @@ static __device__ __forceinline__ void multiply_span(const matvec_params &p, con
             stage = 0;
             phase ^= 1u;
         }
-        at += n;
-        step += n;
-        if (part) gather_rows<N>(acc, sums.v[1]);
-        else gather_rows<N>(acc, sums.v[0]);
-        if (step < s.unit_steps && at < s.end) continue;
-        put_unit<N>(p, space, unit_at(unit), sums, begins, step == s.unit_steps, lane);
-        sums = unit_sums<N>{};
-        begins = true;
-        step = 0;
+    }
+};
+
+// All of a warp's span, unit by unit, and at last the unit that it joins (`join`, or negative). What ends a unit is there once,
+// for both: a kernel waits for the instructions of what it seldom does.
+template <class F, int N>
+static __device__ __forceinline__ void multiply_span(const matvec_params &p, const matvec_span &s, matvec_walk<F> &fill, uint8_t *ring,
+                                                     const typename F::reader &reader, matvec_space<N> &space, int32_t join, float join_old, int lane)
+{
+    const int warp = (int)threadIdx.x / 32;
+    float acc[2][N] = {};
+    unit_sums<N> sums = {};
+    matvec_stream<F, N> stream = {ring, space.bars[warp], 0, 0};
+    int32_t at = s.begin, unit = s.unit, step = s.step, tile;
+    bool begins = step == 0;
+#pragma unroll 1
+    for (;;) {
+        const bool is_last = at >= s.end;
+        if (is_last) {
+            __syncthreads();
+            if (join < 0) return;
+            unit = join;
+        } else {
+            const int32_t part = step >= p.steps, first = part ? step - p.steps : step;
+            const int32_t n = p.steps - first < s.end - at ? p.steps - first : s.end - at;
+            stream.multiply(p, fill, reader, first, n, p.p[product_of(p, unit_at(unit), &tile)].second, acc, lane);
+            at += n;
+            step += n;
+            if (part) gather_rows<N>(acc, sums.v[1]);
+            else gather_rows<N>(acc, sums.v[0]);
+            if (step < s.unit_steps && at < s.end) continue;
+            keep_sums<N>(space, sums, begins, lane);
+            const bool is_whole = begins && step == s.unit_steps;
+            sums = unit_sums<N>{};
+            begins = true;
+            step = 0;
+            if (!is_whole) {
+                unit++;
+                continue;
+            }
+            __syncwarp();
+        }
+        const float old = is_last ? join_old : old_of(p, unit_at(unit), lane);
+        join_unit<N>(p, space, s, unit, is_last ? warp - 1 : warp, old, lane);
+        if (is_last) return;
+        __syncwarp();
         unit++;
+    }
+}
+
+// The activations that the product before has made, by all threads, all loads under way at once. Not by the copy engine, which
+// has the rings of two kernels to fill first; and no block asks for the same bytes twice, since all blocks ask at this moment.
+static __device__ __forceinline__ void take_acts(const matvec_params &p, uint8_t *acts)
+{
+    const int32_t n_codes = p.quads * 16, n = n_codes + p.acts.n_in / 32; // of 16 bytes
+    const uint4 *codes = reinterpret_cast<const uint4 *>(p.takes.codes), *meta = reinterpret_cast<const uint4 *>(p.takes.meta) - n_codes;
+#pragma unroll 1
+    for (int32_t i = (int32_t)threadIdx.x; i < n; i += TAKE_BATCH * ACT_THREADS) {
+        uint4 v[TAKE_BATCH];
+#pragma unroll
+        for (int k = 0; k < TAKE_BATCH; k++) {
+            const int32_t at = i + k * ACT_THREADS;
+            if (at < n) v[k] = __ldcg((at < n_codes ? codes : meta) + at);
+        }
+#pragma unroll
+        for (int k = 0; k < TAKE_BATCH; k++)
+            if (i + k * ACT_THREADS < n) reinterpret_cast<uint4 *>(acts)[i + k * ACT_THREADS] = v[k];
     }
 }
 
@@ -235,7 +288,8 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
     matvec_space<N> &space = *reinterpret_cast<matvec_space<N> *>(shared);
     float *staging = reinterpret_cast<float *>(shared + sr_space_bytes<N>(false));
     uint8_t *acts = shared + sr_space_bytes<N>(F::QUANTIZED);
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    // From one lane: so the compiler knows that it is one for all, and what hangs on it needs neither loops nor votes.
+    const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0), lane = (int)threadIdx.x % 32;
     uint8_t *ring = acts + N * p.act_bytes + (size_t)warp * p.depth * F::STAGE;
     sr_grid_next();
     const int32_t units = (p.n_units - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x, unit_steps = p.parts * p.steps;
@@ -252,26 +306,29 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
         fill.copy(p, space.bars[warp] + i, ring + i * F::STAGE, lane);
         ring_filled();
     }
+    const bool takes = F::QUANTIZED && N == 1 && p.takes.codes;
     act_pieces norm_w;
-    first_weights(p.acts, norm_w);
+    if (!takes) first_weights(p.acts, norm_w);
     if (threadIdx.x < 16) reinterpret_cast<uint4 *>(space.zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
 #pragma unroll 1
     for (int n = 0; n < p.n_tokens; n++)
         clear_padding<F::QUANTIZED>(acts + n * p.act_bytes, p.quads, p.acts.n_in, p.steps * F::PER_STEP);
     sr_grid_wait();
     const int32_t join = unit_to_join(span, warp);
-    const float old = join >= 0 && lane < TILE_ROWS ? old_of(p, unit_at(join), lane) : 0.0f;
+    const float join_old = join >= 0 ? old_of(p, unit_at(join), lane) : 0.0f;
+    if (takes) {
+        take_acts(p, acts);
+    } else {
 #pragma unroll 1
-    for (int n = 0; n < p.n_tokens; n++) {
-        act_source from = p.acts;
-        from.x += n * p.x_stride;
-        make_acts<F::QUANTIZED>(from, norm_w, acts + n * p.act_bytes, p.quads, space.norm_part, staging);
+        for (int n = 0; n < p.n_tokens; n++) {
+            act_source from = p.acts;
+            from.x += n * p.x_stride;
+            make_acts<F::QUANTIZED>(from, norm_w, acts + n * p.act_bytes, p.quads, space.norm_part, staging);
+        }
     }
     __syncthreads();
     const typename F::reader reader(acts, space.zeros, p.quads, p.act_bytes, lane);
-    multiply_span<F, N>(p, span, fill, ring, reader, space, lane);
-    __syncthreads();
-    if (join >= 0) join_unit<N>(p, space, span, join, old, warp, lane);
+    multiply_span<F, N>(p, span, fill, ring, reader, space, join, join_old, lane);
 }
 
 #endif

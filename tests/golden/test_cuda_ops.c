@@ -303,6 +303,96 @@ static void rope(void **state)
     gpu->ops->mem_free(gpu, dev_pos);
 }
 
+/* ---- half a layer, as the forward pass asks for it: what one product makes the next one takes ---- */
+
+/* |error| of `got` as rows of m times what the GPU itself has as x, added to `base` where that is given. */
+static void expect_product(const char *what, const struct matrix *m, const float *x, const float *base, const float *got)
+{
+    for (int64_t r = 0; r < m->host.n_out; r++) {
+        const float *w = m->values + r * m->host.n_in;
+        double want = base ? (double)base[r] : 0;
+        for (int64_t k = 0; k < m->host.n_in; k++) want += (double)w[k] * (double)x[k];
+        const double tol = product_tolerance(w, x, m->host.n_in, m->host.dtype, 0) + (fabs(want) + (base ? fabs((double)base[r]) : 0)) * 4 * half_ulp;
+        if (!(fabs((double)got[r] - want) <= tol))
+            fail_msg("%s, %s: row %lld is %g, want %g, tolerance %g", what, sr_dtype_name(m->host.dtype), (long long)r, (double)got[r], want, tol);
+    }
+}
+
+static void expect_norm(const float *x, const float *w, const float *got, int64_t d, float eps)
+{
+    double squares = 0;
+    for (int64_t i = 0; i < d; i++) squares += (double)x[i] * (double)x[i];
+    const double f = 1 / sqrt(squares / (double)d + (double)eps);
+    for (int64_t i = 0; i < d; i++) {
+        const double want = (double)x[i] * f * (double)w[i];
+        if (!(fabs((double)got[i] - want) <= fabs(want) * (double)(d / 32 + 16) * half_ulp))
+            fail_msg("norm behind a product: element %lld is %g, want %g", (long long)i, (double)got[i], want);
+    }
+}
+
+/* x += down(silu(gate h) * up h) with h = norm(x); then three products of norm(x). */
+static void half_layer(sr_dtype type, int64_t d, int64_t ff, sr_dtype third)
+{
+    struct matrix first = new_matrix(type, d, d), gate = new_matrix(type, d, ff), up = new_matrix(type, d, ff), down = new_matrix(type, ff, d);
+    struct matrix last[3] = {new_matrix(type, d, 70), new_matrix(type, d, 16), new_matrix(third, d, 48)};
+    struct pair in = new_pair((size_t)d, 1), x = new_pair((size_t)d, 1), w1 = new_pair((size_t)d, 1), w2 = new_pair((size_t)d, 1), bias = new_pair(70, 1);
+    struct pair h1 = new_output((size_t)d), h2 = new_output((size_t)d), g = new_output((size_t)ff), u = new_output((size_t)ff);
+    struct pair y[3] = {new_output(70), new_output(16), new_output(48)}, mid = new_output((size_t)d);
+    const float eps = 1e-5f;
+    for (int stop = 0; stop < 2; stop++) { /* the first time to see x between the two halves */
+        gpu->ops->upload(gpu, x.dev, x.host, (size_t)d * sizeof(float));
+        gpu->ops->matmul(gpu, &(struct matmul_args){.n_weights = 1, .w = {&first.dev}, .y = {h1.dev}, .y_stride = {d}, .x = in.dev, .x_stride = d, .n = 1});
+        gpu->ops->add_norm(gpu, &(struct add_args){.x = x.dev, .y = h1.dev, .d = d, .n = 1},
+                           &(struct norm_args){.x = x.dev, .y = h1.dev, .w = w1.dev, .d = d, .n = 1, .heads = 1, .eps = eps});
+        if (!stop) OK(gpu->ops->download(gpu, mid.host, x.dev, (size_t)d * sizeof(float), &err));
+    }
+    gpu->ops->matmul(gpu, &(struct matmul_args){.n_weights = 2, .w = {&gate.dev, &up.dev}, .y = {g.dev, u.dev}, .y_stride = {ff, ff}, .x = h1.dev,
+                                                .x_stride = d, .n = 1});
+    gpu->ops->silu_mul(gpu, &(struct silu_mul_args){.gate = g.dev, .up = u.dev, .h = g.dev, .d = ff, .n = 1});
+    gpu->ops->matmul(gpu, &(struct matmul_args){.n_weights = 1, .w = {&down.dev}, .y = {h2.dev}, .y_stride = {d}, .x = g.dev, .x_stride = ff, .n = 1});
+    gpu->ops->add_norm(gpu, &(struct add_args){.x = x.dev, .y = h2.dev, .d = d, .n = 1},
+                       &(struct norm_args){.x = x.dev, .y = h2.dev, .w = w2.dev, .d = d, .n = 1, .heads = 1, .eps = eps});
+    struct matmul_args a = {.n_weights = 3, .x = h2.dev, .x_stride = d, .n = 1, .bias = {bias.dev, NULL, NULL}};
+    for (int i = 0; i < 3; i++) a.w[i] = &last[i].dev, a.y[i] = y[i].dev, a.y_stride[i] = y[i].n;
+    gpu->ops->matmul(gpu, &a);
+    float *got_x = fetch(&x), *got_1 = fetch(&h1), *got_2 = fetch(&h2), *got_g = fetch(&g), *got_u = fetch(&u);
+    expect_product("added product", &first, in.host, x.host, mid.host);
+    expect_norm(mid.host, w1.host, got_1, d, eps);
+    expect_product("up", &up, got_1, NULL, got_u);
+    for (int64_t r = 0; r < ff; r++) { /* gate is gone: silu of the product that it should be */
+        double z = 0;
+        for (int64_t k = 0; k < d; k++) z += (double)gate.values[r * d + k] * (double)got_1[k];
+        const double tol = product_tolerance(gate.values + r * d, got_1, d, type, 0), want = z / (1 + exp(-z)) * (double)got_u[r];
+        if (!(fabs((double)got_g[r] - want) <= 1.1 * tol * fabs((double)got_u[r]) + fabs(want) * 16 * half_ulp))
+            fail_msg("silu, %s: row %lld is %g, want %g", sr_dtype_name(type), (long long)r, (double)got_g[r], want);
+    }
+    expect_product("down", &down, got_g, mid.host, got_x);
+    expect_norm(got_x, w2.host, got_2, d, eps);
+    for (int i = 0; i < 3; i++) {
+        float *got = fetch(&y[i]);
+        expect_product("product of a norm", &last[i], got_2, i == 0 ? bias.host : NULL, got);
+        free(got);
+    }
+    float *all[] = {got_x, got_1, got_2, got_g, got_u};
+    for (int i = 0; i < 5; i++) free(all[i]);
+    struct pair *pairs[] = {&in, &x, &w1, &w2, &bias, &h1, &h2, &g, &u, &mid, &y[0], &y[1], &y[2]};
+    for (int i = 0; i < 13; i++) drop(pairs[i]);
+    struct matrix *matrices[] = {&first, &gate, &up, &down, &last[0], &last[1], &last[2]};
+    for (int i = 0; i < 7; i++) drop_matrix(matrices[i]);
+}
+
+static void half_layers(void **state)
+{
+    (void)state;
+    need_gpu();
+    OK(gpu->ops->matmul_reserve(gpu, 1, 768, 768, &err));
+    for (int i = 0; i < N_TYPES; i++) {
+        half_layer(types[i], 256, 768, SR_DTYPE_Q6_K);
+        half_layer(types[i], 512, 256, SR_DTYPE_BF16);
+        if (sr_dtype_find(types[i])->block_elems <= 32) half_layer(types[i], 288, 608, types[i]); /* codes are padded */
+    }
+}
+
 /* ---- experts ---- */
 
 enum { EXPERTS = 12, USED = 3, D = 256, FF = 320, MOST = 150 };
@@ -499,7 +589,7 @@ static void unsupported(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(matmul), cmocka_unit_test(embed),  cmocka_unit_test(norm),     cmocka_unit_test(silu_and_add),
+        cmocka_unit_test(matmul), cmocka_unit_test(embed),  cmocka_unit_test(norm),     cmocka_unit_test(silu_and_add), cmocka_unit_test(half_layers),
         cmocka_unit_test(choice), cmocka_unit_test(mixture),
         cmocka_unit_test(rope),   cmocka_unit_test(memory), cmocka_unit_test(replayed), cmocka_unit_test(unsupported),
     };
