@@ -11,12 +11,13 @@
 #define SR_CUDA_ATTN_JOIN_CUH
 
 #include "cuda/attn_merge.cuh"
+#include "cuda/attn_work.h"
 
 namespace sr {
 
 constexpr int JOIN_BATCH = 3;    // parts that a thread asks for at once
 constexpr int LEAST_BITS = 2;    // a slice has 2^2 pieces of 16 bytes, or more
-constexpr int JOIN_SLICES = 128; // of a part, at most: WORK_PART_SLICES
+constexpr int JOIN_SLICES = WORK_PART_SLICES; // of a part, at most
 constexpr int PATIENT_TILES = 512; // of a part: from there on waiting may be long
 
 // Pieces that share a maximum and a sum in memory: a power of two that divides those of a head. As the power.
