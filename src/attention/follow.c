@@ -62,13 +62,24 @@ static void note_row(const struct looked_at *at, int32_t row)
     sr_trail_note(&at->s->trail, row, most < 1 ? most : 1);
 }
 
+/* Whether all that was read in any case has so much of some head that one of its rows may. */
+static int may_have(const struct looked_at *at)
+{
+    const struct decode_scratch *w = &at->d->a->scratch;
+    const int32_t group = at->s->shape.group;
+    for (int32_t h = at->unit * group; h < (at->unit + 1) * group; h++)
+        if (!(w->found_l[h] * expf(w->near_m[h] - w->state.m[h]) < 0.99f * SR_TRAIL_SHARE * w->state.l[h])) return 1;
+    return 0;
+}
+
 /* Sinks are read in any case, and have their share from every query. */
 static void note_unit(const struct looked_at *at, int32_t layer, int32_t kv_head)
 {
     const struct decode_scratch *w = &at->d->a->scratch;
     const int32_t u = at->unit, *sinks, *found = w->found[u], *top = w->top + (size_t)u * SR_SKETCH_TOP;
+    const int may = w->n_found[u] > 0 && may_have(at);
     const int32_t n_sinks = sr_sinks_get(at->s->sinks, layer, kv_head, at->s->route.n_sinks, at->s->len[layer] - at->s->route.window, &sinks);
-    for (int32_t i = 0, k = 0; i < w->n_found[u]; i++) {
+    for (int32_t i = 0, k = 0; i < w->n_found[u] && may; i++) {
         while (k < n_sinks && sinks[k] < found[i]) k++;
         if (k == n_sinks || sinks[k] != found[i]) note_row(at, found[i]);
     }

@@ -10,6 +10,7 @@
  */
 #include "attention/policy.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Both rise, the list has room for all rows. */
@@ -72,6 +73,7 @@ static struct sketch_choose_args choice_of(const struct route_step *step, const 
 static void attend_near(const struct route_step *step)
 {
     const sr_route_options *o = step->options;
+    const size_t n_heads = (size_t)step->n_units * (size_t)step->shape->group;
     int has_found = 0;
     struct attn_rows_args rows = {
         .shape = step->shape,
@@ -91,8 +93,14 @@ static void attend_near(const struct route_step *step)
         step->bytes[u] = o->look && !step->whole[u] && step->n_found[u] > 0 ? ATTN_LIST : ATTN_NONE;
         has_found |= step->bytes[u] == ATTN_LIST;
     }
+    for (size_t h = 0; h < n_heads; h++) step->found_l[h] = o->look ? 0 : INFINITY; /* listed, if not attended now */
+    if (!has_found) return;
+    memcpy(step->near_m, step->state.m, n_heads * sizeof(float));
+    memcpy(step->near_l, step->state.l, n_heads * sizeof(float));
     rows.merge = 1;
-    if (has_found) step->backend->ops->attn_rows(step->backend, &rows);
+    step->backend->ops->attn_rows(step->backend, &rows);
+    for (size_t h = 0; h < n_heads; h++)
+        step->found_l[h] = step->state.l[h] - step->near_l[h] * expf(step->near_m[h] - step->state.m[h]);
 }
 
 static void plan(const struct route_step *step, struct route_plan *p)
