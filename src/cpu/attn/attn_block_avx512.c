@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Attention over a block of rows, 16 floats at a time. K: tiles of 4 rows x up to 6 heads keep 24 sums in registers
- * and load each element of a row once per tile. V: tiles of 64 elements x up to 6 heads keep the outputs in
+ * Attention over a block of rows, 16 floats at a time. K: tiles of 4 rows x up to 7 heads keep 28 sums in registers
+ * and load each element of a row once per tile. V: tiles of 64 elements x up to 7 heads keep the outputs in
  * registers over all rows. While K is read, the same rows of V are prefetched; while V is read, the next rows of K.
  */
 #include "cpu/kernels.h"
@@ -10,7 +10,7 @@
 #include <math.h>
 
 /* WIDE_ROWS: V rows of more than 64 elements are read twice or more, in passes over so many rows. */
-enum { TILE_HEADS = 6, TILE_ROWS = 4, WIDE_ROWS = 32, LINE = SR_LINE };
+enum { TILE_HEADS = 7, TILE_ROWS = 4, WIDE_ROWS = 32, LINE = SR_LINE };
 
 /* ---- logits ---- */
 
@@ -93,7 +93,8 @@ SR_INLINE void qk_heads(const sr_dtype type, int32_t heads, const float *q, int3
     case 3: qk_tile(type, 3, q, d, t, out); return;
     case 4: qk_tile(type, 4, q, d, t, out); return;
     case 5: qk_tile(type, 5, q, d, t, out); return;
-    default: qk_tile(type, 6, q, d, t, out); return;
+    case 6: qk_tile(type, 6, q, d, t, out); return;
+    default: qk_tile(type, 7, q, d, t, out); return;
     }
 }
 
@@ -239,7 +240,8 @@ SR_INLINE void pv_heads(const sr_dtype type, int32_t heads, const int n_vec, con
     case 3: pv_tile(type, 3, n_vec, part, t); return;
     case 4: pv_tile(type, 4, n_vec, part, t); return;
     case 5: pv_tile(type, 5, n_vec, part, t); return;
-    default: pv_tile(type, 6, n_vec, part, t); return;
+    case 6: pv_tile(type, 6, n_vec, part, t); return;
+    default: pv_tile(type, 7, n_vec, part, t); return;
     }
 }
 
@@ -270,7 +272,7 @@ SR_INLINE void set_fetch(struct pv_tile *t, int stream, int next, int32_t n)
     t->ahead_at = spread ? s->k_row_bytes * (size_t)t->at / (size_t)s->head_dim : 0;
 }
 
-static const float ones[TILE_HEADS] = {1, 1, 1, 1, 1, 1};
+static const float ones[TILE_HEADS] = {1, 1, 1, 1, 1, 1, 1};
 
 SR_INLINE void outputs_of(const sr_dtype type, const struct attn_block *a, sr_block_weights p, const float *shrink)
 {
