@@ -13,6 +13,7 @@ prefill could not prepare.
 """
 import argparse
 import json
+import math
 import os
 import sys
 
@@ -84,6 +85,25 @@ def found(rows, hits, asked):
     return f"{sum(r.get(hits, 0) for r in rows)} of {n}" if n else None
 
 
+def by_chance(lost, gained):
+    """McNemar's exact p: how often a fair coin splits the answers that differ as unevenly."""
+    n, least = lost + gained, min(lost, gained)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(least + 1)) / 2**n)
+
+
+def pairs(rows, dense):
+    """Beside dense, question by question: found by dense alone, by the policy alone, and p."""
+    if rows is dense:
+        return None
+    lost = gained = 0
+    for r in rows:
+        for d in dense:
+            if (r["seed"], r["single"]) == (d["seed"], d["single"]):
+                lost += sum(x > y for x, y in zip(d.get("each", []), r.get("each", [])))
+                gained += sum(x < y for x, y in zip(d.get("each", []), r.get("each", [])))
+    return f"{lost}, {gained}; {by_chance(lost, gained):.3f}"
+
+
 def report(runs):
     groups = {}
     for run in runs:
@@ -93,8 +113,8 @@ def report(runs):
     for (model, prefill, mode, what), rows in groups.items():
         alone, many = [r for r in rows if r["single"]], [r for r in rows if not r["single"]]
         lines.append([model.removesuffix(".gguf"), f"{prefill:,}", mode, what, f"{sum(r['read'] for r in rows) / len(rows):.3f}",
-                      found(alone, "hits", "asked"), found(many, "hits", "asked"), found(many, "value_hits", "values_asked")])
-    head = ["model", "tokens:", "policy", "setting", "read:", "single:", "multi-key:", "multi-value:"]
+                      pairs(rows, groups.get((model, prefill, "dense", ""), [])), found(alone, "hits", "asked"), found(many, "hits", "asked"), found(many, "value_hits", "values_asked")])
+    head = ["model", "tokens:", "policy", "setting", "read:", "lost, gained; p:", "single:", "multi-key:", "multi-value:"]
     keep = [i for i in range(len(head)) if any(line[i] for line in lines)]
     return table([head[i] for i in keep], [[line[i] for i in keep] for line in lines])
 
