@@ -113,16 +113,24 @@ def means(rows):
     return table(["policy"] + HEAD, [line(name, found) for name, found in settings.items()])
 
 
+def by_text(rows, apart):
+    """One line per setting, one column per text."""
+    names = list(dict.fromkeys(r["text"] for r in rows))
+    settings = {}
+    for r in rows:
+        settings.setdefault(policy(r), {})[r["text"]] = f"{number(r['read'], '{:.3f}')}, {number(r['kl'], '{:.4f}')}"
+    head = ["policy"] + [f"{name}{' (apart)' if name in apart else ''}:" for name in names]
+    return table(head, [[what] + [of.get(name) for name in names] for what, of in settings.items()])
+
+
 def report(a, rows):
-    apart = {name_of(text) for text in a.apart}
     parts = [f"{os.path.basename(a.model)}, {a.kv} K/V, {a.prefill} tokens prefilled from character {a.offset}, "
              f"{a.decode} decoded, on {machine()['cpu']}. Means of perplexity ratios are geometric."]
     for title, texts in (("Mean over", a.texts), ("Apart, mean over", a.apart)):
         names = [name_of(text) for text in texts]
         if names:
             parts += [f"**{title} {', '.join(names)}**", means([r for r in rows if r["text"] in names])]
-    for name in dict.fromkeys(r["text"] for r in rows):
-        parts += [f"**{name}{' (apart)' if name in apart else ''}**", means([r for r in rows if r["text"] == name])]
+    parts += ["**By text: read, KL**", by_text(rows, {name_of(text) for text in a.apart})]
     return "\n\n".join(parts)
 
 
