@@ -90,14 +90,13 @@ int sr_span_scan(const struct unit_job *j, int32_t span, const float *floor, flo
 }
 
 /* Keeps all rows from the cut on; the total is known now. */
-static void scan_again(const struct unit_job *j)
+void sr_bins_scan_again(const struct unit_job *j, int32_t span)
 {
     const struct choose_unit *w = unit_of(j);
-    struct attn_touched touched = {0};
     float floor[SR_ATTN_MAX_GROUP];
     for (int32_t g = 0; g < j->a->shape->group; g++) floor[g] = w->log_total[g] - (0.01f + 1e-5f * fabsf(w->log_total[g]));
-    for (int32_t i = w->first; i < w->first + w->n; i++) sr_span_scan(j, i, floor, w->cut, &touched);
-    j->a->touched[j->unit].y_bytes += touched.y_bytes; /* its rows are counted already */
+    j->s->span_touched[span] = (struct attn_touched){0};
+    sr_span_scan(j, span, floor, w->cut, &j->s->span_touched[span]);
 }
 
 /* ---- bins ---- */
@@ -123,14 +122,27 @@ void sr_bins_fill(const struct unit_job *j)
     fill(j, upper);
 }
 
-void sr_bins_take(const struct unit_job *j, int32_t i, double *unread)
+int sr_bins_has(const struct unit_job *j, int32_t i)
+{
+    return i < unit_of(j)->n_bins;
+}
+
+void sr_bins_fill_all(const struct unit_job *j)
 {
     struct choose_unit *w = unit_of(j);
+    w->n_bins = SR_SKETCH_BINS;
+    for (int32_t i = w->first; i < w->first + w->n; i++) /* their rows are counted already */
+        j->a->touched[j->unit].y_bytes += j->s->span_touched[i].y_bytes;
+    fill(j, w->cut);
+}
+
+void sr_bins_take(const struct unit_job *j, int32_t i, double *unread)
+{
+    const struct choose_unit *w = unit_of(j);
     const int32_t group = j->a->shape->group, width = sr_sketch_width(group);
-    if (i >= w->n_bins) {
-        w->n_bins = SR_SKETCH_BINS;
-        scan_again(j);
-        fill(j, w->cut);
+    if (!sr_bins_has(j, i)) {
+        for (int32_t k = w->first; k < w->first + w->n; k++) sr_bins_scan_again(j, k);
+        sr_bins_fill_all(j);
     }
     for (int32_t g = 0; g < group; g++) unread[g] -= w->sums[i * width + g];
 }

@@ -22,6 +22,12 @@ int sr_span_scan(const struct unit_job *j, int32_t span, const float *floor, flo
 /* The upper part; the unit's log_total is known. */
 void sr_bins_fill(const struct unit_job *j);
 
+/* Whether bin number i, below SR_SKETCH_BINS, is there, and how those that are not come: all of the unit's spans are scanned again,
+ * by any threads, then one thread fills the bins. sr_bins_take does it alone where it has to. */
+int sr_bins_has(const struct unit_job *j, int32_t i);
+void sr_bins_scan_again(const struct unit_job *j, int32_t span);
+void sr_bins_fill_all(const struct unit_job *j);
+
 /* Takes what bin number i, below SR_SKETCH_BINS, holds off unread[group]. */
 void sr_bins_take(const struct unit_job *j, int32_t i, double *unread);
 

@@ -8,6 +8,9 @@
 #include <math.h>
 #include <string.h>
 
+/* n_more of a unit that needs bins that are not there yet: what is kept of it is too little, and all threads scan it again. */
+enum { LACKS_BINS = -1 };
+
 struct more_job { const struct sketch_more_args *a; const struct backend_cpu *c; struct attn_scratch *s; const int32_t *units; };
 
 /* Of a unit's heads: what the estimate of an unread row is multiplied by to be its share, and the largest estimated
@@ -46,18 +49,57 @@ static void report(const struct more_job *j, int32_t u, const struct seen *seen)
         j->a->choice->unread[u * group + g] = w->unread[g] > 0 ? (float)(w->unread[g] * seen->scale[g]) : 0.0f;
 }
 
+static struct unit_job unit_of(const struct more_job *j, int32_t u, int32_t thread)
+{
+    return (struct unit_job){j->a->choice, j->c, j->s, u, thread};
+}
+
+/* Lists further rows of a unit; or, where those need bins that are not there, leaves it as it was. */
+static void list_more(const struct more_job *j, int32_t u, int32_t thread)
+{
+    const struct unit_job unit = unit_of(j, u, thread);
+    struct choose_unit *w = &j->s->choose[u];
+    const int32_t first = w->end;
+    double unread[SR_ATTN_MAX_GROUP];
+    struct seen seen;
+    see(j, u, &seen);
+    memcpy(unread, w->unread, sizeof(unread));
+    for (; w->end < SR_SKETCH_BINS && is_above(w, &seen, j->a->choice->shape->group); w->end++) {
+        if (!sr_bins_has(&unit, w->end)) {
+            memcpy(w->unread, unread, sizeof(unread));
+            w->end = first;
+            j->a->n_more[u] = LACKS_BINS;
+            return;
+        }
+        sr_bins_take(&unit, w->end, w->unread);
+    }
+    j->a->n_more[u] = sr_bins_list(&unit, first, w->end, j->a->more[u]);
+    report(j, u, &seen);
+}
+
 static void more_task(void *ctx, int32_t task, int32_t thread)
 {
     const struct more_job *j = ctx;
+    list_more(j, j->units[task], thread);
+}
+
+static void again_task(void *ctx, int32_t task, int32_t thread)
+{
+    const struct more_job *j = ctx;
+    const int32_t u = j->s->spans[task].unit;
+    if (j->a->n_more[u] != LACKS_BINS) return;
+    const struct unit_job unit = unit_of(j, u, thread);
+    sr_bins_scan_again(&unit, task);
+}
+
+static void rest_task(void *ctx, int32_t task, int32_t thread)
+{
+    const struct more_job *j = ctx;
     const int32_t u = j->units[task];
-    const struct unit_job unit = {j->a->choice, j->c, j->s, u, thread};
-    struct choose_unit *w = &j->s->choose[u];
-    const int32_t first = w->end;
-    struct seen seen;
-    see(j, u, &seen);
-    for (; w->end < SR_SKETCH_BINS && is_above(w, &seen, j->a->choice->shape->group); w->end++) sr_bins_take(&unit, w->end, w->unread);
-    j->a->n_more[u] = sr_bins_list(&unit, first, w->end, j->a->more[u]);
-    report(j, u, &seen);
+    const struct unit_job unit = unit_of(j, u, thread);
+    if (j->a->n_more[u] != LACKS_BINS) return;
+    sr_bins_fill_all(&unit);
+    list_more(j, u, thread);
 }
 
 void sr_cpu_sketch_more(struct backend *b, const struct sketch_more_args *a)
@@ -73,5 +115,12 @@ void sr_cpu_sketch_more(struct backend *b, const struct sketch_more_args *a)
         report(&job, u, &seen);
         if (is_above(&c->attn->choose[u], &seen, a->choice->shape->group)) units[n++] = u;
     }
-    if (n > 0) sr_pool_run(c->pool, n, more_task, (void *)(uintptr_t)&job);
+    if (n == 0) return;
+    void *ctx = (void *)(uintptr_t)&job;
+    int32_t n_lacking = 0;
+    sr_pool_run(c->pool, n, more_task, ctx);
+    for (int32_t i = 0; i < n; i++) n_lacking += a->n_more[units[i]] == LACKS_BINS;
+    if (n_lacking == 0) return;
+    sr_pool_run(c->pool, c->attn->n_spans, again_task, ctx);
+    sr_pool_run(c->pool, n, rest_task, ctx);
 }
