@@ -141,6 +141,7 @@ struct attn_block {
      * that ends, it and the thread's tile registers are the kernel's. */
     void *scratch;
     int32_t begins, ends;
+    int32_t is_list;                   /* of all blocks of a q: rows lie anywhere, each is fetched by itself */
 };
 #define SR_ATTN_BLOCK_SCRATCH (192 << 10)
 /* A variant may round to whole numbers: a query for products with Q8_0 or Q4_0 keys, within max |q| / 65024 of each element;

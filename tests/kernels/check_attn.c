@@ -154,7 +154,7 @@ static void check_block(struct check *c, const struct block_case *b)
         }
     const struct attn_block a = {.shape = s, .q = q, .k = kp, .v = vp, .next_k = kp, .next_v = vp, .n = b->n, .n_next = b->n,
                                  .o = o, .m = m, .l = l, .k_rows = &k_rows, .v_rows = &v_rows,
-                                 .scratch = aligned_alloc(64, SR_ATTN_BLOCK_SCRATCH), .begins = 1, .ends = 1};
+                                 .scratch = aligned_alloc(64, SR_ATTN_BLOCK_SCRATCH), .begins = 1, .ends = 1, .is_list = b->n % 3 == 0};
     memset(a.scratch, 0xff, SR_ATTN_BLOCK_SCRATCH); /* NaN: nothing may depend on it */
     for (int32_t g = 0; g < group; g++) {
         sr_ref_state_start(&ref[g], o + g * d, m[g], l[g], d);

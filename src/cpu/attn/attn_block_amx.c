@@ -491,11 +491,14 @@ SR_INLINE void outputs_by_size(const sr_dtype type, const struct attn_block *a, 
 
 /* ---- the block ---- */
 
-/* Rows of f16 have to be split, which costs what the vectors need for six heads. */
-static int is_for_half(const struct attn_shape *s)
+/* Rows of f16 have to be split, which costs what the vectors need for six heads; for seven where each row is fetched by itself,
+ * between their instructions. */
+static int is_for_half(const struct attn_block *a)
 {
+    const struct attn_shape *s = a->shape;
     const sr_dtype k = s->k_type, v = s->v_type;
     if ((k != SR_DTYPE_F16 && k != SR_DTYPE_BF16) || (v != SR_DTYPE_F16 && v != SR_DTYPE_BF16) || s->head_dim % 32) return 0;
+    if (a->is_list && k == SR_DTYPE_F16 && v == SR_DTYPE_F16) return s->group > 7;
     return s->group > 6 || (k == SR_DTYPE_BF16 && v == SR_DTYPE_BF16 && s->group > 4);
 }
 
@@ -505,7 +508,7 @@ void sr_attn_block_amx(const struct attn_block *a)
     struct work *w = a->scratch;
     sr_block_weights p;
     if (!sr_kv_is_blocked(k) && !sr_kv_is_blocked(v)) {
-        if (is_for_half(a->shape)) sr_attn_half_amx(a);
+        if (is_for_half(a)) sr_attn_half_amx(a);
         else sr_attn_block_avx512(a);
         return;
     }

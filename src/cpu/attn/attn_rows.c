@@ -141,7 +141,7 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
     const struct head_state first = piece_head(j, task, 0);
     struct attn_block b = {.shape = a->shape, .q = query_of(j, p->unit), .o = first.o, .m = first.m, .l = first.l,
                            .k_rows = &touched->k_rows, .v_rows = &touched->v_rows,
-                           .scratch = sr_attn_thread_scratch(j->s, thread), .begins = 1};
+                           .scratch = sr_attn_thread_scratch(j->s, thread), .begins = 1, .is_list = a->set[p->unit] == ATTN_LIST};
     *touched = (struct attn_touched){0};
     for (int32_t g = 0; g < a->shape->group; g++) sr_head_state_clear(piece_head(j, task, g), a->shape->head_dim);
     int32_t now = 0, at = p->first;
