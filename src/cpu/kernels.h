@@ -145,8 +145,8 @@ struct attn_block {
 };
 #define SR_ATTN_BLOCK_SCRATCH (192 << 10)
 /* A variant may round to whole numbers: a query for products with Q8_0 or Q4_0 keys, within max |q| / 65024 of each element;
- * weights times scales for products with Q8_0 or Q4_0 values, within 1 / 65024 of the largest weight of a block times its largest
- * scale, and within 2^-22 of it where K or V is Q4_0 or the group is one head. */
+ * weights times scales for products with Q8_0 or Q4_0 values, within 2^-22 of the largest weight of a block times its largest
+ * scale. */
 typedef void sr_attn_block_fn(const struct attn_block *a);
 
 /* Causal attention of a block of queries of one unit over all rows that they may see. Row t of q and out holds the

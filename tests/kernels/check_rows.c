@@ -63,13 +63,11 @@ double sr_check_q_error(enum cpu_isa isa, const struct attn_shape *s)
     return s->k_type == SR_DTYPE_Q4_0 && (isa == ISA_VNNI || isa == ISA_BF16 || isa == ISA_AMX) ? 0.5001 / 32512 : 0;
 }
 
-/* Half a step, and two roundings of the scale to 24 bits, each at most 32512 / 2^24 = .002 of a step; of three bytes, where K or V
- * is Q4_0 or the group is one head, half of a step each. */
+/* Half a step, and half of one again for each of two roundings to 24 bits. */
 double sr_check_weight_error(enum cpu_isa isa, const struct attn_shape *s)
 {
     if (is_split(isa, s)) return 0x1p-17;
-    if (!sr_kv_is_blocked(s->v_type) || isa != ISA_AMX) return 0;
-    return s->v_type == SR_DTYPE_Q4_0 || s->k_type == SR_DTYPE_Q4_0 || s->group == 1 ? 1.5 / (127 * 65536.0) : 0.504 / 32512;
+    return sr_kv_is_blocked(s->v_type) && isa == ISA_AMX ? 1.5 / (127 * 65536.0) : 0;
 }
 
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d)

@@ -30,8 +30,8 @@ struct ref_state {
  * computes in float. */
 double sr_check_q_error(enum cpu_isa isa, const struct attn_shape *s);
 /* How far off the products of a row's weight and the scale of a blocked value may be, as a share of the largest weight, which
- * is at most 1, times the largest scale: the AMX kernel takes them in steps of that / 32512, of that / (127 * 2^16) where K or V
- * is Q4_0 or the group is one head, or weights of values of 16 bits as two bf16. */
+ * is at most 1, times the largest scale: the AMX kernel takes them in steps of that / (127 * 2^16), or weights of values of 16
+ * bits as two bf16. */
 double sr_check_weight_error(enum cpu_isa isa, const struct attn_shape *s);
 /* q_error and weight_error start as 0. */
 void sr_ref_state_start(struct ref_state *s, const float *o, float m, float l, int32_t d);
