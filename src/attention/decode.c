@@ -89,7 +89,8 @@ const struct policy *sr_decode_policy(const struct attn_seq *s, int32_t layer)
 
 static int same_options(const sr_route_options *x, const sr_route_options *y)
 {
-    if (x->n_sinks != y->n_sinks || x->window != y->window || x->budget != y->budget || x->look != y->look) return 0;
+    if (x->n_sinks != y->n_sinks || x->window != y->window || x->budget != y->budget || x->look != y->look || x->trail != y->trail)
+        return 0;
     for (int i = 0; i < 4; i++) {
         if (x->tau[i] != y->tau[i]) return 0;
     }
@@ -250,7 +251,7 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
         .n_found = w->n_found,
         .drawn = w->drawn,
         .n_drawn = w->n_drawn,
-        .top = w->top,
+        .top = s->route.trail ? w->top : NULL,
         .n_top = w->n_top,
         .near_m = w->near_m,
         .near_l = w->near_l,
