@@ -233,6 +233,42 @@ static void test_more(struct check *c, enum cpu_isa isa)
     free(t);
 }
 
+/* Most of the mass is near, so that the first scan keeps no rows but those of its upper part, 1.5 nats above the cut; then the rows
+ * read weigh 30 times their estimate, and rows are needed that only another scan has. */
+static void test_again(struct check *c, enum cpu_isa isa)
+{
+    static const int32_t kv_len[] = {LEN, 1100, 2048 + 64, 1500};
+    struct call *k = calloc(1, sizeof(*k));
+    struct sums *s = malloc(sizeof(*s));
+    struct backend *b = sr_ops_backend(isa, 2);
+    int32_t n_deep = 0;
+    fill(k, c, kv_len);
+    for (int32_t u = 0; u < SR_OPS_UNITS; u++) k->eps[u] = 0.02f;
+    choose(b, k);
+    for (int32_t u = 0; u < SR_OPS_UNITS; u++) {
+        sum_unit(k, u, s);
+        for (int32_t g = 0; g < GROUP; g++) k->near_l[u * GROUP + g] *= (float)(0.85 / 0.15 * (1 - s->near[g]) / s->near[g]);
+    }
+    choose(b, k);
+    for (int32_t u = 0; u < SR_OPS_UNITS; u++) {
+        sum_unit(k, u, s);
+        for (int32_t g = 0; g < GROUP; g++) make_read(k, u, g, s, 30);
+    }
+    look(b, k);
+    for (int32_t u = 0; u < SR_OPS_UNITS; u++) {
+        sum_unit(k, u, s);
+        if (!compare_more(c, k, u, s)) sr_check_fail(c, "unit %d needed nothing", u);
+        int is_deep = 0;
+        for (int32_t i = 0; i < s->n_far; i++) is_deep |= s->is_more[i] && s->score[i] < exp(1.2) * (double)k->eps[u] / s->n_far;
+        n_deep += is_deep;
+    }
+    if (n_deep < 3) sr_check_fail(c, "%d units were scanned again", n_deep);
+    sr_backend_close(b);
+    sr_ops_units_fini(&k->u);
+    free(k);
+    free(s);
+}
+
 /* A mask, nothing far, and numbers that are none: nothing is added. */
 static void test_edges(struct check *c, enum cpu_isa isa)
 {
@@ -297,6 +333,7 @@ static void test_same_bits(struct check *c, enum cpu_isa isa)
 int main(int argc, char **argv)
 {
     static const struct ops_test tests[] = {
-        {"sketch_more against double", test_more}, {"sketch_more edges", test_edges}, {"sketch_more same bits", test_same_bits}};
+        {"sketch_more against double", test_more}, {"sketch_more scans again", test_again}, {"sketch_more edges", test_edges},
+        {"sketch_more same bits", test_same_bits}};
     return sr_ops_main(tests, sizeof(tests) / sizeof(tests[0]), argc, argv);
 }
