@@ -122,10 +122,11 @@ struct page_pair {
     }
 };
 
-/* Tile number `tile` of a table of pages; rows from kv_len on become 0, since 0 times what memory happens to hold may be NaN, as
- * do columns that a head has not. */
-template <int D>
-static __device__ __forceinline__ void load_tile(uint32_t to, void *const *page, int tile, int64_t kv_len, int d)
+/* take(t, i, rows, at, there) for this thread's parts of tile number `tile` of a table of pages: the i-th is at element `at` of the
+ * page `rows`. Rows from kv_len on are not there and become 0, since 0 times what memory happens to hold may be NaN; nor are
+ * columns that a head has not. */
+template <int D, typename F>
+static __device__ __forceinline__ void each_part(void *const *page, int tile, int64_t kv_len, int d, F take)
 {
     const struct part<D> t;
     const int64_t left = kv_len - (int64_t)tile * KEYS;
@@ -134,25 +135,24 @@ static __device__ __forceinline__ void load_tile(uint32_t to, void *const *page,
     for (int i = 0; i < t.N; i++) {
         const int r = t.row + i * t.STEP;
         const bool there = r < left && t.c * 8 < d;
-        copy16(to + t.place(i), pages.of[i * t.STEP / SR_PAGE_ROWS] + (r % SR_PAGE_ROWS * d + t.c * 8) * 2, there);
+        take(t, i, pages.of[i * t.STEP / SR_PAGE_ROWS], r % SR_PAGE_ROWS * d + t.c * 8, there);
     }
+}
+
+template <int D>
+static __device__ __forceinline__ void load_tile(uint32_t to, void *const *page, int tile, int64_t kv_len, int d)
+{
+    each_part<D>(page, tile, kv_len, d,
+                 [&](const struct part<D> &t, int i, const uint8_t *rows, int at, bool there) { copy16(to + t.place(i), rows + at * 2, there); });
 }
 
 template <sr_dtype KV, int D, typename S>
 static __device__ __forceinline__ void fetch_codes(S *slot, void *const *page, int tile, int64_t kv_len, int d)
 {
-    const struct part<D> t;
-    const int64_t left = kv_len - (int64_t)tile * KEYS;
-    const struct page_pair pages(page, tile, left);
-#pragma unroll
-    for (int i = 0; i < t.N; i++) {
-        const int r = t.row + i * t.STEP;
-        const bool there = r < left && t.c * 8 < d;
-        const int at = r % SR_PAGE_ROWS * d + t.c * 8;
-        const uint8_t *rows = pages.of[i * t.STEP / SR_PAGE_ROWS];
+    each_part<D>(page, tile, kv_len, d, [&](const struct part<D> &, int i, const uint8_t *rows, int at, bool there) {
         copy_part(&slot->codes[i][threadIdx.x], rows + at, there, 8);
         if (KV == SR_DTYPE_Q8_0) copy_part(&slot->scales[i][threadIdx.x], rows + SR_PAGE_ROWS * d + at / 64 * 4, there, 4);
-    }
+    });
 }
 
 /* Eight codes as f16. q8_0: byte b as 1024 + (b ^ 128) is an f16 with that byte below; 1152 less, times the scale. */
