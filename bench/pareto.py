@@ -3,12 +3,12 @@
 """Quality by bytes read: `mass`, the baselines and the bounds over texts, as a table and a chart.
 
   bench/pareto.py TEXT... [--json RUN.json] [--into docs/routing.md] [-o docs/pareto.svg]
-  bench/pareto.py --draw RUN.json [--into docs/routing.md] [-o docs/pareto.svg]
+  bench/pareto.py --draw RUN.json... [--into docs/routing.md] [-o docs/pareto.svg]
 
 Each text is prefilled once and decoded token by token with every mode and setting (`sinkrouter perplexity`), with the
 session's own moments. A .jsonl file of programming tasks (fields prompt and canonical_solution) is read as their code. The
 second table sets every policy beside `mass`: how many times its KL at the bytes that `mass` reads, by straight lines
-between the policy's own points in log KL.
+between the policy's own points in log KL. The third has the texts apart. Several runs are joined over the texts that all of them have.
 """
 import argparse
 import json
@@ -40,7 +40,7 @@ svg { color: #737b84 } .title { font-size: 15px; font-weight: 600 } .note { font
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("texts", nargs="*", metavar="TEXT")
-    p.add_argument("--draw", metavar="RUN.json", help="measure nothing: table and chart of this run")
+    p.add_argument("--draw", nargs="+", metavar="RUN.json", help="measure nothing: tables and chart of these runs")
     p.add_argument("-m", "--model", default=MODEL)
     p.add_argument("--modes", default=MODES)
     p.add_argument("--offset", type=int, default=100000, help="of texts; code begins at its start")
@@ -86,6 +86,21 @@ def measure(a):
                 with open(a.json, "w", encoding="utf8") as f:
                     json.dump(run, f, indent=1)
     return run
+
+
+def joined(paths):
+    """Runs of other policies over the same texts, as one."""
+    runs = []
+    for path in paths:
+        with open(path, encoding="utf8") as f:
+            runs.append(json.load(f))
+    for path, r in zip(paths, runs):
+        for key in ("model", "prefill", "decode"):
+            if r[key] != runs[0][key]:
+                stop(f"{path}: {key} {r[key]}, in {paths[0]} {runs[0][key]}")
+    texts = set.intersection(*({r["text"] for r in run["results"]} for run in runs))
+    order = [t for t in dict.fromkeys(r["text"] for r in runs[0]["results"]) if t in texts]
+    return {**runs[0], "results": [r for t in order for run in runs for r in run["results"] if r["text"] == t]}
 
 
 # ---- what the rows say ----
@@ -144,6 +159,34 @@ def beside_mass(run, found):
     return table(["policy, mean (texts apart)"] + head, rows)
 
 
+def cell(rows, names, forms):
+    """Means over the rows, comma after comma; None if a row lacks one."""
+    values = [[r[n] for r in rows] for n in names]
+    if not rows or any(v is None for column in values for v in column):
+        return None
+    return ", ".join(form.format((100 if "%" in form else 1) * sum(v) / len(v)) for v, form in zip(values, forms))
+
+
+def apart(run, eps):
+    """One line per text and their means: `mass` and true mass at this eps, and how well the paper's label is found."""
+    rows, all_of = [], {}
+    for t in list(dict.fromkeys(r["text"] for r in run["results"])) + ["mean"]:
+        of = {}
+        for r in run["results"]:
+            if r["text"] == t and r["eps"] is not None and abs(r["eps"] - eps) < 1e-6:
+                of.setdefault(setting(r)[0], []).append(r)
+                all_of.setdefault(setting(r)[0], []).append(r)
+        of = of if t != "mean" else all_of
+        promise = (("read", "kl", "above_eps", "contract_broken"), ("{:.3f}", "{:.4f}", "{:.1f} %", "{:.2f} %"))
+        rows.append([t, cell(of.get("mass", []), *promise), cell(of.get("topp", []), ("read", "kl"), ("{:.3f}", "{:.4f}")),
+                     cell(of.get("mass+", []), *promise),
+                     cell(of.get("mass", []), ("sink_rate", "auprc_cosine", "auprc_estimate"), ("{:.3f}",) * 3)])
+    head = ["text", "mass: read, KL, > eps, > 2 eps", "true mass: read, KL", "delta .05: read, KL, > eps, > 2 eps",
+            "label: base rate, AUPRC of cosine, of the estimate"]
+    keep = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return table([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
+
+
 def report(run):
     found = averages(run)
     texts = list(dict.fromkeys(r["text"] for r in run["results"]))
@@ -157,7 +200,11 @@ def report(run):
     note = (f"{run['model']}, f16 K/V, {run['prefill']} tokens prefilled, {run['decode']} decoded, own moments; means over "
             f"{', '.join(texts)}. Means of perplexity ratios are geometric.")
     whole = table(["policy", "setting", "read:", "KL:", "perplexity:", "same top-1:", "> eps:", "> 2 eps:"], rows)
-    return "\n\n".join([note, whole, "KL at the bytes that `mass` reads, as a multiple of its KL:", beside_mass(run, found)])
+    parts = [note, whole]
+    if "mass" in found:
+        parts += ["KL at the bytes that `mass` reads, as a multiple of its KL:", beside_mass(run, found)]
+        parts += ["By text, eps .1; the label is the paper's, a mean share of the first row above .65 over the heads of a group:", apart(run, .1)]
+    return "\n\n".join(parts)
 
 
 # ---- the chart ----
@@ -202,8 +249,7 @@ def draw(run):
 def main():
     a = arguments()
     if a.draw:
-        with open(a.draw, encoding="utf8") as f:
-            run = json.load(f)
+        run = joined(a.draw)
     else:
         try:
             run = measure(a)

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hidden numbers asked for after the prefill, by every mode: `sinkrouter perplexity --task niah`, as a table.
 
-  bench/retrieval.py TEXT [-m MODEL] [-c 7600,16000,30000] [--seeds 1,2] [--json FILE] [--into docs/routing.md]
+  bench/retrieval.py TEXT[@CHARS]... [-m MODEL] [-c 7600,16000,30000] [--seeds 1,2] [--json FILE] [--into docs/routing.md]
   bench/retrieval.py --draw FILE... [--into docs/routing.md]
 
 Sentences with numbers of seven digits, each for a word of its own, lie at even depths of a text (RULER's tasks of hidden
 numbers, arXiv 2404.06654): --needles words with one number, which are each other's distractors (multi-key), and one word
 with --values numbers in as many sentences (multi-value). --single hides one number alone, at another place for every seed. One prefill serves all modes of
 a length and seed; every question is decoded from the same cache and answered greedily, so each is a retrieval that the
-prefill could not prepare.
+prefill could not prepare. Every further TEXT, or place in one, has other words and numbers: its seed is one higher.
 """
 import argparse
 import json
@@ -20,16 +20,15 @@ import sys
 from report import MODEL, default_program, machine, put_into, run_json, stop, table
 
 NAMES = {"dense": "dense", "mass": "mass", "quest": "Quest", "window": "StreamingLLM", "paper": "paper", "topp": "bound: true mass",
-         "snapkv": "SnapKV", "h2o": "H2O", "pages": "pages, mean + std"}
+         "topk": "bound: exact top-k", "snapkv": "SnapKV", "h2o": "H2O", "pages": "pages, mean + std", "fastgen": "FastGen"}
 
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("text", nargs="?", metavar="TEXT")
+    p.add_argument("places", nargs="*", metavar="TEXT[@CHARS]", help="the text from its character CHARS on")
     p.add_argument("--draw", nargs="+", metavar="FILE", help="measure nothing: the table of these runs")
     p.add_argument("-m", "--model", default=MODEL)
     p.add_argument("--modes", default="dense,mass,window,quest,paper")
-    p.add_argument("--offset", type=int, default=0)
     p.add_argument("-c", "--lengths", default="7600")
     p.add_argument("--seeds", default="1")
     p.add_argument("--needles", type=int, default=8)
@@ -43,7 +42,7 @@ def arguments():
     p.add_argument("--json", metavar="FILE")
     p.add_argument("--into", metavar="FILE", help="put the table between the marks 'bench/retrieval.py' of this document")
     a = p.parse_args()
-    if bool(a.text) == bool(a.draw):
+    if bool(a.places) == bool(a.draw):
         p.error("give a TEXT, or --draw FILE")
     return a
 
@@ -54,15 +53,25 @@ def task(a):
     return ["--needles", a.needles + (a.values > 1), "--values", a.values]
 
 
+def tries(a):
+    """(text, character, seed) of every prefill of one length."""
+    for i, place in enumerate(a.places):
+        path, at, chars = place.rpartition("@")
+        if not (at and chars.isdigit()):
+            path, chars = place, 0
+        for seed in a.seeds.split(","):
+            yield path, chars, int(seed) + i
+
+
 def measure(a):
     run = {**machine(), "model": os.path.basename(a.model), "results": []}
     for length in a.lengths.split(","):
-        for seed in a.seeds.split(","):
-            rows = run_json([a.program, "perplexity", "-m", a.model, "-f", a.text, "--offset", a.offset, "--task", "niah", "-c", length,
+        for path, chars, seed in tries(a):
+            rows = run_json([a.program, "perplexity", "-m", a.model, "-f", path, "--offset", chars, "--task", "niah", "-c", length,
                              "-n", 16, "--seed", seed, *task(a), "--modes", a.modes, "--route-eps", a.eps, "--route-tau", a.tau,
                              "--route-budget", a.budget, "--moments", "none", "-t", a.threads, "-o", "json", "--quiet"])
             for r in rows:
-                run["results"].append({"seed": int(seed), "single": a.single, **r})
+                run["results"].append({"seed": seed, "single": a.single, **r})
                 print(json.dumps(run["results"][-1]), file=sys.stderr, flush=True)
             if a.json:
                 with open(a.json, "w", encoding="utf8") as f:
@@ -126,7 +135,7 @@ def main():
         for path in a.draw or []:
             with open(path, encoding="utf8") as f:
                 runs.append(json.load(f))
-        if a.text:
+        if a.places:
             runs.append(measure(a))
     except RuntimeError as e:
         stop(str(e))
