@@ -22,8 +22,9 @@ from quality import name_of
 from report import MODEL, default_program, machine, number, put_into, run_json, stop, table
 
 NAMES = {"mass": "mass", "mass+": "mass, delta .05", "topp": "bound: true mass", "topk": "bound: exact top-k", "quest": "Quest",
-         "pages": "pages, mean + std", "h2o": "H2O", "snapkv": "SnapKV", "fastgen": "FastGen", "window": "StreamingLLM"}
-MODES = "mass,topp,topk,quest,pages,h2o,snapkv,fastgen,window"
+         "pages": "pages, mean + std", "h2o": "H2O", "snapkv": "SnapKV", "fastgen": "FastGen", "window": "StreamingLLM",
+         "paper": "SinkRouter as published"}
+MODES = "mass,topp,topk,quest,pages,h2o,snapkv,fastgen,window,paper"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 486, 66, 640, 52, 412
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: currentColor }
@@ -49,6 +50,7 @@ def arguments():
     p.add_argument("--eps", default=".05,.1,.2")
     p.add_argument("--delta", default="0,.05")
     p.add_argument("--budget", default="384,768,1536")
+    p.add_argument("--tau", default=".4,.5,.6")
     p.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     p.add_argument("--program", default=default_program())
     p.add_argument("--json", metavar="FILE")
@@ -78,7 +80,7 @@ def measure(a):
             print(name, file=sys.stderr, flush=True)
             found = run_json([a.program, "perplexity", "-m", a.model, "-f", code_of(path, folder) if is_code else path, "--offset",
                               0 if is_code else a.offset, "-c", a.prefill, "-n", a.decode, "-t", a.threads, "--modes", a.modes,
-                              "--route-eps", a.eps, "--route-delta", a.delta, "--route-budget", a.budget, "--moments", "none",
+                              "--route-eps", a.eps, "--route-delta", a.delta, "--route-budget", a.budget, "--route-tau", a.tau, "--moments", "none",
                               "-o", "json", "--quiet"])
             rows += [{"text": name, **r} for r in found]
             run = {**machine(), "model": os.path.basename(a.model), "prefill": a.prefill, "decode": a.decode, "results": rows}
@@ -109,6 +111,8 @@ def setting(row):
     kind = "mass+" if row["mode"] == "mass" and row["delta"] else row["mode"]
     if kind in ("mass", "mass+", "topp"):
         return kind, f"eps {row['eps']:g}"
+    if kind == "paper":
+        return kind, f"cos > {row['tau']:g}"
     return kind, f"{row['budget'] or row['window'] + 4} rows"
 
 
@@ -215,7 +219,8 @@ def log_ticks(lo, hi):
 
 
 def draw(run):
-    found = averages(run)
+    """All but `paper`, which reads nearly everything and would leave the others a corner of the chart."""
+    found = {kind: v for kind, v in averages(run).items() if kind != "paper"}
     points = [m for v in found.values() for _, m in v if m["kl"] > 0]
     end, step = ceiling(max(m["read"] for m in points))
     lo, hi = min(m["kl"] for m in points) / 1.4, max(m["kl"] for m in points) * 1.4
