@@ -19,7 +19,7 @@ static float mean(const float *x, int32_t n)
 static void add_at_eps(struct detector *d, const sr_route_case *c)
 {
     for (int32_t h = 0; h < c->n_heads && c->is_routed; h++) {
-        if (!(c->estimate[h] > 0.8f * d->eps && c->estimate[h] <= d->eps)) continue;
+        if (!(c->estimate[h] > 0.8f * c->threshold && c->estimate[h] <= c->threshold)) continue;
         d->n_at_eps++;
         d->unread_at_eps += (double)c->unread[h];
     }

@@ -3,7 +3,7 @@
  * How well a score finds the paper's label: the mean share of the first row over a group's heads is above .65. Scores
  * are the cosine of the paper and the router's estimate of the same share. A watcher collects decisions; the area
  * under the precision-recall curve is average precision, ties taken together. And how true the estimate of the unread mass
- * is where it decides: cases that it puts little below eps.
+ * is where it decides: cases that it puts little below the threshold.
  */
 #ifndef SR_APP_DETECTOR_H
 #define SR_APP_DETECTOR_H
@@ -33,7 +33,7 @@ void sr_detector_free(struct detector *d);
 double sr_detector_rate(const struct detector *d);
 /* NaN without a decision that has the label, or without the score. */
 double sr_detector_auprc(const struct detector *d, enum detector_score which);
-/* Mean true unread mass, over eps, of cases whose estimate was .8 to 1 eps. NaN without one. */
+/* Mean true unread mass, over eps, of cases whose estimate was .8 to 1 of the threshold. NaN without one. */
 double sr_detector_at_eps(const struct detector *d);
 
 #endif

@@ -26,7 +26,7 @@ extern "C" {
 /* What a decode step reads. docs/routing.md has the methods; the seed is SinkRouter, arXiv 2604.16883. */
 typedef enum sr_route_mode {
     SR_ROUTE_DENSE = 0, /* every key */
-    SR_ROUTE_MASS = 1,  /* sinks, window, and far keys until the estimated unread attention mass is <= eps */
+    SR_ROUTE_MASS = 1,  /* sinks, window, and far keys until about eps of the attention mass is unread, by estimate */
     SR_ROUTE_PAPER = 2, /* skip a KV group (output 0) when mean cos(q, k_0) > tau; first two layers dense */
     SR_ROUTE_WINDOW = 3, /* sinks and window only */
     /* Baselines for measurements, slow, on sequences that were observed from their first token on. */
@@ -41,7 +41,8 @@ typedef enum sr_route_mode {
 
 typedef struct sr_route_options {
     sr_route_mode mode;
-    float eps;       /* mass: bound on the unread share of every head, (0, 1); default 0.1 */
+    float eps;       /* mass: unread share that a head may have, by estimate, which it has in the mean where the
+                        estimate just allows it, (0, 1); default 0.1 */
     float delta;     /* mass: the threshold is corrected from audits until the true unread share is <= eps in
                         1 - delta of the cases, [0, 1); default 0: the estimate alone decides */
     int32_t window;  /* last tokens always read, 1..65536; default 256 */
@@ -167,6 +168,7 @@ typedef struct sr_route_case {
     const float *unread, *estimate;          /* [n_heads] unread share, true and estimated (NaN: no estimate) */
     const float *sink, *sink_estimate;       /* [n_heads] share of the first row, the same */
     float cosine;                            /* mean over the heads of cos(q, first row) */
+    float threshold;                         /* that the estimate was held to: docs/routing.md, "Threshold" */
 } sr_route_case;
 typedef void sr_route_watch_fn(void *user, const sr_route_case *c);
 /* From now on every decision is audited, counted and told to fn, which must not call back; NULL ends it. What audits

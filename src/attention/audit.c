@@ -133,6 +133,7 @@ static void tell(const struct decoded *d, int32_t u, const struct truth *t)
                                 .sink = sink,
                                 .sink_estimate = sink_estimate,
                                 .cosine = w->score[u],
+                                .threshold = d->policy->has_contract ? sr_contract_threshold(s->contract, &s->route) : s->route.eps,
                             });
 }
 
@@ -170,7 +171,7 @@ static void probe_first(const struct decoded *d)
 
 /* ---- what a correction costs ---- */
 
-/* At audited units the choice is made once more with eps itself: how many rows would it have listed? */
+/* At audited units the choice is made once more with the uncorrected threshold: how many rows would it have listed? */
 static void choose_uncorrected(const struct decoded *d)
 {
     struct decode_scratch *w = &d->a->scratch;
@@ -182,7 +183,7 @@ static void choose_uncorrected(const struct decoded *d)
         if (!w->bytes[u]) continue;
         any = 1;
         d->seqs[u / n_kv]->stats.far_rows += w->n_chosen[u];
-        w->eps[u] = s->route.eps;
+        w->eps[u] = sr_contract_uncorrected(&s->route);
         w->list[u] = s->list + (size_t)(n_kv + u % n_kv) * (size_t)s->n_chunks * SR_CHUNK_ROWS;
     }
     if (!any) return;

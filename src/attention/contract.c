@@ -114,12 +114,13 @@ static void add_score(struct contract *c, float x)
  * is none. Few cases say little of the quantile, and the heads of a unit say much the same: the level is made
  * stricter by two standard errors of a share over n / group draws, which the level's own steps take back with
  * time. */
-static float corrected(const struct contract *c, double eps, double delta)
+static float corrected(const struct contract *c, const sr_route_options *o)
 {
+    const double eps = (double)o->eps, delta = (double)o->delta, top = (double)sr_contract_uncorrected(o);
     double n = (double)c->n / c->group, level = c->level - 2 * sqrt(delta * (1 - delta) / (n > 1 ? n : 1));
     double k = ceil((c->n + 1) * (1 - level));
     if (k > c->n) return (float)(eps * (c->n < SR_CONTRACT_WARM ? first : least));
-    double score = (double)c->sorted[k < 1 ? 0 : (int32_t)k - 1], threshold = score > 1 ? eps / score : eps;
+    double score = (double)c->sorted[k < 1 ? 0 : (int32_t)k - 1], threshold = score * top > eps ? eps / score : top;
     return (float)(threshold > eps * least ? threshold : eps * least);
 }
 
@@ -138,7 +139,7 @@ static void settle_scores(struct contract *c, const sr_route_options *o)
         add_score(c, score < (double)most ? (float)score : most); /* NaN becomes the worst */
     }
     c->level = c->level < 0 ? 0 : c->level < 0.999 ? c->level : 0.999;
-    c->threshold = corrected(c, eps, delta);
+    c->threshold = corrected(c, o);
 }
 
 /* ---- breakers ---- */
@@ -220,9 +221,15 @@ void sr_contract_note(struct contract *c, int32_t unit, int32_t kv_len, const do
     for (int32_t h = 0; h < c->group; h++) notes(c)[unit * c->group + h] = (float)unread[h];
 }
 
+float sr_contract_uncorrected(const sr_route_options *o)
+{
+    const double eps = (double)o->eps;
+    return o->look ? (float)(SR_CONTRACT_ODDS * eps / (1 + (SR_CONTRACT_ODDS - 1) * eps)) : o->eps;
+}
+
 float sr_contract_threshold(const struct contract *c, const sr_route_options *o)
 {
-    if (!(o->delta > 0)) return o->eps;
+    if (!(o->delta > 0)) return sr_contract_uncorrected(o);
     return c->level < 0 ? (float)((double)o->eps * first) : c->threshold;
 }
 

@@ -76,7 +76,7 @@ int sr_device_contract_begin(struct attn_seq *s)
 {
     struct device_seq *d = s->device;
     const struct policy *p = d->policy;
-    struct device_terms terms = {s->route.eps, s->route.audit, s->route.eps};
+    struct device_terms terms = {s->route.eps, s->route.audit, s->route.eps, sr_contract_uncorrected(&s->route)};
     int64_t n_trials = 0;
     for (size_t u = 0; d->is_open && u < sr_device_units(s); u++) d->cases[u].kv_len = 0; /* of a step that failed */
     d->is_open = 1;
@@ -108,6 +108,7 @@ static void tell_watcher(const struct attn_seq *s, int32_t unit, const struct de
                                 .sink = c->sink,
                                 .sink_estimate = c->sink_estimate,
                                 .cosine = c->cosine,
+                                .threshold = s->device->have_terms.threshold,
                             });
 }
 

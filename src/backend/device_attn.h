@@ -55,6 +55,7 @@ struct device_terms {
     float threshold; /* of the estimate */
     float audit;     /* share of units audited */
     float eps;       /* of the contract, for counters */
+    float plain;     /* the threshold that no audit has corrected */
 };
 
 /* A policy with its options, as the device sees them. */
@@ -70,7 +71,7 @@ struct device_route {
     int looks;                      /* RULE_MASS: as struct sketch_more_args says */
     int has_audits;                 /* units may be audited; 0: none will be */
     int is_watched;                 /* all are, RULE_ALL too (which counts no cases) */
-    int is_corrected;               /* far rows are counted at audited units, and those that eps itself would list */
+    int is_corrected;               /* far rows are counted at audited units, and those that the plain threshold would list */
 };
 
 enum device_kind { KIND_NONE, KIND_NEAR, KIND_NEAR_LIST, KIND_ALL };

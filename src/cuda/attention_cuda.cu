@@ -233,7 +233,7 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.keep = r->keep;
     t.found = a->cache->found + (size_t)a->layer * (size_t)a->cache->n_kv_heads;
     t.trust = a->trust;
-    t.plain_eps = r->is_corrected ? &r->terms->eps : NULL;
+    t.plain_eps = r->is_corrected ? &r->terms->plain : NULL;
     t.n_chosen = r->is_corrected ? d->n_chosen : NULL;
     t.total = r->is_watched ? d->total : NULL;
     t.kinds = d->kinds;

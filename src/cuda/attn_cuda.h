@@ -182,7 +182,7 @@ struct attn_cuda_choose {
     const float *keep;                    /* [n_units] or NULL: measure instead with this share of far rows, at random */
     const struct found_sinks *found;      /* [n_units] or NULL */
     const uint8_t *trust;                 /* [n_units] enum attn_cuda_trust, or NULL: all ROUTED */
-    const float *plain_eps;               /* [n_seqs] or NULL: how many rows would this have listed? */
+    const float *plain_eps;               /* [n_seqs] or NULL, uncorrected: how many rows would this have listed? */
     int32_t *n_chosen;                    /* [n_units][2] out or NULL: rows of the list without found sinks; and with plain_eps */
     float *total;                         /* [n_units][group] out or NULL: log of the estimated total; NaN for ALL */
     uint8_t *kinds;                       /* [n_units] out: NEAR, NEAR_LIST or ALL */

@@ -421,7 +421,7 @@ static void count_uncorrected(struct work *w, struct device_counters *c)
     struct choice x;
     assert(list);
     memcpy(far_share, w->far_share, sizeof far_share); /* the step's own, by its own threshold, is what is told */
-    choose(w, &x, w->a->route->terms->eps, &list, &n, unread, &ignored);
+    choose(w, &x, w->a->route->terms->plain, &list, &n, unread, &ignored);
     memcpy(w->far_share, far_share, sizeof far_share);
     c->far_rows += (uint64_t)w->n_chosen;
     c->far_rows_uncorrected += (uint64_t)n;

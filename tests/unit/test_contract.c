@@ -77,7 +77,7 @@ static void test_correction(void **state)
     }
 }
 
-/* Without delta the threshold is eps whatever audits say. */
+/* Without delta the threshold is what eps makes it whatever audits say: eps, or with a second look more, never 1. */
 static void test_no_correction(void **state)
 {
     struct contract *c;
@@ -87,8 +87,32 @@ static void test_no_correction(void **state)
     assert_int_equal(sr_contract_new(&c, UNITS, GROUP, NULL), SR_OK);
     sr_rng_seed(&r, 1);
     simulate(c, &o, &r, 3000, 50, 2);
-    assert_true(sr_contract_threshold(c, &o) == o.eps);
+    assert_float_equal(sr_contract_threshold(c, &o), .125 / 1.025, 1e-7);
+    o.eps = .999f;
+    assert_true(sr_contract_threshold(c, &o) > .999f && sr_contract_threshold(c, &o) < 1);
+    o.look = 0;
+    assert_true(sr_contract_threshold(c, &o) == .999f);
     sr_contract_free(c);
+}
+
+/* A correction allows no more than the estimate has without one, however far below it audits find the truth. */
+static void test_correction_lowers(void **state)
+{
+    (void)state;
+    for (int look = 0; look < 2; look++) {
+        struct contract *c;
+        sr_route_options o = options(.1f);
+        sr_route_stats ignored = {0};
+        const double unread[GROUP] = {.001, .001};
+        o.look = look;
+        assert_int_equal(sr_contract_new(&c, UNITS, GROUP, NULL), SR_OK);
+        for (int32_t pos = 3000; pos < 3500; pos++) {
+            sr_contract_step(c, pos, &o, &ignored);
+            sr_contract_note(c, 1, pos + 1, unread);
+        }
+        assert_true(sr_contract_threshold(c, &o) == sr_contract_uncorrected(&o));
+        sr_contract_free(c);
+    }
 }
 
 /* What was noted counts once its step was followed by the next, and only then. */
@@ -231,7 +255,7 @@ static void test_correction_in_use(void **state)
     }
     assert_memory_equal(&st[0], &st[1], sizeof st[0]);
     assert_true(st[0].thresholds == st[0].units && st[0].threshold_sum < .9 * .1 * (double)st[0].units);
-    assert_float_equal(st[2].threshold_sum, (double)st[2].units * (double).1f, 1e-6);
+    assert_float_equal(st[2].threshold_sum, (double)st[2].units * (double)(float)(.125 / 1.025), 1e-6);
     assert_true(st[0].far_rows > st[0].far_rows_uncorrected && st[0].far_rows_uncorrected > 0);
     assert_true(st[0].k_rows > st[2].k_rows);
     assert_true(st[0].above_eps <= st[2].above_eps);
@@ -370,7 +394,7 @@ static int make_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_correction),        cmocka_unit_test(test_no_correction),
+        cmocka_unit_test(test_correction),        cmocka_unit_test(test_no_correction), cmocka_unit_test(test_correction_lowers),
         cmocka_unit_test(test_retried_step),      cmocka_unit_test(test_breaker),
         cmocka_unit_test(test_breaker_in_use),    cmocka_unit_test(test_correction_in_use),
         cmocka_unit_test(test_sinks_found),       cmocka_unit_test(test_sinks_are_few),
