@@ -6,6 +6,7 @@
 #include "diag.h"
 #include "interrupt.h"
 #include "progress.h"
+#include "text_source.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -55,6 +56,36 @@ static sr_status set_rope(sr_rope_options *r, const struct options *o, sr_error 
     return SR_OK;
 }
 
+/* Routing flags for a mode that was not asked for. */
+static void note_unused(const struct options *o)
+{
+    const struct {
+        int is_given;
+        const char *flag, *mode;
+    } of[] = {{o->delta.n, "--route-delta", "mass"}, {o->rank.n, "--route-rank", "mass"}, {o->bits >= 0, "--route-bits", "mass"},
+              {o->look != CHOICE_UNSET, "--route-look", "mass"}, {o->trail != CHOICE_UNSET, "--route-trail", "mass"},
+              {o->keep.n, "--route-keep", "mass"}, {o->tau.n, "--route-tau", "paper"}, {o->tau_file != NULL, "--route-tau-file", "paper"}};
+    if (o->command == CMD_CHAT) return; /* /route may ask for any */
+    for (size_t i = 0; i < sizeof of / sizeof of[0]; i++) {
+        int is_used = !o->route.n && strcmp(of[i].mode, "mass") == 0; /* the default */
+        for (int32_t k = 0; k < o->route.n; k++) is_used |= strcmp(o->route.v[k], of[i].mode) == 0;
+        if (of[i].is_given && !is_used) sr_note("%s is for the mode %s, which was not asked for", of[i].flag, of[i].mode);
+    }
+}
+
+/* Said once, when all is right: what was asked for and has nothing to act on. -ngl is typed by habit; --device asks for a GPU by
+ * name and is refused. */
+static void note_idle(const sr_model *m, const struct options *o)
+{
+    static int was_said;
+    sr_model_info info;
+    if (was_said++) return;
+    note_unused(o);
+    sr_model_get_info(m, &info);
+    if (o->gpu_layers && o->gpu_layers != SR_GPU_LAYERS_AUTO && !o->device && !info.n_gpu_layers)
+        sr_note("-ngl: there is no GPU to put layers on, the CPU runs them (--device cuda says why)");
+}
+
 sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int threads, sr_error *err)
 {
     sr_model_options m = sr_model_options_default();
@@ -82,6 +113,7 @@ sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int
         st = sr_model_open(out, o->models.v[i], &m, err);
     }
     sr_progress_clear();
+    if (!st) note_idle(*out, o);
     /* Progress was told to stop by a signal: its exit status, and nothing to say. */
     return st == SR_ERR_USAGE && sr_interrupt_pending() ? (sr_status)(128 + sr_interrupt_pending()) : st;
 }
@@ -91,13 +123,17 @@ static sr_status read_tau_file(sr_route_options *r, const char *path, sr_error *
 {
     char shown[120];
     json_error_t at;
+    struct text text;
+    struct stat file;
     sr_visible(shown, sizeof shown, path);
-    json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, &at);
-    if (!j)
-        return sr_refuse(err, at.line < 0 ? SR_ERR_IO : SR_ERR_FORMAT, "--route-tau-file %s: line %d: %s",
-                         shown, at.line, at.text);
+    if (stat(path, &file) == 0 && !S_ISREG(file.st_mode)) /* it is read once a mode */
+        return sr_refuse(err, SR_ERR_IO, "--route-tau-file %s: not a regular file", shown);
+    sr_status st = sr_text_read(&text, "--route-tau-file", path, err);
+    if (st) return st;
+    json_t *j = json_loadb(text.data, text.bytes, JSON_REJECT_DUPLICATES, &at);
+    sr_text_free(&text);
+    if (!j) return sr_refuse(err, SR_ERR_FORMAT, "--route-tau-file %s: line %d: %s", shown, at.line, at.text);
     json_t *tau = json_object_get(j, "tau");
-    sr_status st = SR_OK;
     const char *const names[3] = {"scale", "min_len", "max_len"};
     double *const fields[3] = {&r->tau_scale, &r->tau_min_len, &r->tau_max_len};
     if (json_array_size(tau) != 4)

@@ -233,8 +233,10 @@ static sr_status verify(struct source *f, struct header *h, sr_error *err)
     SR_TRY(rewind_source(f, err));
     SR_TRY(get(f, h, sizeof(*h), err));
     if (memcmp(h->magic, magic, sizeof(magic)) != 0) return sr_fail(err, SR_ERR_FORMAT, "%s: offset 0: not a session file", f->name);
-    if (h->version != FILE_VERSION || h->header_bytes != sizeof(*h))
+    if (h->version != FILE_VERSION)
         return sr_fail(err, SR_ERR_FORMAT, "%s: offset 8: version %u, this build reads version %d", f->name, h->version, FILE_VERSION);
+    if (h->header_bytes != sizeof(*h))
+        return sr_fail(err, SR_ERR_FORMAT, "%s: offset 12: a header of %u bytes, want %zu", f->name, h->header_bytes, sizeof(*h));
     if (h->total_bytes != f->bytes)
         return sr_fail(err, SR_ERR_FORMAT, "%s: %llu bytes, the header says %llu", f->name, (unsigned long long)f->bytes,
                        (unsigned long long)h->total_bytes);

@@ -214,7 +214,11 @@ def tau_files():
                            ("bad5", '{"tau":[1,2,3,4],"scale":1,"min_len":3,"max_len":2}', 3)):
         _, err = run("run", "-m", "/absent", "-p", "x", "--route", "paper", "--route-tau-file", write(name, text), rc=rc)
         one_line(err, "--route-tau-file", name)
-    one_line(run("run", "-m", "/absent", "-p", "x", "--route-tau-file", "/absent.json", rc=4)[1], "/absent.json")
+    one_line(run("run", "-m", "/absent", "-p", "x", "--route-tau-file", "/absent.json", rc=4)[1], "--route-tau-file /absent.json: No such file")
+    for odd in ("/", "/dev/zero", path("tau.pipe")):
+        if odd == path("tau.pipe"):
+            os.mkfifo(odd)
+        one_line(run("run", "-m", "/absent", "-p", "x", "--route-tau-file", odd, rc=4)[1], f"{odd}: not a regular file")
 
 
 @test

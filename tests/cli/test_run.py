@@ -12,7 +12,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from cli import MODEL, PROGRAM, contains, environment, equal, main, one_line, path, run, test, write
+from cli import MODEL, PROGRAM, contains, environment, equal, main, one_line, path, run, settled, test, write
 
 QUESTION = "Name the capital of France, of Italy and of Spain."
 KEPT = {}
@@ -284,12 +284,29 @@ def signals_keep_text_and_session():
 @test
 def signal_during_prefill():
     file, doc = path("prefill"), write("long", "All work and no play makes a dull day. " * 700)
-    p = start("-f", doc, "-n", "1", "-ub", "64", "--session", file)
-    time.sleep(1.0)
-    p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=60)
-    equal((p.returncode, out), (130, b""), err.decode())
+    for seconds in (0.5, 1, 2, 4, 8, 16):  # until it comes in prefill, not while the model is loaded
+        p = start("-f", doc, "-n", "1", "-ub", "64", "--session", file)
+        time.sleep(seconds)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        equal((p.returncode, out), (130, b""), err.decode())
+        if os.path.exists(file):
+            break
     equal(os.path.exists(file), True)
+
+
+@test
+def progress_where_it_takes_long():
+    p = start("-f", write("slow", "All work and no play makes a dull day. " * 700), "-n", "1", "-ub", "64")
+    time.sleep(0.5)
+    p.send_signal(signal.SIGSTOP)
+    time.sleep(5.2)  # a line comes after 5 seconds
+    p.send_signal(signal.SIGCONT)
+    line = p.stderr.readline().decode()
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=60)
+    contains(line, " %")
+    equal(settled(line), "", line)
 
 
 @test
@@ -355,6 +372,18 @@ def wrong_inputs_are_one_line():
                            (["-f", os.devnull], 3, "empty"), (["-p", "x", "--chat-template-kwargs", "{"], 2, "not JSON"),
                            (["-p", "x", "-c", "30"], 2, "the context 30")):
         one_line(answer(*args, rc=rc)[1], part)  # no seed was drawn for it
+
+
+@test
+def what_has_nothing_to_act_on_is_said():
+    for args, said in ((["--route-tau", ".5"], "--route-tau is for the mode paper"), (["--route", "dense", "--route-keep", ".1"], "--route-keep is for the mode mass"),
+                       (["--route", "paper", "--route-tau", ".5"], ""), (["--route-rank", "8", "--route-look", "off"], "")):
+        err = answer("-p", "x", "--greedy", "-n", "1", "--no-show-timings", *args)[1]
+        one_line(err, said) if said else equal(err, "")
+    if "(none)" in run("run", "--list-devices")[0]:
+        one_line(answer("-p", "x", "--greedy", "-n", "1", "--no-show-timings", "-ngl", "99")[1], "-ngl: there is no GPU")
+        for args in (["-ngl", "0"], ["-ngl", "auto"], ["-ngl", "99", "--device", "none"]):
+            equal(answer("-p", "x", "--greedy", "-n", "1", "--no-show-timings", *args)[1], "")
 
 
 @test

@@ -235,6 +235,11 @@ static void cuts(void **state)
     seal(&b);
     spill(bad, b.data, b.n);
     refused(live, bad, SR_ERR_FORMAT, "version 5");
+    b.data[8] = 4;
+    b.data[12] ^= 1;
+    seal(&b);
+    spill(bad, b.data, b.n);
+    refused(live, bad, SR_ERR_FORMAT, "offset 12: a header of 177 bytes, want 176");
     free(b.data);
     sr_session_free(s);
     sr_session_free(live);
