@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What routing costs in quality: `sinkrouter perplexity` over texts and settings, as the tables of docs/routing.md.
+"""What routing costs in quality: `sinkrouter perplexity` over texts, settings and sources of the moments, as tables.
 
-  bench/quality.py TEXT... [--apart TEXT]... [--moments-text TEXT]... [--own] [--json FILE] [--into docs/routing.md]
+  bench/quality.py TEXT... [--apart TEXT]... [--moments-text TEXT]... [--own] [--json FILE] [--into DOCUMENT]
 
 From character --offset of each text on, -c tokens are prefilled exactly and -n decoded one by one, dense and with every
 mode. `mass` is measured with the moments of each --moments-text (`sinkrouter calibrate` reads it first), and with the
