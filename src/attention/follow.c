@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The trail (trail.h) in a decode step. Which rows have a large share is known of those that were read: what the trail named is
- * looked at again, and of the rows chosen those that the estimate gives much. Their exact logits are taken once more here, of
- * K rows that the step has just read and counted.
+ * looked at again, and of the rows chosen those that the estimate gives much. Their exact logits are taken once more, of K rows
+ * that the step has just read and counted.
  */
 #include "attention/timeline.h"
 
 #include <math.h>
-
-#include "formats/quant.h"
 
 /* Both rise. Returns how many rows there are together. */
 static int32_t unite(const int32_t *a, int32_t n_a, const int32_t *b, int32_t n_b, int32_t *out)
@@ -37,29 +35,46 @@ void sr_trail_follow(struct decode_scratch *w, struct attn_seq *s, int32_t layer
 
 /* ---- what this step leaves ---- */
 
-enum { MOST_DIM = 256 };
-
 struct looked_at { const struct decoded *d; struct attn_seq *s; int32_t unit; };
 
-static void note_row(const struct looked_at *at, int32_t row)
+enum { MOST_HEADS = 16, AT_ONCE = 32 };
+
+/* Logits that a share cannot have that is worth noting: exponentials are taken of few. */
+static void lowest(const struct looked_at *at, float *logit)
 {
-    const struct decode_scratch *w = &at->d->a->scratch;
-    const struct attn_unit *unit = &w->units[at->unit];
-    const struct attn_shape *shape = &at->s->shape;
-    const int32_t dim = shape->head_dim, group = shape->group;
-    const uint8_t *run = (const uint8_t *)unit->k.chunk[row / SR_CHUNK_ROWS];
-    float k[MOST_DIM], most = 0;
-    sr_dequantize_row(shape->k_type, run + (size_t)(row % SR_CHUNK_ROWS) * shape->k_row_bytes, k, dim);
-    const float scale = sr_kv_scale(&unit->k, shape->k_type);
+    const struct attn_state *state = &at->d->a->scratch.state;
+    const int32_t group = at->s->shape.group;
     for (int32_t h = 0; h < group; h++) {
-        const float *q = unit->q + h * dim;
         const size_t head = (size_t)at->unit * (size_t)group + (size_t)h;
-        float logit = 0;
-        for (int32_t i = 0; i < dim; i++) logit += q[i] * k[i];
-        const float share = expf(logit * scale - w->state.m[head]) / w->state.l[head];
+        logit[h] = state->m[head] + logf(0.9f * SR_TRAIL_SHARE * state->l[head]);
+    }
+}
+
+static void note_row(const struct looked_at *at, int32_t row, const float *logit, int32_t stride, const float *low)
+{
+    const struct attn_state *state = &at->d->a->scratch.state;
+    const int32_t group = at->s->shape.group;
+    float most = 0;
+    for (int32_t h = 0; h < group; h++) {
+        const size_t head = (size_t)at->unit * (size_t)group + (size_t)h;
+        if (!(logit[h * stride] > low[h])) continue;
+        const float share = expf(logit[h * stride] - state->m[head]) / state->l[head];
         if (share > most) most = share;
     }
     sr_trail_note(&at->s->trail, row, most < 1 ? most : 1);
+}
+
+static void note_rows(const struct looked_at *at, const int32_t *rows, int32_t n)
+{
+    struct backend *b = at->d->a->backend;
+    float logits[AT_ONCE * MOST_HEADS], low[MOST_HEADS];
+    if (n > 0) lowest(at, low);
+    for (int32_t i = 0; i < n; i += AT_ONCE) {
+        const int32_t take = n - i < AT_ONCE ? n - i : AT_ONCE;
+        b->ops->attn_logits(b, &(struct attn_logits_args){.shape = &at->s->shape, .unit = &at->d->a->scratch.units[at->unit],
+                                                          .rows = rows + i, .n = take, .logits = logits});
+        for (int32_t j = 0; j < take; j++) note_row(at, rows[i + j], logits + j, take, low);
+    }
 }
 
 /* Whether all that was read in any case has so much of some head that one of its rows may. */
@@ -77,13 +92,15 @@ static void note_unit(const struct looked_at *at, int32_t layer, int32_t kv_head
 {
     const struct decode_scratch *w = &at->d->a->scratch;
     const int32_t u = at->unit, *sinks, *found = w->found[u], *top = w->top + (size_t)u * SR_SKETCH_TOP;
+    int32_t rows[SR_FOUND_ROWS], n = 0;
     const int may = w->n_found[u] > 0 && may_have(at);
     const int32_t n_sinks = sr_sinks_get(at->s->sinks, layer, kv_head, at->s->route.n_sinks, at->s->len[layer] - at->s->route.window, &sinks);
     for (int32_t i = 0, k = 0; i < w->n_found[u] && may; i++) {
         while (k < n_sinks && sinks[k] < found[i]) k++;
-        if (k == n_sinks || sinks[k] != found[i]) note_row(at, found[i]);
+        if (k == n_sinks || sinks[k] != found[i]) rows[n++] = found[i];
     }
-    for (int32_t i = 0; i < w->n_top[u]; i++) note_row(at, top[i]);
+    note_rows(at, rows, n);
+    note_rows(at, top, w->n_top[u]);
 }
 
 void sr_trail_lay(const struct decoded *d)

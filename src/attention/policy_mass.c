@@ -69,13 +69,12 @@ static struct sketch_choose_args choice_of(const struct route_step *step, const 
     };
 }
 
-/* The near part, or everything of units that are read whole; with a second look the sinks found too. */
+/* The near part, or everything of units that are read whole; with a second look the rows found too. */
 static void attend_near(const struct route_step *step)
 {
     const sr_route_options *o = step->options;
-    const size_t n_heads = (size_t)step->n_units * (size_t)step->shape->group;
-    int has_found = 0;
-    struct attn_rows_args rows = {
+    const int32_t group = step->shape->group;
+    const struct attn_rows_args rows = {
         .shape = step->shape,
         .units = step->units,
         .set = step->bytes,
@@ -85,22 +84,18 @@ static void attend_near(const struct route_step *step)
         .n_sinks = o->n_sinks,
         .window = o->window,
         .state = step->state,
+        .near_m = step->near_m,
+        .near_l = step->near_l,
         .touched = step->touched,
     };
-    for (int32_t u = 0; u < step->n_units; u++) step->bytes[u] = step->whole[u] ? ATTN_ALL : ATTN_NEAR;
+    for (int32_t u = 0; u < step->n_units; u++)
+        step->bytes[u] = step->whole[u] ? ATTN_ALL : o->look && step->n_found[u] > 0 ? ATTN_NEAR_LIST : ATTN_NEAR;
     step->backend->ops->attn_rows(step->backend, &rows);
-    for (int32_t u = 0; u < step->n_units; u++) {
-        step->bytes[u] = o->look && !step->whole[u] && step->n_found[u] > 0 ? ATTN_LIST : ATTN_NONE;
-        has_found |= step->bytes[u] == ATTN_LIST;
+    for (int32_t h = 0; h < step->n_units * group; h++) {
+        const float before = step->near_l[h] * expf(step->near_m[h] - step->state.m[h]);
+        const int has_list = step->bytes[h / group] == ATTN_NEAR_LIST;
+        step->found_l[h] = has_list ? step->state.l[h] - before : o->look ? 0 : INFINITY; /* listed, if not attended now */
     }
-    for (size_t h = 0; h < n_heads; h++) step->found_l[h] = o->look ? 0 : INFINITY; /* listed, if not attended now */
-    if (!has_found) return;
-    memcpy(step->near_m, step->state.m, n_heads * sizeof(float));
-    memcpy(step->near_l, step->state.l, n_heads * sizeof(float));
-    rows.merge = 1;
-    step->backend->ops->attn_rows(step->backend, &rows);
-    for (size_t h = 0; h < n_heads; h++)
-        step->found_l[h] = step->state.l[h] - step->near_l[h] * expf(step->near_m[h] - step->state.m[h]);
 }
 
 static void plan(const struct route_step *step, struct route_plan *p)

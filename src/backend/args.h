@@ -176,6 +176,7 @@ enum attn_set {
     ATTN_NONE,   /* nothing: the empty state */
     ATTN_NEAR,   /* rows [0, n_sinks) and [kv_len - window, kv_len) */
     ATTN_LIST,   /* rows list[0 .. n_list), rising, no duplicates */
+    ATTN_NEAR_LIST, /* first those, then the list, none of which is near: the same bits as one after the other */
     ATTN_ALL
 };
 
@@ -183,12 +184,22 @@ struct attn_rows_args {
     const struct attn_shape *shape;
     const struct attn_unit *units;
     const uint8_t *set;              /* [n_units] enum attn_set */
-    const int32_t *const *list;      /* [n_units], used where set is ATTN_LIST */
+    const int32_t *const *list;      /* [n_units], used where set has a list */
     const int32_t *n_list;           /* [n_units] */
     int32_t n_units, n_sinks, window;
     struct attn_state state;         /* result; with `merge` non-zero it is merged into what is there */
     int merge;
+    float *near_m, *near_l;          /* [n_units][group] of ATTN_NEAR_LIST: the state before its list; NULL: not wanted */
     struct attn_touched *touched;    /* [n_units], added to */
+};
+
+/* logits[head][i] of row rows[i]. Nothing is counted as read: for rows that the step has read. */
+struct attn_logits_args {
+    const struct attn_shape *shape;
+    const struct attn_unit *unit;
+    const int32_t *rows;             /* [n], rising */
+    int32_t n;
+    float *logits;                   /* [group][n] */
 };
 
 /* out[unit][head][d] = o / l, and 0 where l is 0. */

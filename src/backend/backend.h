@@ -65,6 +65,7 @@ struct backend_ops {
     void (*kv_append)(struct backend *b, const struct kv_append_args *a, int32_t n_units);   /* a[n_units] */
     void (*attn_prefill)(struct backend *b, const struct attn_prefill_args *a);
     void (*attn_rows)(struct backend *b, const struct attn_rows_args *a);
+    void (*attn_logits)(struct backend *b, const struct attn_logits_args *a);
     void (*attn_finish)(struct backend *b, const struct attn_finish_args *a);
     void (*attn_cosine)(struct backend *b, const struct attn_cosine_args *a);
     void (*sketch_encode)(struct backend *b, const struct sketch_encode_args *a);

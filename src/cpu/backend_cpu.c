@@ -108,6 +108,7 @@ static const struct backend_ops cpu_ops = {
     .kv_append = sr_cpu_kv_append,
     .attn_prefill = sr_cpu_attn_prefill,
     .attn_rows = sr_cpu_attn_rows,
+    .attn_logits = sr_cpu_attn_logits,
     .attn_finish = sr_cpu_attn_finish,
     .attn_cosine = sr_cpu_attn_cosine,
     .sketch_encode = sr_cpu_sketch_encode,

@@ -53,6 +53,7 @@ sr_status sr_cpu_rope_reserve(struct backend_cpu *c, int32_t max_n, sr_error *er
 void sr_cpu_kv_append(struct backend *b, const struct kv_append_args *a, int32_t n_units);
 void sr_cpu_attn_prefill(struct backend *b, const struct attn_prefill_args *a);
 void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a);
+void sr_cpu_attn_logits(struct backend *b, const struct attn_logits_args *a);
 void sr_cpu_attn_finish(struct backend *b, const struct attn_finish_args *a);
 void sr_cpu_attn_cosine(struct backend *b, const struct attn_cosine_args *a);
 sr_status sr_cpu_attn_reserve(struct backend *b, const struct attn_shape *shape, int32_t n_units, int32_t max_len, sr_error *err);

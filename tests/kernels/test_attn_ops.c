@@ -149,6 +149,35 @@ static void test_rows(struct check *c, enum cpu_isa isa)
         for (int j = 0; j < 4; j++) rows_case(c, isa, lens[i], sets[j], 4 * i + j);
 }
 
+/* In one call: the bits of two, and what the near rows alone had. */
+static void both_at_once(struct check *c, enum cpu_isa isa, struct rows_call *r, const struct ops_units *u, const float *near)
+{
+    const size_t heads = (size_t)(u->n * u->shape.group), d = (size_t)u->shape.head_dim, bytes = heads * (d + 2) * sizeof(float);
+    float *merged = malloc(bytes), *once = malloc(bytes), *before = malloc(2 * heads * sizeof(float));
+    struct attn_touched touched[SR_OPS_UNITS];
+    for (int threads = 0; threads <= 3; threads++) {
+        float *to = threads ? once : merged;
+        if (threads) {
+            memset(r->set, ATTN_NEAR_LIST, sizeof(r->set));
+            r->a.merge = 0;
+            r->a.near_m = before;
+            r->a.near_l = before + heads;
+            memset(before, 0, 2 * heads * sizeof(float));
+            run_rows(r, u, isa, threads);
+            sr_check_same(c, "m and l before the list", before, near, 2 * heads * sizeof(float));
+            sr_check_same(c, "rows counted", r->touched, touched, sizeof(touched));
+        }
+        memcpy(touched, r->touched, sizeof(touched));
+        memcpy(to, r->o, heads * d * sizeof(float));
+        memcpy(to + heads * d, r->m, heads * sizeof(float));
+        memcpy(to + heads * (d + 1), r->l, heads * sizeof(float));
+        if (threads) sr_check_same(c, "near and list in one call", once, merged, bytes);
+    }
+    free(merged);
+    free(once);
+    free(before);
+}
+
 /* near, then a list merged into it, is the same as both at once. */
 static void test_merge_rows(struct check *c, enum cpu_isa isa)
 {
@@ -161,7 +190,10 @@ static void test_merge_rows(struct check *c, enum cpu_isa isa)
     call_init(&r, c, &u, near);
     run_rows(&r, &u, isa, 2);
     struct attn_touched before[SR_OPS_UNITS];
+    float near_ml[2][SR_OPS_UNITS * 3];
     memcpy(before, r.touched, sizeof(before));
+    memcpy(near_ml[0], r.m, sizeof(near_ml[0]));
+    memcpy(near_ml[1], r.l, sizeof(near_ml[1]));
     memcpy(r.set, list, sizeof(list));
     r.a.merge = 1;
     for (int32_t i = 0; i < u.n; i++)
@@ -176,8 +208,46 @@ static void test_merge_rows(struct check *c, enum cpu_isa isa)
         r.touched[i].v_rows += before[i].v_rows;
         compare_unit(c, isa, &r, &u, i);
     }
+    both_at_once(c, isa, &r, &u, near_ml[0]);
     call_fini(&r);
     sr_ops_units_fini(&u);
+}
+
+static void logits_case(struct check *c, enum cpu_isa isa, const struct attn_shape *s)
+{
+    static const int32_t kv_len[] = {2100}, rows[] = {0, 5, 6, 7, 700, 1022, 1023, 1024, 1025, 2099};
+    enum { N = 10 };
+    float logits[16 * N + 1], k[SR_ATTN_MAX_DIM];
+    struct ops_units u;
+    sr_ops_units_init(&u, c, s, kv_len, 1, 0);
+    struct backend *b = sr_ops_backend(isa, 1);
+    logits[s->group * N] = 17;
+    b->ops->attn_logits(b, &(struct attn_logits_args){s, u.unit, rows, N, logits});
+    for (int32_t i = 0; i < N; i++) {
+        sr_check_row_load(s->k_type, sr_ops_k_row(&u, 0, rows[i]), k, s->head_dim);
+        for (int32_t g = 0; g < s->group; g++) {
+            const double scale = sr_kv_scale(&u.unit[0].k, s->k_type);
+            double sum = 0, size = 0;
+            for (int32_t j = 0; j < s->head_dim; j++) {
+                const double x = (double)u.unit[0].q[g * s->head_dim + j] * k[j];
+                sum += x;
+                size += fabs(x);
+            }
+            sr_check_near(c, "logit", g * N + i, logits[g * N + i], sum * scale, s->head_dim * SR_CHECK_U * size * scale);
+        }
+    }
+    if (logits[s->group * N] != 17) sr_check_fail(c, "wrote behind the logits");
+    sr_backend_close(b);
+    sr_ops_units_fini(&u);
+}
+
+static void test_logits(struct check *c, enum cpu_isa isa)
+{
+    for (int t = 0; t < N_TYPES; t++)
+        for (int32_t group = 1; group <= 16; group += 5) {
+            const struct attn_shape s = sr_check_shape(t % 2 ? 128 : 64, group, types[t], types[t]);
+            logits_case(c, isa, &s);
+        }
 }
 
 /* NaN in a row that is read reaches the output; so the test of hidden rows can fail. */
@@ -381,6 +451,7 @@ int main(int argc, char **argv)
 {
     static const struct ops_test tests[] = {
         {"attn_rows reads its set and nothing else", test_rows}, {"attn_rows near + list", test_merge_rows},
+        {"attn_logits", test_logits},
         {"attn_rows shows NaN of rows read", test_nan_is_seen}, {"attn_rows: planted fault is found", test_planted_row},
         {"attn_prefill same bits in any split", test_prefill}, {"kv_append", test_append}, {"attn_cosine", test_cosine},
         {"state merge is associative", test_merge},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The attention ops around the rows: storing new rows, the finish, the paper's cosine, and causal prefill.
+ * The attention ops around the rows: storing new rows, single logits, the finish, the paper's cosine, and causal prefill.
  */
 #include "cpu/attn/attn_scratch.h"
 #include "cpu/attn/kv_row.h"
@@ -54,6 +54,39 @@ void sr_cpu_kv_append(struct backend *b, const struct kv_append_args *a, int32_t
         sr_pool_run(job.c->pool, job.n_blocks * n_units, append_task, &job);
     else
         for (int32_t u = 0; u < n_units; u++) append_rows(job.c, &a[u], 0, a[u].n);
+}
+
+/* ---- attn_logits ---- */
+
+/* How many of the rows lie next to the first one. */
+static int32_t count_run(const int32_t *rows, int32_t n)
+{
+    int32_t i = 1;
+    while (i < n && rows[i] == rows[0] + i && rows[i] % SR_CHUNK_ROWS != 0) i++;
+    return i;
+}
+
+void sr_cpu_attn_logits(struct backend *b, const struct attn_logits_args *a)
+{
+    const struct cpu_kernels *kernels = &sr_cpu_of(b)->k;
+    const struct attn_shape *s = a->shape;
+    const int is_plain = s->k_type == SR_DTYPE_F32 || s->k_type == SR_DTYPE_F16 || s->k_type == SR_DTYPE_BF16;
+    const int32_t d = s->head_dim;
+    float k[SR_ATTN_MAX_DIM];
+    for (int32_t i = 0, n; i < a->n; i += n) {
+        const uint8_t *row = sr_row_at(&a->unit->k, a->rows[i], s->k_row_bytes);
+        n = is_plain ? count_run(a->rows + i, a->n - i) : 1;
+        assert(a->rows[i] >= 0 && a->rows[i] + n <= a->unit->kv_len);
+        if (!is_plain) sr_row_load(s->k_type, row, k, d);
+        for (int32_t g = 0; g < s->group; g += SR_MATVEC_TOKENS) {
+            const struct acts acts = {.x = a->unit->q + g * d, .x_stride = d};
+            (is_plain ? sr_cpu_matvec_of(kernels, s->k_type) : kernels->matvec_f32)(&(struct matvec_args){
+                .w = is_plain ? row : (const uint8_t *)k, .row_bytes = s->k_row_bytes, .n_rows = n, .n_in = d, .acts = &acts,
+                .n = s->group - g < SR_MATVEC_TOKENS ? s->group - g : SR_MATVEC_TOKENS, .y = a->logits + g * a->n + i, .y_stride = a->n});
+        }
+    }
+    const float scale = sr_kv_scale(&a->unit->k, s->k_type);
+    for (int32_t i = 0; i < a->n * s->group; i++) a->logits[i] *= scale;
 }
 
 /* ---- attn_finish ---- */

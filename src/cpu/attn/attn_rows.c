@@ -16,12 +16,19 @@ static int near_covers_all(const struct attn_rows_args *a, int32_t u)
     return a->n_sinks + a->window >= a->units[u].kv_len;
 }
 
+static int has_list(const struct attn_rows_args *a, int32_t u)
+{
+    return a->set[u] == ATTN_LIST || a->set[u] == ATTN_NEAR_LIST;
+}
+
+/* Those that are not of a list. */
 static int32_t count_rows(const struct attn_rows_args *a, int32_t u)
 {
     switch ((enum attn_set)a->set[u]) {
-    case ATTN_NONE: return 0;
-    case ATTN_NEAR: return near_covers_all(a, u) ? a->units[u].kv_len : a->n_sinks + a->window;
-    case ATTN_LIST: return a->n_list[u];
+    case ATTN_NONE:
+    case ATTN_LIST: return 0;
+    case ATTN_NEAR:
+    case ATTN_NEAR_LIST: return near_covers_all(a, u) ? a->units[u].kv_len : a->n_sinks + a->window;
     case ATTN_ALL: break;
     }
     return a->units[u].kv_len;
@@ -47,19 +54,20 @@ static void run_both(const struct attn_rows_args *a, int32_t u, int32_t row, int
     run_rows(&a->units[u].v, a->shape->v_row_bytes, row, n, b->v + at);
 }
 
-/* Entries [first, first + n) of the unit's rows. */
-static void resolve(const struct attn_rows_args *a, int32_t u, int32_t first, int32_t n, struct block_rows *b)
+/* Entries [first, first + n) of a piece's rows. */
+static void resolve(const struct attn_rows_args *a, const struct attn_piece *p, int32_t first, int32_t n, struct block_rows *b)
 {
+    const int32_t u = p->unit;
     const struct attn_unit *unit = &a->units[u];
     b->n = n;
-    if (a->set[u] == ATTN_LIST) {
+    if (p->is_list) {
         const int32_t *list = a->list[u] + first;
         for (int32_t i = 0; i < n; i++) {
             assert(list[i] >= 0 && list[i] < unit->kv_len);
             b->k[i] = sr_row_at(&unit->k, list[i], a->shape->k_row_bytes);
             b->v[i] = sr_row_at(&unit->v, list[i], a->shape->v_row_bytes);
         }
-    } else if (a->set[u] == ATTN_NEAR && !near_covers_all(a, u)) {
+    } else if (a->set[u] != ATTN_ALL && !near_covers_all(a, u)) {
         const int32_t sinks = first >= a->n_sinks ? 0 : n < a->n_sinks - first ? n : a->n_sinks - first;
         run_both(a, u, first, sinks, b, 0);
         run_both(a, u, unit->kv_len - a->window + first + sinks - a->n_sinks, n - sinks, b, sinks);
@@ -83,14 +91,23 @@ static struct head_state result_head(const struct attn_rows_args *a, int32_t u, 
     return (struct head_state){a->state.o + at * (size_t)a->shape->head_dim, a->state.m + at, a->state.l + at};
 }
 
+static void tell_near(const struct rows_job *j, int32_t u, int32_t g, struct head_state s)
+{
+    if (!j->a->near_m || j->a->set[u] != ATTN_NEAR_LIST) return;
+    j->a->near_m[u * j->a->shape->group + g] = *s.m;
+    j->a->near_l[u * j->a->shape->group + g] = *s.l;
+}
+
 static void merge_unit(const struct rows_job *j, int32_t u)
 {
     const struct attn_unit_work *w = &j->s->work[u];
     for (int32_t g = 0; g < j->a->shape->group; g++) {
         const struct head_state into = result_head(j->a, u, g);
         if (!j->a->merge) sr_head_state_clear(into, j->a->shape->head_dim);
-        for (int32_t p = 0; p < w->n; p++)
-            sr_head_state_merge(into, piece_head(j, w->first + p, g), j->a->shape->head_dim);
+        for (int32_t p = 0; p <= w->n; p++) {
+            if (p == w->n_near) tell_near(j, u, g, into);
+            if (p < w->n) sr_head_state_merge(into, piece_head(j, w->first + p, g), j->a->shape->head_dim);
+        }
     }
     for (int32_t p = 0; p < w->n; p++) {
         j->a->touched[u].k_rows += j->s->touched[w->first + p].k_rows;
@@ -127,7 +144,7 @@ static void resolve_next(const struct rows_job *j, int32_t piece, struct block_r
     b->n = 0;
     if (piece + 1 == j->n_pieces) return;
     const struct attn_piece *p = &j->s->pieces[piece + 1];
-    resolve(j->a, p->unit, p->first, p->n < SR_ATTN_BLOCK ? p->n : SR_ATTN_BLOCK, b);
+    resolve(j->a, p, p->first, p->n < SR_ATTN_BLOCK ? p->n : SR_ATTN_BLOCK, b);
 }
 
 /* A task of the pool. Two sets of addresses: while one block is computed, the next one's K rows are fetched. */
@@ -141,16 +158,16 @@ static void run_piece(void *ctx, int32_t task, int32_t thread)
     const struct head_state first = piece_head(j, task, 0);
     struct attn_block b = {.shape = a->shape, .q = query_of(j, p->unit), .o = first.o, .m = first.m, .l = first.l,
                            .k_rows = &touched->k_rows, .v_rows = &touched->v_rows,
-                           .scratch = sr_attn_thread_scratch(j->s, thread), .begins = 1, .is_list = a->set[p->unit] == ATTN_LIST};
+                           .scratch = sr_attn_thread_scratch(j->s, thread), .begins = 1, .is_list = p->is_list};
     *touched = (struct attn_touched){0};
     for (int32_t g = 0; g < a->shape->group; g++) sr_head_state_clear(piece_head(j, task, g), a->shape->head_dim);
     int32_t now = 0, at = p->first;
     const int32_t end = p->first + p->n;
-    resolve(a, p->unit, at, p->n < SR_ATTN_BLOCK ? p->n : SR_ATTN_BLOCK, &rows[0]);
+    resolve(a, p, at, p->n < SR_ATTN_BLOCK ? p->n : SR_ATTN_BLOCK, &rows[0]);
     for (; at < end; now ^= 1) {
         const struct block_rows *cur = &rows[now];
         at += cur->n;
-        if (at < end) resolve(a, p->unit, at, end - at < SR_ATTN_BLOCK ? end - at : SR_ATTN_BLOCK, &rows[now ^ 1]);
+        if (at < end) resolve(a, p, at, end - at < SR_ATTN_BLOCK ? end - at : SR_ATTN_BLOCK, &rows[now ^ 1]);
         else resolve_next(j, task, &rows[now ^ 1]);
         b.k = cur->k;
         b.v = cur->v;
@@ -175,14 +192,14 @@ static int32_t piece_rows(int32_t n_rows)
 
 /* Pieces of whole blocks, as equal as can be: 260 rows are 128 and 132, not 256 and 4. Long runs keep theirs, which are
  * chunks. Returns how many there are now. */
-static int32_t cut_rows(struct attn_piece *pieces, int32_t n_pieces, int32_t u, int32_t n)
+static int32_t cut_rows(struct attn_piece *pieces, int32_t n_pieces, int32_t u, int32_t n, int is_list)
 {
     const int32_t rows = piece_rows(n), n_parts = (n + rows - 1) / rows, n_blocks = (n + SR_ATTN_BLOCK - 1) / SR_ATTN_BLOCK;
     for (int32_t i = 0; i < n_parts; i++) {
         const int is_even = rows < SR_CHUNK_ROWS;
         const int32_t first = is_even ? (int32_t)((int64_t)n_blocks * i / n_parts) * SR_ATTN_BLOCK : i * rows;
         const int32_t end = is_even ? (int32_t)((int64_t)n_blocks * (i + 1) / n_parts) * SR_ATTN_BLOCK : (i + 1) * rows;
-        pieces[n_pieces++] = (struct attn_piece){u, first, (end < n ? end : n) - first};
+        pieces[n_pieces++] = (struct attn_piece){u, first, (end < n ? end : n) - first, is_list};
     }
     return n_pieces;
 }
@@ -198,7 +215,9 @@ void sr_cpu_attn_rows(struct backend *b, const struct attn_rows_args *a)
     for (int32_t u = 0; u < a->n_units; u++) {
         struct attn_unit_work *w = &s->work[u];
         w->first = n_pieces;
-        n_pieces = cut_rows(s->pieces, n_pieces, u, count_rows(a, u));
+        n_pieces = cut_rows(s->pieces, n_pieces, u, count_rows(a, u), 0);
+        w->n_near = n_pieces - w->first;
+        if (has_list(a, u)) n_pieces = cut_rows(s->pieces, n_pieces, u, a->n_list[u], 1);
         assert(n_pieces <= s->max_pieces);
         w->n = n_pieces - w->first;
         atomic_store_explicit(&w->left, w->n, memory_order_relaxed);

@@ -38,7 +38,7 @@ static void layout_choose(struct attn_scratch *s, struct arena *a)
 static void layout(struct attn_scratch *s, struct arena *a)
 {
     const struct attn_limits *n = &s->limits;
-    s->max_pieces = n->n_units * min_i32(SR_MAX_PIECES, n->max_len / SR_PIECE_ROWS + 1);
+    s->max_pieces = 2 * n->n_units * min_i32(SR_MAX_PIECES, n->max_len / SR_PIECE_ROWS + 1); /* before a list, and of it */
     const size_t pieces = (size_t)s->max_pieces, group = (size_t)n->group;
     s->pieces = sr_arena_take(a, pieces, sizeof(*s->pieces));
     s->work = sr_arena_take(a, (size_t)n->n_units, sizeof(*s->work));

@@ -20,11 +20,11 @@
 #define SR_LONG_ROWS 2048
 #define SR_MAX_PIECES 64
 
-/* Entries [first, first + n) of a unit's rows, whatever the set's order of them. */
-struct attn_piece { int32_t unit, first, n; };
+/* Entries [first, first + n) of a unit's rows, whatever the set's order of them; or of its list. */
+struct attn_piece { int32_t unit, first, n, is_list; };
 
-/* Pieces of a unit: [first, first + n), and how many are not yet done. */
-struct attn_unit_work { atomic_int left; int32_t first, n, n_rows; };
+/* Pieces of a unit: [first, first + n), the first n_near of them before a list, and how many are not yet done. */
+struct attn_unit_work { atomic_int left; int32_t first, n, n_near; };
 
 /* A chunk's part of a unit's far rows: [row0, row1) within the chunk. */
 struct choose_span { int32_t unit, chunk, row0, row1, n_kept; };

@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/attn/vec_math_body.h"
+#include "cpu/sketch/sketch_inside_inline.h"
 
 #include <math.h>
 
@@ -143,23 +144,10 @@ SR_INLINE void start_scores(const struct sketch_scan *a, struct score_starts *s)
     }
 }
 
-/* Bits of lanes whose rows are in the range, `row` being that of lane 0. */
-SR_INLINE unsigned rows_inside(const struct sketch_scan *a, int32_t row)
-{
-    unsigned inside = (1u << VEC) - 1u;
-    if (row < a->row0) inside = row + VEC <= a->row0 ? 0 : inside & (~0u << (a->row0 - row));
-    if (row + VEC > a->row1) inside = row >= a->row1 ? 0 : inside & ((1u << (a->row1 - row)) - 1u);
-    for (int32_t i = 0; i < a->n_skip; i++) {
-        const int32_t at = a->skip[i] - a->first_row - row;
-        if (at >= 0 && at < VEC) inside &= ~(1u << at);
-    }
-    return inside;
-}
-
 /* An instruction set's own way to add the second plane to VEC rows of an open run. */
 typedef void sketch_rest_fn(const struct sketch_scan *a, const void *with, int32_t row);
 
-SR_INLINE void score_rows(const struct sketch_scan *a, sketch_rest_fn *rest, const void *with)
+SR_INLINE void score_rows(const struct sketch_scan *a, const struct inside *in, sketch_rest_fn *rest, const void *with)
 {
     const int32_t first = a->row0 & ~15, end = (a->row1 + 15) & ~15;
     const size_t rest_bytes = a->sketch->row_bytes - sr_sketch_first_bytes(a->sketch);
@@ -168,13 +156,13 @@ SR_INLINE void score_rows(const struct sketch_scan *a, sketch_rest_fn *rest, con
     start_scores(a, &s);
     for (int32_t row = first; row < end; row += VEC)
         for (int32_t g = 0; g < a->group; g += SCORE_HEADS)
-            open[row / SR_SKETCH_RUN] |= (score_first_heads(a, g, row, &s) & rows_inside(a, row)) != 0;
+            open[row / SR_SKETCH_RUN] |= (score_first_heads(a, g, row, &s) & inside_at(in, row, VEC)) != 0;
     for (int32_t row = first; row < end; row += VEC) {
         if (!open[row / SR_SKETCH_RUN]) continue;
         if (rest) rest(a, with, row);
         else
             for (int32_t g = 0; g < a->group; g += SCORE_HEADS) score_rest_heads(a, g, row, s.rest);
-        a->touched->y_bytes += __builtin_popcount(rows_inside(a, row)) * (int64_t)rest_bytes;
+        a->touched->y_bytes += __builtin_popcount(inside_at(in, row, VEC)) * (int64_t)rest_bytes;
     }
     a->touched->y_rows += a->row1 - a->row0;
     a->touched->y_bytes += (a->row1 - a->row0) * (int64_t)sr_sketch_first_bytes(a->sketch);
@@ -209,8 +197,10 @@ SR_INLINE int32_t keep_rows(const struct sketch_scan *a, int32_t row, unsigned k
 SR_INLINE void sketch_scan_body(struct sketch_scan *a, sketch_rest_fn *rest, const void *with)
 {
     vec sum[SR_ATTN_MAX_GROUP];
+    struct inside in;
     int32_t n = 0;
-    score_rows(a, rest, with);
+    mark_inside(a, &in);
+    score_rows(a, &in, rest, with);
     for (int32_t g = 0; g < a->group; g++) sum[g] = vec_all(0);
     for (int32_t row = a->row0 & ~15; row < a->row1; row += VEC) {
         unsigned keep = 0;
@@ -219,7 +209,7 @@ SR_INLINE void sketch_scan_body(struct sketch_scan *a, sketch_rest_fn *rest, con
             sum[g] = vec_add(sum[g], vec_exp(vec_sub(x, vec_all(a->from[g]))));
             keep |= vec_at_least(x, vec_all(a->floor[g] + a->cut));
         }
-        n = keep_rows(a, row, keep & rows_inside(a, row), n);
+        n = keep_rows(a, row, keep & inside_at(&in, row, VEC), n);
     }
     for (int32_t g = 0; g < a->group; g++) a->sum[g] = vec_sum(sum[g]);
     a->n_kept = n;

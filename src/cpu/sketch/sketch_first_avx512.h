@@ -8,23 +8,12 @@
 
 #include "cpu/kernels.h"
 #include "cpu/attn/attn_avx512.h"
+#include "cpu/sketch/sketch_inside_inline.h"
 
 #include <math.h>
 
 /* PART_ROWS: the planes are read in turns of so many rows. */
 enum { TILE_HEADS = 8, BLOCK_ROWS = 2 * SR_SKETCH_RUN, PART_ROWS = 256 };
-
-/* Rows of the block at `row` that are in the range and not skipped. */
-SR_INLINE __mmask16 inside_of(const struct sketch_scan *a, int32_t row)
-{
-    const uint32_t from = row < a->row0 ? (uint32_t)(a->row0 - row) : 0, left = (uint32_t)(a->row1 - row);
-    unsigned inside = (0xffffu << from) & (left >= 16 ? 0xffffu : (1u << left) - 1u);
-    for (int32_t i = 0; i < a->n_skip; i++) {
-        const int32_t at = a->skip[i] - a->first_row - row;
-        if (at >= 0 && at < 16) inside &= ~(1u << at);
-    }
-    return (__mmask16)inside;
-}
 
 /* The levels of a block's codes, `shift` bits up in its lanes: a permutation of 16 floats turns a code of 4 bits into its
  * level, since it looks at a lane's four lowest bits only. */
@@ -41,9 +30,8 @@ SR_INLINE __m512 level_of(const int bits, __m512i word, int shift)
 
 /* ---- the first plane ---- */
 
-/* Rows [row0, row1) of the blocks of a part that are wanted; is_whole: no block has rows outside the
- * range; lanes: of each block those of open runs. */
-struct part { int32_t row0, row1; int is_whole; _Alignas(32) __mmask16 lanes[PART_ROWS / BLOCK_ROWS]; };
+/* Rows [row0, row1) of the blocks of a part that are wanted; lanes: of each block those of open runs. */
+struct part { int32_t row0, row1; _Alignas(32) __mmask16 lanes[PART_ROWS / BLOCK_ROWS]; };
 _Static_assert(PART_ROWS == 32 * SR_SKETCH_RUN, "runs of a part are the bytes of a register");
 
 SR_INLINE uint32_t block_of(uint32_t row) { return row % PART_ROWS / BLOCK_ROWS; }
@@ -134,15 +122,15 @@ SR_INLINE void fetch_rest(const uint8_t *block, size_t block_bytes, __mmask16 la
 }
 
 /* All heads by the first plane of part number i; the runs that this opens. Returns how many of their rows are in the range. */
-SR_INLINE int64_t first_plane(const struct sketch_scan *a, int32_t i, struct part *p)
+SR_INLINE int64_t first_plane(const struct sketch_scan *a, const struct inside *in, int32_t i, struct part *p)
 {
     _Alignas(32) __mmask16 rows[PART_ROWS / BLOCK_ROWS] = {0};
     const int32_t begin = i * PART_ROWS, low_row = a->row0 & ~15;
     int64_t n_rest = 0;
+    int is_whole = 1;
     p->row0 = low_row > begin ? low_row : begin;
     p->row1 = a->row1 < begin + PART_ROWS ? a->row1 : begin + PART_ROWS;
-    p->is_whole = p->row0 >= a->row0 && p->row1 % BLOCK_ROWS == 0;
-    for (int32_t k = 0; k < a->n_skip; k++) p->is_whole &= (a->skip[k] - a->first_row) / PART_ROWS != i;
+    for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) is_whole &= inside_at(in, row, BLOCK_ROWS) == 0xffff;
     for (int32_t g = 0; g < a->group; g += tile_of(a, g)) {
         if (a->sketch->bits == 4) first_bits(4, tile_of(a, g), a, g, p, rows);
         else first_bits(8, tile_of(a, g), a, g, p, rows);
@@ -150,9 +138,9 @@ SR_INLINE int64_t first_plane(const struct sketch_scan *a, int32_t i, struct par
     const __m256i open = _mm256_load_si256((const __m256i *)(const void *)rows);
     const __mmask32 runs = _mm256_test_epi8_mask(open, open); /* a run is a byte of them */
     _mm256_store_si256((__m256i *)(void *)p->lanes, _mm256_movm_epi8(runs));
-    if (p->is_whole) return (int64_t)SR_SKETCH_RUN * __builtin_popcount(runs);
+    if (is_whole) return (int64_t)SR_SKETCH_RUN * __builtin_popcount(runs);
     for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) {
-        const unsigned inside = inside_of(a, row), x = rows[block_of((uint32_t)row)] & inside;
+        const unsigned inside = inside_at(in, row, BLOCK_ROWS), x = rows[block_of((uint32_t)row)] & inside;
         const unsigned lanes = (x & 0x00ff ? 0x00ffu : 0) | (x & 0xff00 ? 0xff00u : 0);
         p->lanes[block_of((uint32_t)row)] = (__mmask16)lanes;
         n_rest += __builtin_popcount(inside & lanes);

@@ -14,7 +14,7 @@
 /* A head's constants, its sums and maxima so far. exp(x - from) is taken in base 2. */
 struct scan_head { __m512 shift, least, sum, max; };
 
-struct scan { struct sketch_scan *a; struct rest_plane plane; struct rest_factors factors; struct scan_head head[SR_ATTN_MAX_GROUP]; };
+struct scan { struct sketch_scan *a; struct inside inside; struct rest_plane plane; struct rest_factors factors; struct scan_head head[SR_ATTN_MAX_GROUP]; };
 
 /* Open runs to be asked for meanwhile: from block `at` of a second plane on. */
 struct ahead { const uint8_t *at; const __mmask16 *lanes; int32_t n; };
@@ -42,7 +42,7 @@ SR_INLINE void rest_heads(const int bits, const int heads, const struct scan_til
     const size_t block_bytes = t->s->plane.block_bytes;
     struct ahead ahead = t->ahead;
     for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) {
-        const __mmask16 lanes = p->lanes[block_of((uint32_t)row)], inside = p->is_whole ? 0xffff : inside_of(t->s->a, row);
+        const __mmask16 lanes = p->lanes[block_of((uint32_t)row)], inside = (__mmask16)inside_at(&t->s->inside, row, BLOCK_ROWS);
         if (ahead.n-- > 0) {
             fetch_rest(ahead.at, block_bytes, *ahead.lanes++);
             ahead.at += block_bytes;
@@ -94,7 +94,7 @@ static void find_kept(struct scan *s, const struct part *p, const __mmask16 *kee
     struct sketch_scan *a = s->a;
     k->n = 0;
     for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) {
-        const __mmask16 inside = p->is_whole ? 0xffff : inside_of(a, row), rows = keep[block_of((uint32_t)row)] & inside;
+        const __mmask16 rows = keep[block_of((uint32_t)row)] & (__mmask16)inside_at(&s->inside, row, BLOCK_ROWS);
         k->row[k->n] = row;
         k->to[k->n] = a->n_kept;
         k->keep[k->n] = rows;
@@ -154,6 +154,7 @@ static void scan(struct sketch_scan *a)
     struct part parts[2];
     int64_t n_rest = 0;
     s.a = a;
+    mark_inside(a, &s.inside);
     s.plane = rest_plane(a);
     rest_factors(a, &s.factors);
     for (int32_t g = 0; g < a->group; g++)
@@ -165,7 +166,7 @@ static void scan(struct sketch_scan *a)
         struct part *now = &parts[i % 2], *before = &parts[(i + 1) % 2];
         if (i < last) fetch_first(a, a->y_chunk, i + 1);
         else if (i == last && a->next) fetch_first(a, a->next, 0);
-        if (i <= last) n_rest += first_plane(a, i, now);
+        if (i <= last) n_rest += first_plane(a, &s.inside, i, now);
         struct ahead ahead = i <= last ? runs_ahead(&s, now, 0) : runs_ahead(&s, before, 1);
         if (i > first) scan_part(&s, before, &ahead);
         else
