@@ -222,7 +222,7 @@ static void show_stats(const struct chat *c)
     uint64_t kv, sketch;
     char a[24], b[24];
     sr_session_memory(c->t.session, &kv, &sketch);
-    sr_say("%d answers, %d of %d tokens of context used, K/V %s, sketch %s", c->n_answers,
+    sr_say("%d answer%s, %d of %d tokens of context used, K/V %s, sketch %s", c->n_answers, c->n_answers == 1 ? "" : "s",
            sr_session_len(c->t.session), sr_session_n_ctx(c->t.session),
            sr_bytes_text(a, sizeof a, (double)kv), sr_bytes_text(b, sizeof b, (double)sketch));
     if (c->n_answers) sr_summary_show(&c->answers[c->n_answers - 1]);
@@ -232,11 +232,11 @@ static void show_help(void)
 {
     sr_say("/help            this text");
     sr_say("/clear           forget the conversation and free its cache");
-    sr_say("/route [M [X]]   show or set the mode: dense, mass EPS, paper TAU, window");
-    sr_say("/think, /no_think  alone: thinking on or off from here on; in a message: for this turn");
+    sr_say("/route [M [X]]   the mode: dense, mass EPS, paper TAU or window");
+    sr_say("/think, /no_think  from here on; in a message: for this turn");
     sr_say("/stats           context used and the last answer's numbers");
     sr_say("/quit            end (also Ctrl-D)");
-    sr_say("a line that ends in \\ goes on in the next one; Ctrl-C stops an answer");
+    sr_say("a line ending in \\ goes on in the next; Ctrl-C stops an answer");
 }
 
 /* Qwen3's switches are words of a message; alone on a line they are for all turns to come. */

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 static struct {
     FILE *log;
@@ -65,11 +67,40 @@ const char *sr_visible(char *dst, size_t dst_bytes, const char *text)
     return dst;
 }
 
+/* Columns of the terminal that standard error is; 0: it is none. */
+static size_t columns(void)
+{
+    struct winsize w;
+    return isatty(2) && ioctl(2, TIOCGWINSZ, &w) == 0 ? w.ws_col : 0;
+}
+
+static size_t characters(const char *s, size_t n)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += ((unsigned char)s[i] & 0xc0) != 0x80;
+    return sum;
+}
+
+/* One line; on a terminal broken at spaces, not within words. */
+static void show(const char *text)
+{
+    const size_t width = columns();
+    size_t at = (size_t)fprintf(stderr, "sinkrouter:");
+    for (int is_first = 1; *text; is_first = 0) {
+        const size_t gap = strspn(text, " "), n = gap + strcspn(text + gap, " "), used = characters(text, n) + (size_t)is_first;
+        const int breaks = width > 40 && !is_first && at + used > width;
+        fprintf(stderr, "%s%.*s", is_first ? " " : breaks ? "\n  " : "", (int)(breaks ? n - gap : n), text + (breaks ? gap : 0));
+        at = breaks ? 2 + used - gap : at + used;
+        text += n;
+    }
+    fputc('\n', stderr);
+}
+
 static void line(int shown, const char *text)
 {
     if (shown) {
         if (diag.clear) diag.clear();
-        fprintf(stderr, "sinkrouter: %s\n", text);
+        show(text);
     }
     if (diag.log && !diag.log_error && (fprintf(diag.log, "%s\n", text) < 0 || fflush(diag.log) != 0)) diag.log_error = errno;
 }

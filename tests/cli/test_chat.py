@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """chat, driven by a pipe and on a pseudo-terminal."""
+import fcntl
 import json
 import os
 import pty
 import resource
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
@@ -71,7 +74,7 @@ def clear_frees():
     lines = [line for line in err.splitlines() if "of context used" in line]
     contains(lines[1], " 0 of 8192 tokens of context used, K/V 0 B, sketch 0 B")
     equal(" 0 of 8192" in lines[0], False)
-    equal(lines[2].split("answers, ")[1], lines[0].split("answers, ")[1])
+    equal(lines[2].split(", ", 1)[1], lines[0].split(", ", 1)[1])
     s = stats(["Hello.", "/clear", "Hello."], "-n", "8")
     equal([a["reused"] for a in s["answers"]], [0, 0])
 
@@ -220,6 +223,21 @@ def on_a_terminal():
     t.wait_for(b"> ")
     t.type(b"/quiz\x7ft\r")  # edited before it is sent
     equal(t.status(), 0)
+
+
+@test
+def lines_break_between_words():
+    t = Terminal("-n", "2", "--color", "off")
+    fcntl.ioctl(t.fd, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
+    t.wait_for(b"> ")
+    t.type(b"Hello\r")
+    t.wait_for(b"sinkrouter: prefill")
+    t.type(b"/quit\r")
+    equal(t.status(), 0)
+    lines = ("sinkrouter: prefill" + t.seen.decode()).replace("\r", "").split("> /quit")[0].splitlines()
+    equal(max(map(len, lines)) <= 60 and len(lines) > 1, True, str(lines))
+    equal([line[:2] for line in lines[1:] if line], ["  "] * len([line for line in lines[1:] if line]), str(lines))
+    contains(" ".join(line.strip() for line in lines), "100.0 % of dense | near-only 0 % | audits 0, broken 0 of 0")
 
 
 @test
