@@ -19,6 +19,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { QUESTION_TOKENS = 32 }; /* room for a needle's question, unless the vocabulary needs more */
 
@@ -35,6 +36,12 @@ struct run {
     int is_niah;
     json_t *rows;
 };
+
+/* A table for who looks on, lines for a script. */
+static enum table_format format_of(const struct run *r)
+{
+    return sr_table_format(r->o->output, isatty(1) ? TABLE_MD : TABLE_JSONL);
+}
 
 static json_t *number(double v)
 {
@@ -209,8 +216,7 @@ static sr_status measure(struct run *r, const sr_route_options *ro, sr_error *er
         st = add_speed(r, ro, row, &c, err);
     }
     json_array_append_new(r->rows, row);
-    if (sr_table_format(r->o->output, TABLE_JSONL) != TABLE_MD &&
-        (!r->o->output || strcmp(r->o->output, "csv") != 0)) {
+    if (format_of(r) >= TABLE_JSON) {
         json_dumpf(row, stdout, JSON_REAL_PRECISION(9)); /* at once: a sweep is long */
         putchar('\n');
         if ((fflush(stdout) || ferror(stdout)) && !st) st = sr_refuse(err, SR_ERR_IO, "standard output: %s", strerror(errno));
@@ -322,9 +328,8 @@ static void print_rows(const struct run *r)
                                             {"found", 1, cell_hits},
                                             {"> eps", 1, cell_above},
                                             {"> 2 eps", 1, cell_broken}};
-    enum table_format f = sr_table_format(r->o->output, TABLE_JSONL);
-    if (f == TABLE_MD || f == TABLE_CSV)
-        sr_table_print(stdout, f, r->rows, columns, (int)(sizeof columns / sizeof columns[0]));
+    if (format_of(r) < TABLE_JSON)
+        sr_table_print(stdout, format_of(r), r->rows, columns, (int)(sizeof columns / sizeof columns[0]));
 }
 
 /* ---- set-up

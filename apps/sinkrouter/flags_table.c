@@ -301,7 +301,7 @@ const struct flag sr_flag_table[] = {
     {"-oe --output-err", "FORMAT", FLAG_NAME, CMD_BENCH, AT(output_err), 0, 0, 0, "md csv json jsonl",
      "a second one, to standard error"},
     {"-o --output", "FORMAT", FLAG_NAME, CMD_PERPLEXITY, AT(output), 0, 0, 0, "md json csv",
-     "json (default, one object per line), md or csv"},
+     "md (default on a terminal), json (default elsewhere, one object per line) or csv"},
     {"-o --output", "FILE", FLAG_TEXT, CMD_CALIBRATE, AT(output), 0, 0, 0, NULL,
      "file to write (default: MODEL.moments; --paper: MODEL.tau.json)"},
     {"-o --output", "FORMAT", FLAG_TEXT, CMD_INSPECT, AT(output), 0, 0, 0, NULL,

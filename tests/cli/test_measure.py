@@ -327,6 +327,19 @@ def inspect_of_an_unknown_architecture():
 
 
 @test
+def perplexity_on_a_terminal_is_a_table():
+    def run_to(to):
+        return subprocess.run([PROGRAM, "perplexity", "-m", MODEL, "-f", TEXT, "-c", "40", "-n", "2", "--modes", "window", "--quiet"], stdout=to,
+                              stdin=subprocess.DEVNULL, env=environment(), timeout=60, check=True).stdout
+    ours, theirs = os.openpty()
+    run_to(theirs)
+    os.close(theirs)
+    contains(os.read(ours, 4096).decode(), "| mode")
+    os.close(ours)
+    equal(json.loads(run_to(subprocess.PIPE))["mode"], "window")
+
+
+@test
 def interrupted_measurements():
     for args in (["bench", "-p", "0", "-n", "100", "-r", "50"], ["perplexity", "-f", TEXT, "-c", "2000", "-n", "90"],
                  ["calibrate", "-f", TEXT, "-o", path("never")]):
