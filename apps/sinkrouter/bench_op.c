@@ -180,22 +180,15 @@ static void cell_route(char *dst, size_t n, const json_t *row)
     if (skipped == skipped) snprintf(dst + used, n - (size_t)used, " -%.0f/%.0f", skipped, sr_field(row, "n_kv_heads"));
 }
 
-#define CELL(name, key, fmt, scale)                                                                                    \
-    static void name(char *dst, size_t n, const json_t *row)                                                           \
-    {                                                                                                                  \
-        double v = sr_field(row, key);                                                                                 \
-        *dst = '\0';                                                                                                   \
-        if (v == v) snprintf(dst, n, fmt, v *(scale));                                                                 \
-    }
-CELL(cell_dim, "head_dim", "%.0f", 1)
-CELL(cell_depth, "n_depth", "%.0f", 1)
-CELL(cell_us, "layer_ns", "%.1f", 1e-3)
-CELL(cell_bytes, "bytes", "%.3f", 1e-6)
-CELL(cell_gbs, "gbs", "%.1f", 1)
-CELL(cell_read, "read_gbs", "%.1f", 1)
-CELL(cell_gather, "gather_gbs", "%.1f", 1)
-CELL(cell_limit, "limit_ns", "%.1f", 1e-3)
-CELL(cell_share, "limit_share", "%.2f", 1)
+TABLE_CELL(cell_dim, "head_dim", "%.0f", 1)
+TABLE_CELL(cell_depth, "n_depth", "%.0f", 1)
+TABLE_CELL(cell_us, "layer_ns", "%.1f", 1e-3)
+TABLE_CELL(cell_bytes, "bytes", "%.3f", 1e-6)
+TABLE_CELL(cell_gbs, "gbs", "%.1f", 1)
+TABLE_CELL(cell_read, "read_gbs", "%.1f", 1)
+TABLE_CELL(cell_gather, "gather_gbs", "%.1f", 1)
+TABLE_CELL(cell_limit, "limit_ns", "%.1f", 1e-3)
+TABLE_CELL(cell_share, "limit_share", "%.2f", 1)
 
 static const struct column columns[] = {
     {"device", 0, cell_backend}, {"heads", 1, cell_heads},   {"d", 1, cell_dim},          {"K/V", 0, cell_types},

@@ -208,21 +208,13 @@ static void cell_route(char *dst, size_t n, const json_t *row)
     snprintf(dst, n, "%s", text_of(row, "route"));
 }
 
-/* One cell function per column: the field's name, its format, its scale. */
-#define CELL(name, key, fmt, scale)                                                                          \
-    static void name(char *dst, size_t n, const json_t *row)                                                 \
-    {                                                                                                        \
-        double v = sr_field(row, key);                                                                       \
-        *dst = '\0';                                                                                         \
-        if (v == v) snprintf(dst, n, fmt, v *(scale));                                                       \
-    }
-CELL(cell_threads, "n_threads", "%.0f", 1)
-CELL(cell_ubatch, "n_ubatch", "%.0f", 1)
-CELL(cell_bytes, "kv_bytes_per_token", "%.2f MB", 1e-6)
-CELL(cell_read, "read", "%.3f", 1)
-CELL(cell_ratio, "ratio", "%.2f", 1)
-CELL(cell_kl, "kl", "%.4f", 1)
-CELL(cell_broken, "contract_broken", "%.2f %%", 100)
+TABLE_CELL(cell_threads, "n_threads", "%.0f", 1)
+TABLE_CELL(cell_ubatch, "n_ubatch", "%.0f", 1)
+TABLE_CELL(cell_bytes, "kv_bytes_per_token", "%.2f MB", 1e-6)
+TABLE_CELL(cell_read, "read", "%.3f", 1)
+TABLE_CELL(cell_ratio, "ratio", "%.2f", 1)
+TABLE_CELL(cell_kl, "kl", "%.4f", 1)
+TABLE_CELL(cell_broken, "contract_broken", "%.2f %%", 100)
 
 const struct column sr_bench_columns[] = {
     {"model", 0, cell_model},   {"threads", 1, cell_threads}, {"K/V", 0, cell_types},

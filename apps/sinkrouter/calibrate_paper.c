@@ -182,20 +182,13 @@ static json_t *length_row(const struct sweep *s, int32_t i)
     return j;
 }
 
-#define CELL(name, key, fmt)                                                                                           \
-    static void name(char *dst, size_t n, const json_t *row)                                                           \
-    {                                                                                                                  \
-        double v = sr_field(row, key);                                                                                 \
-        *dst = '\0';                                                                                                   \
-        if (v == v) snprintf(dst, n, fmt, v);                                                                          \
-    }
-CELL(cell_length, "length", "%.0f")
-CELL(cell_tau, "tau", "%.4f")
-CELL(cell_fitted, "fitted", "%.4f")
-CELL(cell_skip, "skip", "%.3f")
-CELL(cell_rate, "sink_rate", "%.3f")
-CELL(cell_cosine, "auprc_cosine", "%.3f")
-CELL(cell_estimate, "auprc_estimate", "%.3f")
+TABLE_CELL(cell_length, "length", "%.0f", 1)
+TABLE_CELL(cell_tau, "tau", "%.4f", 1)
+TABLE_CELL(cell_fitted, "fitted", "%.4f", 1)
+TABLE_CELL(cell_skip, "skip", "%.3f", 1)
+TABLE_CELL(cell_rate, "sink_rate", "%.3f", 1)
+TABLE_CELL(cell_cosine, "auprc_cosine", "%.3f", 1)
+TABLE_CELL(cell_estimate, "auprc_estimate", "%.3f", 1)
 
 static void show(const json_t *rows)
 {

@@ -286,23 +286,15 @@ static void cell_setting(char *dst, size_t n, const json_t *row)
         snprintf(dst, n, "window %.0f", window);
 }
 
-/* One cell function per column: the field's name, its format, its scale. */
-#define CELL(name, key, fmt, scale)                                                                          \
-    static void name(char *dst, size_t n, const json_t *row)                                                 \
-    {                                                                                                        \
-        double v = sr_field(row, key);                                                                       \
-        *dst = '\0';                                                                                         \
-        if (v == v) snprintf(dst, n, fmt, v *(scale));                                                       \
-    }
-CELL(cell_speed, "tokens_per_second", "%.1f", 1)
-CELL(cell_bytes, "kv_bytes_per_token", "%.2f MB", 1e-6)
-CELL(cell_read, "read", "%.3f", 1)
-CELL(cell_kl, "kl", "%.4f", 1)
-CELL(cell_ppl, "ppl", "%.3f", 1)
-CELL(cell_ppl_ratio, "ppl_ratio", "%.4f", 1)
-CELL(cell_top1, "top1", "%.3f", 1)
-CELL(cell_above, "above_eps", "%.2f %%", 100)
-CELL(cell_broken, "contract_broken", "%.2f %%", 100)
+TABLE_CELL(cell_speed, "tokens_per_second", "%.1f", 1)
+TABLE_CELL(cell_bytes, "kv_bytes_per_token", "%.2f MB", 1e-6)
+TABLE_CELL(cell_read, "read", "%.3f", 1)
+TABLE_CELL(cell_kl, "kl", "%.4f", 1)
+TABLE_CELL(cell_ppl, "ppl", "%.3f", 1)
+TABLE_CELL(cell_ppl_ratio, "ppl_ratio", "%.4f", 1)
+TABLE_CELL(cell_top1, "top1", "%.3f", 1)
+TABLE_CELL(cell_above, "above_eps", "%.2f %%", 100)
+TABLE_CELL(cell_broken, "contract_broken", "%.2f %%", 100)
 
 static void cell_hits(char *dst, size_t n, const json_t *row)
 {

@@ -27,5 +27,13 @@ void sr_table_print(FILE *to, enum table_format format, const json_t *rows, cons
 
 /* number of a field, or NAN when it is absent or null. */
 double sr_field(const json_t *row, const char *key);
+/* A cell function: the number of a field times a scale, in a format; empty where there is none. */
+#define TABLE_CELL(name, key, fmt, scale)                                                                    \
+    static void name(char *dst, size_t n, const json_t *row)                                                 \
+    {                                                                                                        \
+        double v = sr_field(row, key);                                                                       \
+        *dst = '\0';                                                                                         \
+        if (v == v) snprintf(dst, n, fmt, v *(scale));                                                       \
+    }
 
 #endif

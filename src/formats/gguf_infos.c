@@ -178,12 +178,8 @@ static void warn_of_junk(const struct gguf_part *p, size_t end)
 
 sr_status sr_gguf_part_read_infos(struct gguf_part *p, struct cursor *c, uint64_t n_tensors, sr_error *err)
 {
-    const size_t left = p->file.bytes - c->at;
-    if (n_tensors > GGUF_MAX_TENSORS)
-        return sr_gguf_part_reject(p, 8, err, "%llu tensors, limit %d", (unsigned long long)n_tensors, GGUF_MAX_TENSORS);
-    if (n_tensors > left / MIN_INFO_BYTES)
-        return sr_gguf_part_reject(p, 8, err, "%llu tensors need at least %d bytes each, %zu bytes left in the file",
-                                   (unsigned long long)n_tensors, MIN_INFO_BYTES, left);
+    const struct gguf_count n = {"tensors", 8, n_tensors, GGUF_MAX_TENSORS, MIN_INFO_BYTES};
+    SR_TRY(sr_gguf_part_check_count(p, c, &n, err));
     p->tensors = sr_alloc_zero((size_t)n_tensors, sizeof(*p->tensors));
     if (!p->tensors) return sr_fail_memory(err, (size_t)n_tensors * sizeof(*p->tensors), "tensors of a GGUF file");
     for (uint64_t i = 0; i < n_tensors; i++, p->n_tensors++) SR_TRY(read_info(p, c, &p->tensors[i], err));

@@ -225,14 +225,21 @@ static sr_status read_value(struct gguf_part *p, struct cursor *c, struct gguf_v
     return read_elements(p, c, v, err);
 }
 
-static sr_status read_values(struct gguf_part *p, struct cursor *c, uint64_t n, sr_error *err)
+sr_status sr_gguf_part_check_count(const struct gguf_part *p, const struct cursor *c, const struct gguf_count *n, sr_error *err)
 {
     const size_t left = p->file.bytes - c->at;
-    if (n > GGUF_MAX_VALUES)
-        return sr_gguf_part_reject(p, 16, err, "%llu values, limit %d", (unsigned long long)n, GGUF_MAX_VALUES);
-    if (n > left / MIN_VALUE_BYTES)
-        return sr_gguf_part_reject(p, 16, err, "%llu values need at least %d bytes each, %zu bytes left in the file",
-                                   (unsigned long long)n, MIN_VALUE_BYTES, left);
+    if (n->n > (uint64_t)n->most)
+        return sr_gguf_part_reject(p, n->at, err, "%llu %s, limit %d", (unsigned long long)n->n, n->what, n->most);
+    if (n->n > left / (size_t)n->min_bytes)
+        return sr_gguf_part_reject(p, n->at, err, "%llu %s need at least %d bytes each, %zu bytes left in the file", (unsigned long long)n->n,
+                                   n->what, n->min_bytes, left);
+    return SR_OK;
+}
+
+static sr_status read_values(struct gguf_part *p, struct cursor *c, uint64_t n, sr_error *err)
+{
+    const struct gguf_count count = {"values", 16, n, GGUF_MAX_VALUES, MIN_VALUE_BYTES};
+    SR_TRY(sr_gguf_part_check_count(p, c, &count, err));
     p->values = sr_alloc_zero((size_t)n, sizeof(*p->values));
     if (!p->values) return sr_fail_memory(err, (size_t)n * sizeof(*p->values), "values of a GGUF file");
     SR_TRY(sr_name_table_init(&p->keys, p->values, sizeof(*p->values), (int64_t)n, err));

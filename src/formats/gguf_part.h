@@ -37,6 +37,15 @@ void sr_gguf_part_close(struct gguf_part *p);
 /* Reads n_tensors tensor infos at the cursor and checks where their data lies (gguf_infos.c). */
 sr_status sr_gguf_part_read_infos(struct gguf_part *p, struct cursor *c, uint64_t n_tensors, sr_error *err);
 
+/* So many things are declared at offset `at`: no more than the limit, and no more than the rest of the file can hold. */
+struct gguf_count {
+    const char *what;
+    size_t at;
+    uint64_t n;
+    int most, min_bytes;
+};
+sr_status sr_gguf_part_check_count(const struct gguf_part *p, const struct cursor *c, const struct gguf_count *n, sr_error *err);
+
 const struct gguf_value *sr_gguf_part_find(const struct gguf_part *p, const char *key);
 
 /* SR_ERR_FORMAT "<path>: offset N: ...". The text is taken as printable: escape names before. */

@@ -142,19 +142,25 @@ struct jval sr_jinja_list(struct jrun *r, enum jinja_kind kind, size_t room)
     return r->status == SR_OK ? v : sr_jinja_undefined("", 0);
 }
 
+/* v, which has room for n items, or a copy of twice the room; NULL: the run has failed. */
+static void *with_room(struct jrun *r, void *v, size_t n, size_t *cap, size_t item)
+{
+    if (n < *cap) return v;
+    const size_t more = *cap ? 2 * *cap : 4;
+    void *grown = sr_jinja_take(r, more * item);
+    if (!grown) return NULL;
+    if (n) memcpy(grown, v, n * item);
+    *cap = more;
+    return grown;
+}
+
 void sr_jinja_push(struct jrun *r, struct jval *list, struct jval v)
 {
     struct jlist *l = list->u.list;
+    struct jval *room = r->status == SR_OK ? with_room(r, l->v, l->n, &l->cap, sizeof v) : NULL;
 
-    if (r->status != SR_OK) return;
-    if (l->n == l->cap) {
-        size_t cap = l->cap ? 2 * l->cap : 4;
-        struct jval *grown = sr_jinja_take(r, cap * sizeof *grown);
-        if (!grown) return;
-        if (l->n) memcpy(grown, l->v, l->n * sizeof *grown);
-        l->v = grown;
-        l->cap = cap;
-    }
+    if (!room) return;
+    l->v = room;
     l->v[l->n++] = v;
 }
 
@@ -170,14 +176,10 @@ struct jval sr_jinja_dict(struct jrun *r, enum jinja_kind kind, size_t room)
 
 static void append_pair(struct jrun *r, struct jdict *d, struct jpair p)
 {
-    if (d->n == d->cap) {
-        size_t cap = d->cap ? 2 * d->cap : 4;
-        struct jpair *grown = sr_jinja_take(r, cap * sizeof *grown);
-        if (!grown) return;
-        if (d->n) memcpy(grown, d->v, d->n * sizeof *grown);
-        d->v = grown;
-        d->cap = cap;
-    }
+    struct jpair *room = with_room(r, d->v, d->n, &d->cap, sizeof p);
+
+    if (!room) return;
+    d->v = room;
     d->v[d->n++] = p;
 }
 
