@@ -249,6 +249,19 @@ static sr_status read_shapes(struct op_bench *b, sr_error *err)
     }
 }
 
+/* Each number of --skip-groups is for shapes that have so many KV heads; one that is for none is a slip. */
+static sr_status check_skipped(const struct op_bench *b, sr_error *err)
+{
+    const struct int_list *skipped = &b->o->skip_groups;
+    int32_t most = 0;
+    for (int32_t i = 0; i < b->n_shapes; i++)
+        if (b->shapes[i].n_kv_heads > most) most = b->shapes[i].n_kv_heads;
+    for (int32_t i = 0; i < skipped->n; i++)
+        if (skipped->v[i] > most)
+            return sr_refuse(err, SR_ERR_USAGE, "--skip-groups %lld: the shapes have at most %d KV heads", (long long)skipped->v[i], most);
+    return SR_OK;
+}
+
 static void fill_lists(struct options *o)
 {
     static const int64_t lengths[] = {4096, 32768, 131072};
@@ -274,6 +287,7 @@ int sr_bench_op(const struct options *given, sr_error *err)
     struct op_bench b = {.o = &o};
     fill_lists(&o);
     sr_status st = read_shapes(&b, err);
+    if (!st) st = check_skipped(&b, err);
     if (st) return st;
     b.samples = calloc((size_t)o.repetitions, sizeof *b.samples);
     if (!b.samples) return sr_refuse(err, SR_ERR_RESOURCE, "-r %lld: no memory", (long long)o.repetitions);

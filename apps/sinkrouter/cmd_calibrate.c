@@ -128,12 +128,15 @@ int sr_cmd_calibrate(const struct options *o, sr_error *err)
 {
     sr_model *m;
     sr_status st = sr_setup_check_model(o, 0, err);
+    const char *alone = o->lengths.n ? "--lengths" : o->skip >= 0 ? "--skip" : o->n_predict >= 0 ? "-n" : NULL;
+    if (!st && alone && !o->paper) st = sr_refuse(err, SR_ERR_USAGE, "%s: only with --paper", alone);
     if (!st) st = check_output(o, err);
     struct options own = *o; /* the file being made is not read */
     own.moments = "none";
+    if (own.skip < 0) own.skip = 0.6;
     if (!st) st = sr_setup_model(&m, &own, 0, 0, err);
     if (st) return st;
-    int rc = o->paper ? calibrate_threshold(o, m, err) : calibrate(o, m, err);
+    int rc = o->paper ? calibrate_threshold(&own, m, err) : calibrate(o, m, err);
     sr_model_close(m);
     return rc;
 }

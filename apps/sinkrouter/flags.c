@@ -460,7 +460,7 @@ void sr_options_default(struct options *o, enum command command)
     o->window = o->sinks = o->min_len = o->bits = o->route_seed = -1;
     o->audit = o->yarn_ext = -1;
     o->no_mmap = -1;
-    o->skip = 0.6;
+    o->skip = -1;
     o->temp = o->top_p = o->min_p = o->repeat_penalty = -1;
     o->top_k = o->think_budget = -1;
     o->presence_penalty = (double)s.presence_penalty;

@@ -72,7 +72,7 @@ struct options {
     enum on_off breaker, look, trail;
     struct int_list rank, budget, lengths; /* lengths: of calibrate --paper */
     int paper;
-    double skip;
+    double skip; /* -1: not given */
     const char *tau_file;
     int64_t window, sinks, min_len, bits, route_seed; /* -1: the library's default */
     double audit;                                     /* -1: the library's default */

@@ -52,6 +52,8 @@ IDLE, REFUSED = DOC["Accepted without effect, said once"], DOC["Refused by name"
 
 def arguments(command, flag, value):
     base = [] if flag in BASE[command][:1] else BASE[command]
+    if command == "calibrate" and flag in ("--skip", "--lengths", "-n", "--samples"):
+        base = [*base, "--paper"]
     return [command, "-m", "/absent", *base, flag, *([sample(flag, value, command)] if value else [])]
 
 

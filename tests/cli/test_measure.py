@@ -291,6 +291,8 @@ def calibrate_paper():
     equal(0.3 < rows[0]["read"] < 0.8, True)
     _, err = run("perplexity", "-m", MODEL, "-f", TEXT, "-c", "2300", "-n", "2", "--modes", "paper", "--route-tau-file", file)
     contains(err, "fitted on 64 to 2200 tokens, the context has 2300")
+    for flag, value in (("--lengths", "64,128,192,256"), ("--skip", ".5"), ("-n", "6")):
+        one_line(run("calibrate", "-m", "/absent", flag, value, rc=2)[1], flag, "only with --paper")
     one_line(run(*args, "--lengths", "64,128,192", rc=2)[1], "--lengths", "at least 4")
     one_line(run(*args, "--lengths", "64,128,128,192", rc=2)[1], "--lengths 128", "rising")
     one_line(run(*args, "--lengths", "64,128,192,9000", rc=2)[1], "--lengths 9000")

@@ -100,7 +100,8 @@ def refusals():
                        (["-m", "/absent"], "-m: not with --op"), (["-p", "4"], "-p: not with --op"), (["-f", "x"], "-f: not"),
                        (["-npl", "2"], "-npl"), (["-n", "2"], "-n: not"), (["--profile"], "--profile"), (["--fill", "random"], "--fill"),
                        (["--op", "matmul"], "attention"), (["--route-keep", "1.5"], "--route-keep"), (["-d", "0"], "len 0"),
-                       (["--route", "quest"], "--route"), (["--skip-groups", "-1"], "--skip-groups")):
+                       (["--route", "quest"], "--route"), (["--skip-groups", "-1"], "--skip-groups"),
+                       (["--heads", "8/2,9/3", "--skip-groups", "1,4"], "--skip-groups 4: the shapes have at most 3 KV heads")):
         err = run("bench", "--op", "attention", "--op-size", "1", "--device", "none", "-d", "64", *args, rc=None)[1]
         one_line(err, part)
     for args in (["--heads", "8/2"], ["--head-dim", "64"], ["--skip-groups", "1"], ["--op-size", "4"]):
