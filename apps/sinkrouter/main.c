@@ -105,7 +105,7 @@ static int program(int argc, char **argv)
     occupy_standard_descriptors();
     setlocale(LC_CTYPE, "");
     sr_interrupt_init();
-    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+    if ((argc > 1 && strcmp(argv[1], "--version") == 0) || (argc > 2 && strcmp(argv[2], "--version") == 0)) {
         printf("sinkrouter %s\n", sr_version());
         return flush_stdout(0);
     }

@@ -89,7 +89,7 @@ static const char *content_hint(const struct mapfile *f)
     if (starts_with(f, 0, "\037\213")) return "gzip data: unpack it first";
     if (starts_with(f, 0, "tjgg") || starts_with(f, 0, "lmgg") || starts_with(f, 0, "fmgg"))
         return "an old GGML file from before GGUF: convert it";
-    if (starts_with(f, 8, "{\"") || starts_with(f, 8, "{ ")) return "a safetensors file, not GGUF";
+    if (starts_with(f, 8, "{\"") || starts_with(f, 8, "{ ")) return "a safetensors file: give the folder that it lies in";
     while (at < f->bytes && at < 64 && (f->data[at] <= ' ' || f->data[at] >= 0x80)) at++;
     if (at < f->bytes && f->data[at] == '<') return "an HTML or XML page, perhaps an error page of a download";
     if (at < f->bytes && f->data[at] == '{') return "JSON text, not a model";

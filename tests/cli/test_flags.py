@@ -126,6 +126,7 @@ def help_fits_and_is_in_the_table():
 @test
 def version():
     equal(bool(re.fullmatch(r"sinkrouter \d+\.\d+\.\d+\n", run("--version")[0])), True)
+    equal(run("run", "--version"), run("--version"))
 
 
 @test

@@ -224,7 +224,7 @@ static void gh10_something_else(void **state)
         {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", 0, "Git LFS pointer"},
         {"<!DOCTYPE html><html><body>404</body></html>", 0, "HTML"},
         {"\n\n  <html lang=\"en\"><head></head></html>", 0, "HTML"},
-        {"\x40\0\0\0\0\0\0\0{\"a.weight\":{\"dtype\":\"F32\",\"shape\":[1]}}", 48, "safetensors"},
+        {"\x40\0\0\0\0\0\0\0{\"a.weight\":{\"dtype\":\"F32\",\"shape\":[1]}}", 48, "safetensors file: give the folder"},
         {"{\"error\": \"model not found on this server\"}", 0, "JSON"},
         {"PK\003\004 and then some more bytes of a ZIP archive", 0, "ZIP"},
         {"tjgg\003\0\0\0 a file of the year 2023 ......", 36, "old GGML"},
