@@ -182,9 +182,20 @@ static sr_status ask(struct chat *c, const char *text, size_t bytes, sr_error *e
 static void show_route(const struct chat *c)
 {
     sr_route_options r;
+    char with[64] = "";
     sr_session_route_get(c->t.session, &r);
-    sr_say("route %s, eps %g, window %d, sinks %d, dense below %d tokens", sr_route_mode_name(r.mode),
-           (double)r.eps, r.window, r.n_sinks, r.min_len);
+    if (r.mode == SR_ROUTE_MASS)
+        snprintf(with, sizeof with, ", eps %g, window %d, sinks %d", (double)r.eps, r.window, r.n_sinks);
+    else if (r.mode == SR_ROUTE_PAPER && (r.tau[1] != 0 || r.tau[2] != 0 || r.tau[3] != 0))
+        snprintf(with, sizeof with, ", tau by length");
+    else if (r.mode == SR_ROUTE_PAPER)
+        snprintf(with, sizeof with, ", tau %g", r.tau[0]);
+    else if (r.mode == SR_ROUTE_WINDOW)
+        snprintf(with, sizeof with, ", window %d, sinks %d", r.window, r.n_sinks);
+    if (r.mode == SR_ROUTE_DENSE)
+        sr_say("route dense");
+    else
+        sr_say("route %s%s, dense below %d tokens", sr_route_mode_name(r.mode), with, r.min_len);
 }
 
 /* /route [mode [eps or tau]] */
@@ -199,7 +210,11 @@ static void set_route(struct chat *c, const char *arguments)
         double v = strtod(number, &end);
         sr_status st = sr_route_mode_find(&r.mode, mode, &err);
         if (!st && (n > 2 || (n == 2 && (*end || !*number))))
-            st = sr_refuse(&err, SR_ERR_USAGE, "/route MODE [NUMBER]");
+            st = sr_refuse(&err, SR_ERR_USAGE, "/route [MODE [NUMBER]]");
+        if (!st && n == 2 && r.mode != SR_ROUTE_PAPER && r.mode != SR_ROUTE_MASS)
+            st = sr_refuse(&err, SR_ERR_USAGE, "/route %s takes no number; mass EPS and paper TAU do", sr_route_mode_name(r.mode));
+        if (!st && n == 1 && r.mode == SR_ROUTE_PAPER && !r.tau_set)
+            st = sr_refuse(&err, SR_ERR_USAGE, "/route paper TAU: the first time it needs a threshold");
         if (!st && n == 2 && r.mode == SR_ROUTE_PAPER) {
             r.tau_set = 1;
             r.tau[0] = v;

@@ -82,8 +82,9 @@ def clear_frees():
 @test
 def commands():
     _, err = chat(["/help", "/route", "/route mass 0.2", "/route window", "/route nosuch", "/route mass 7", "/route paper",
-                   "/route paper 0.5", "/nosuch", "", "   ", "/quit", "never asked"], "-n", "4")
-    for part in ("/clear", "route mass, eps 0.1", "route mass, eps 0.2", "route window", "nosuch", "route paper", "/help lists them"):
+                   "/route paper 0.5", "/route window 5", "/route dense", "/nosuch", "", "   ", "/quit", "never asked"], "-n", "4")
+    for part in ("/clear", "route mass, eps 0.1", "route mass, eps 0.2", "route window", "nosuch", "/route paper TAU: ",
+                 "route paper, tau 0.5, dense below", "/route window takes no number", "route dense\n", "/help lists them"):
         contains(err, part)
     equal("decode" in err, False)
 
