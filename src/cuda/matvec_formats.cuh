@@ -42,10 +42,13 @@ static __device__ __forceinline__ void ring_expect(uint64_t *bar, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
 }
+// Read once a step, weights are the first to leave the card's cache: kernels' code and small tables are needed again in the next layer.
 static __device__ __forceinline__ void ring_piece(uint64_t *bar, void *to, const void *from, int bytes)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from),
-                 "r"(bytes), "r"(shared_address(bar)) : "memory");
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(bar)), "l"(policy) : "memory");
 }
 // One piece, by the first lane.
 static __device__ __forceinline__ void ring_copy(uint64_t *bar, uint8_t *to, const uint8_t *from, int bytes, int lane)
