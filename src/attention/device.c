@@ -17,9 +17,9 @@ static const struct device_attn_ops *ops_of(const struct attn_seq *s) { return s
 
 /* ---- life ---- */
 
-static void layout(struct arena *a, struct device_seq *d, size_t units)
+static void layout(struct arena *a, struct attn_seq *s, struct device_seq *d)
 {
-    const size_t pages = units * (size_t)d->cache.max_pages;
+    const size_t units = sr_device_units(s), pages = units * (size_t)d->cache.max_pages;
     d->cache.k_page = sr_arena_take(a, pages, sizeof(void *));
     d->cache.v_page = sr_arena_take(a, pages, sizeof(void *));
     d->cache.y_page = sr_arena_take(a, pages, sizeof(void *));
@@ -29,6 +29,7 @@ static void layout(struct arena *a, struct device_seq *d, size_t units)
     d->trust = sr_arena_take(a, units, 1);
     d->cache.found = sr_arena_take(a, units, sizeof *d->cache.found);
     d->keep = sr_arena_take(a, (size_t)d->cache.n_kv_heads, sizeof *d->keep);
+    sr_device_trail_layout(a, s, d);
     d->scales = sr_arena_take(a, d->cache.shape.k_type == SR_DTYPE_F8_E4M3 ? 2 * units : 0, sizeof *d->scales);
 }
 
@@ -94,11 +95,11 @@ sr_status sr_device_seq_new(struct attn_seq *s, sr_error *err)
     const int32_t n_chunks = (s->max_len + SR_CHUNK_ROWS - 1) / SR_CHUNK_ROWS;
     d->cache = (struct device_cache){.shape = s->shape, .n_kv_heads = s->a->c.n_kv_heads,
                                      .max_pages = n_chunks * (SR_CHUNK_ROWS / SR_PAGE_ROWS)};
-    layout(&a, d, sr_device_units(s));
+    layout(&a, s, d);
     SR_TRY(b->ops->mem_new(b, &d->block, a.used, "sequence", err));
     b->ops->mem_clear(b, d->block, a.used);
     a = (struct arena){d->block, 0};
-    layout(&a, d, sr_device_units(s));
+    layout(&a, s, d);
     d->cache.kv_len = d->kv_len;
     SR_TRY(plain_scales(s, err));
     SR_TRY(sr_device_contract_init(s, err));
@@ -389,6 +390,7 @@ sr_status sr_attn_step_begin(struct attn_seq *s, sr_error *err)
     const int collects = note_step(s, len - 1); /* after the first bases: they end it */
     d->is_stale |= p != d->policy || collects != d->collects;
     d->policy = p;
+    d->route.trail = sr_device_trail_begin(s) ? &d->trail : NULL;
     const int has_audits = sr_device_contract_begin(s), is_watched = s->watch != NULL;
     if (has_audits != d->route.has_audits || is_watched != d->route.is_watched || d->is_stale) {
         d->route.has_audits = has_audits;

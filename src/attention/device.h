@@ -32,6 +32,11 @@ void sr_device_own_place(struct attn_seq *s); /* and the other way */
 sr_status sr_device_found_fetch(struct attn_seq *s, sr_error *err);
 void sr_device_found_place(struct attn_seq *s);
 
+/* The trail: only rows before `len` are left; to the host's record of it; and the other way. */
+void sr_device_trail_truncate(struct attn_seq *s, int32_t len);
+sr_status sr_device_trail_fetch(struct attn_seq *s, sr_error *err);
+sr_status sr_device_trail_place(struct attn_seq *s, sr_error *err);
+
 /* Adds what the device has counted; fills the arrays of sr_attn_seq_heat; sets the counters to 0. */
 void sr_device_stats(const struct attn_seq *s, sr_route_stats *out);
 void sr_device_heat(const struct attn_seq *s);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What an attn_seq keeps of itself on a device: shared by device.c (rows, bases, launches) and device_contract.c (what
- * audits say, between steps).
+ * What an attn_seq keeps of itself on a device: shared by device.c (rows, bases, launches), device_contract.c (what
+ * audits say, between steps) and device_trail.c.
  */
 #ifndef SR_ATTENTION_DEVICE_SEQ_H
 #define SR_ATTENTION_DEVICE_SEQ_H
 
 #include "attention/timeline.h"
+#include "base/memory.h"
 
 struct device_seq {
     struct device_cache cache;
@@ -19,6 +20,7 @@ struct device_seq {
     uint8_t *trust;                   /* [n_layers][n_kv_heads] */
     uint8_t *have_trust, *want_trust; /* host: that the device holds; of the step at hand */
     float *keep;                      /* [n_kv_heads] or NULL */
+    struct device_trail trail;        /* attn_seq.trail.step is the last step that noted there */
     float *scales;                    /* [2][n_layers][n_kv_heads] of K and V, F8_E4M3 only */
     struct device_counters *counters; /* [n_layers][n_kv_heads] */
     struct device_counters *fetched;  /* host copy of the same */
@@ -40,6 +42,11 @@ struct device_seq {
 };
 
 static inline size_t sr_device_units(const struct attn_seq *s) { return (size_t)s->a->c.n_layers * (size_t)s->a->c.n_kv_heads; }
+
+/* device_trail.c: where the trail lies in the sequence's block. */
+void sr_device_trail_layout(struct arena *a, struct attn_seq *s, struct device_seq *d);
+/* Whether steps of these options follow it; then the step at hand is said to note. */
+int sr_device_trail_begin(struct attn_seq *s);
 
 /* device_contract.c. Memory of its own; taken back by fini. */
 sr_status sr_device_contract_init(struct attn_seq *s, sr_error *err);

@@ -315,7 +315,8 @@ sr_status sr_attn_seq_truncate(struct attn_seq *s, int32_t len, sr_error *err)
         if (s->next_to[l] > most) s->next_to[l] = most;
     }
     sr_sinks_truncate(s->sinks, len);
-    sr_trail_truncate(&s->trail, len);
+    if (s->device) sr_device_trail_truncate(s, len);
+    else sr_trail_truncate(&s->trail, len);
     if (s->observer) sr_observer_truncate(s->observer, len);
     return SR_OK;
 }
@@ -328,7 +329,8 @@ void sr_attn_seq_clear(struct attn_seq *s)
     memset(s->len, 0, (size_t)s->a->c.n_layers * sizeof *s->len);
     sr_sketch_drop(s);
     sr_sinks_truncate(s->sinks, 0);
-    sr_trail_truncate(&s->trail, 0);
+    if (s->device) sr_device_trail_truncate(s, 0);
+    s->trail = (struct trail){0};
     if (s->observer) sr_observer_truncate(s->observer, 0);
     sr_cache_free(s);
     sr_contract_restart(s->contract, s->a->c.n_layers * s->a->c.n_kv_heads, s->a->group);

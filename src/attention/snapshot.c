@@ -199,9 +199,12 @@ static sr_status visit_contract(struct attn_seq *s, int32_t len, attn_piece_fn *
 
 static sr_status visit_trail(struct attn_seq *s, int32_t len, attn_piece_fn *fn, void *ctx, sr_error *err)
 {
+    if (s->device) SR_TRY(sr_device_trail_fetch(s, err));
     SR_TRY(fn(ctx, "trail", &s->trail, sizeof s->trail, err));
-    if (!sr_trail_check(&s->trail, len)) return SR_OK;
-    s->trail = (struct trail){0};
+    const int is_wrong = sr_trail_check(&s->trail, len);
+    if (is_wrong) s->trail = (struct trail){0};
+    if (s->device) SR_TRY(sr_device_trail_place(s, err));
+    if (!is_wrong) return SR_OK;
     return sr_fail(err, SR_ERR_FORMAT, "session: rows of its trail are out of range");
 }
 

@@ -11,13 +11,7 @@
 #ifndef SR_ATTENTION_TRAIL_H
 #define SR_ATTENTION_TRAIL_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-/* The share that makes a row worth noting; the rows before and after it that are read too; of one step, the rows noted and
- * all that are read for them. */
-#define SR_TRAIL_SHARE 0.1f
-enum { SR_TRAIL_BEFORE = 1, SR_TRAIL_AFTER = 2, SR_TRAIL_NOTED = 16, SR_TRAIL_ROWS = SR_TRAIL_NOTED * (1 + SR_TRAIL_BEFORE + SR_TRAIL_AFTER) };
+#include "backend/trail_rows.h"
 
 /* Rows rise. What a session file keeps is all of it; zero is a trail that has not begun. */
 struct trail {

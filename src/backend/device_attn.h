@@ -11,7 +11,7 @@
 #define SR_BACKEND_DEVICE_ATTN_H
 
 #include "backend/args.h"
-#include "backend/found_sinks.h"
+#include "backend/trail_rows.h"
 #include "base/status.h"
 
 struct backend;
@@ -58,6 +58,14 @@ struct device_terms {
     float plain;     /* the threshold that no audit has corrected */
 };
 
+/* The trail of one sequence (RULE_MASS): its first layer's step takes what the step before noted, all layers read that in any
+ * case and note rows for the step after (backend/trail_rows.h). */
+struct device_trail {
+    int32_t *words;                 /* [SR_TRAIL_WORDS(max_len)] */
+    int32_t max_len, n_units;
+    struct always_rows *always;     /* [n_units]: layers times KV groups */
+};
+
 /* A policy with its options, as the device sees them. */
 struct device_route {
     enum device_rule rule;
@@ -69,6 +77,7 @@ struct device_route {
     uint64_t seed;
     int keeps_near;
     int looks;                      /* RULE_MASS: as struct sketch_more_args says */
+    const struct device_trail *trail; /* host memory; or NULL: none is followed */
     int has_audits;                 /* units may be audited; 0: none will be */
     int is_watched;                 /* all are, RULE_ALL too (which counts no cases) */
     int is_corrected;               /* far rows are counted at audited units, and those that the plain threshold would list */

@@ -219,6 +219,19 @@ static sr_status plan_cosine(const struct attn_device *d, const struct attn_cuda
     return sr_attn_cuda_paper(call, &rows, &p, err);
 }
 
+static const struct always_rows *always_of(const struct device_step_args *a)
+{
+    return a->route->trail ? a->route->trail->always + (size_t)a->layer * (size_t)a->cache->n_kv_heads : NULL;
+}
+
+/* Before the first layer: what the step before left. */
+static sr_status follow(const struct attn_cuda *call, const struct device_step_args *a, sr_error *err)
+{
+    const struct device_trail *t = a->route->trail;
+    const struct attn_cuda_follow f = {t->words, t->max_len, a->cache->kv_len, a->cache->found, t->always, t->n_units, a->route->n_sinks, a->route->window};
+    return sr_attn_cuda_follow(call, &f, err);
+}
+
 static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
 {
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
@@ -232,6 +245,8 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.eps = &r->terms->threshold;
     t.keep = r->keep;
     t.found = a->cache->found + (size_t)a->layer * (size_t)a->cache->n_kv_heads;
+    t.always = always_of(a);
+    t.notes = r->trail != NULL;
     t.trust = a->trust;
     t.plain_eps = r->is_corrected ? &r->terms->plain : NULL;
     t.n_chosen = r->is_corrected ? d->n_chosen : NULL;
@@ -250,8 +265,9 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
 static sr_status look(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
 {
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    const struct device_trail *t = a->route->trail;
     const struct attn_cuda_look l = {a->q, scale, &a->route->terms->threshold, d->kinds, d->list, d->n_list, d->limits.max_len, d->unread, d->state, a->out,
-                                     counters_of(a->counters)};
+                                     counters_of(a->counters), t ? t->words : NULL, t ? t->max_len : 0, always_of(a), !a->route->looks};
     return sr_attn_cuda_look(call, &rows, &l, err);
 }
 
@@ -298,7 +314,8 @@ static sr_status audit(const struct attn_device *d, const struct attn_cuda *call
     return sr_attn_cuda_audit(call, &rows, &u, err);
 }
 
-static bool looks_again(const struct device_step_args *a) { return is_planned(a) && a->route->rule == RULE_MASS && a->route->looks; }
+/* Whether attention is followed by a kernel that reads on, or notes rows, or both. */
+static bool looks_again(const struct device_step_args *a) { return is_planned(a) && a->route->rule == RULE_MASS && (a->route->looks || a->route->trail); }
 
 static sr_status attend(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
 {
@@ -358,6 +375,7 @@ static void step(struct backend *b, const struct device_step_args *a)
     const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
     sr_error err;
     sr_status st = SR_OK;
+    if (a->layer == 0 && a->route->rule == RULE_MASS && a->route->trail) note(c, follow(&call, a, &err), &err);
     if (turns) rotate_and_append(c, a, &rope);
     else if (a->k) append_and_keep(c, a);
     if (is_planned(a) && a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);

@@ -92,6 +92,7 @@ size_t sr_attn_work_place(struct attn_work *w, void *base, const struct attn_cud
     w->exchange = take(base, &used, shared, sizeof(choose_exchange));
     w->n_exchanges = (int32_t)shared;
     w->max_len = (l->max_len + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS * SR_PAGE_ROWS;
+    w->weighty = take(base, &used, units, sizeof(weighty_rows));
     w->rests = take(base, &used, units, sizeof(choose_rest));
     w->left = (float *)take(base, &used, units * CHOOSE_BINS * (size_t)heads_room(l->group), sizeof(float));
     w->chosen = (uint32_t *)take(base, &used, units * (size_t)w->max_len / 32, 4);

@@ -16,7 +16,8 @@
  *     sr_attn_cuda_attend(set ATTN_ALL)                dense
  *     sr_attn_cuda_attend(set ATTN_NEAR)               window
  *     sr_attn_cuda_paper, then attend(kinds)           paper
- *     sr_attn_cuda_choose, attend(kinds), look         mass, every far row but the newest being encoded
+ *     sr_attn_cuda_choose, attend(kinds), look         mass, every far row but the newest being encoded; with a trail,
+ *                                                      sr_attn_cuda_follow before the first layer
  *     sr_attn_cuda_audit                               window, paper and mass, where audits are on
  */
 #ifndef SR_CUDA_ATTN_CUDA_H
@@ -28,6 +29,7 @@ extern "C" {
 
 #include "backend/args.h"
 #include "backend/found_sinks.h"
+#include "backend/trail_rows.h"
 #include "base/status.h"
 
 typedef struct CUstream_st *sr_cuda_stream; /* is cudaStream_t */
@@ -167,6 +169,18 @@ struct attn_cuda_encode {
 sr_status sr_attn_cuda_encode(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_encode *a, sr_error *err);
 
+/* The rows that a step of one sequence reads in any case, in all its layers: what the step before noted, with the rows about it in
+ * [n_sinks, kv_len - window), and the sinks found. Then the step's own notes begin. A step's _look notes rows. */
+struct attn_cuda_follow {
+    int32_t *trail;                       /* [SR_TRAIL_WORDS(max_len)] */
+    int32_t max_len;
+    const int32_t *kv_len;
+    const struct found_sinks *found;      /* [n_units], of all layers */
+    struct always_rows *always;           /* [n_units] out */
+    int32_t n_units, n_sinks, window;
+};
+sr_status sr_attn_cuda_follow(const struct attn_cuda *c, const struct attn_cuda_follow *a, sr_error *err);
+
 /* What audits of earlier steps say of a unit; enum device_trust. */
 enum attn_cuda_trust { CUDA_ROUTED, CUDA_WHOLE, CUDA_TRIAL };
 
@@ -181,6 +195,7 @@ struct attn_cuda_choose {
     const float *eps;                     /* [n_seqs] threshold of the estimate */
     const float *keep;                    /* [n_units] or NULL: measure instead with this share of far rows, at random */
     const struct found_sinks *found;      /* [n_units] or NULL */
+    const struct always_rows *always;     /* [n_units] or NULL: instead of those, read in any case as they are */
     const uint8_t *trust;                 /* [n_units] enum attn_cuda_trust, or NULL: all ROUTED */
     const float *plain_eps;               /* [n_seqs] or NULL, uncorrected: how many rows would this have listed? */
     int32_t *n_chosen;                    /* [n_units][2] out or NULL: rows of the list without found sinks; and with plain_eps */
@@ -195,6 +210,7 @@ struct attn_cuda_choose {
                                            * that the rest is read while it runs */
     int look;                             /* 1: _look follows. Found sinks count as near then, and behind a unit's list lie the rows that
                                            * were not chosen but may be yet */
+    int notes;                            /* 1: _look notes rows; those of a share that may be worth it are named */
     int32_t levels;                       /* tests: at most so many rows, 8 or more, that four lanes keep in shared memory, and no marks there; 0: what fits */
     struct attn_cuda_counters *counters;
 };
@@ -204,7 +220,8 @@ sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_
 /* ---- second look ---- */
 
 /* After _choose with `look` and _attend of what it chose, with a state: as struct sketch_more_args says. State, output and the
- * estimate are brought up to date. */
+ * estimate are brought up to date. With a trail it notes, of what was read by then, the rows of the trail that are no sinks and
+ * those that the estimate gave .05 or more: whose share of some head is SR_TRAIL_SHARE or more. */
 struct attn_cuda_look {
     const float *q;
     float scale;
@@ -216,6 +233,10 @@ struct attn_cuda_look {
     struct attn_state state;              /* of what was read */
     float *out;
     struct attn_cuda_counters *counters;  /* [n_units] or NULL */
+    int32_t *trail;                       /* [n_seqs][SR_TRAIL_WORDS(trail_len)], or NULL: nothing is noted */
+    int32_t trail_len;
+    const struct always_rows *always;     /* of the choice, which had `notes` */
+    int only_notes;                       /* 1: of a choice without `look`, which is left as it is */
 };
 sr_status sr_attn_cuda_look(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                             const struct attn_cuda_look *a, sr_error *err);

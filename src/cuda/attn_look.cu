@@ -8,6 +8,9 @@
 // and which rows that makes: up to a hundred or so are read by one block, which leaves nothing to merge with, more by several. Their
 // logits come by eight lanes a row, then their values, a thread four columns. All of it runs once, mostly, so that what it takes is
 // instructions that nobody has fetched: loops stay loops.
+//
+// With a trail the last block of a unit takes, before attention is over, the exact logits of the rows that may be worth noting, and
+// with the state notes them.
 #include "cuda/attn_deal.cuh"
 #include "cuda/sketch_rows.cuh"
 
@@ -23,6 +26,7 @@ struct look_params {
     struct attn_cuda_look a;
     struct attn_cuda_cache cache;
     choose_rest *rests;
+    const weighty_rows *weighty;
     const float *left;         // [n_units][CHOOSE_BINS][H]
     float *part_o, *part_ml;   // [n_units][n_parts][group][d] and of 16 maxima and sums
     unsigned *done;
@@ -117,7 +121,7 @@ template <int H> struct alignas(16) look_space {
 
 // What a block looks at: entries [from, to) of a unit's rest; n_parts of its blocks do, each at its own stretch or, where the rest is
 // short, all at all of it.
-struct stretch { int32_t u, part, n_parts, from, to; bool is_common, has_pages, was_near, is_found /* the list has found sinks alone */; int skew; const int32_t *rest; };
+struct stretch { int32_t u, part, n_parts, from, to; bool is_common, has_pages, was_near, is_found /* the list has rows read in any case alone */; int skew; const int32_t *rest; };
 
 template <int H> static __device__ __forceinline__ stretch stretch_of(const look_params &p)
 {
@@ -482,6 +486,54 @@ template <int T, int H> static __device__ __forceinline__ void finish(const look
     count_more(p, x, n);
 }
 
+// ---- notes ----
+
+// A row that may be worth noting, one a thread, and its logits; -1: none.
+template <int H> struct candidate { int32_t row; float x[H]; };
+
+// Those of the trail, then those that the choice found weighty. All threads; what is in s is lost.
+template <int T, int H> static __device__ __forceinline__ candidate<H> find_candidate(const look_params &p, int u, const float *q, look_space<H> &s)
+{
+    static_assert(SR_TRAIL_ROWS + WEIGHTY_ROWS <= LOOK_THREADS, "one row a thread");
+    const int i = threadIdx.x;
+    const always_rows &always = p.a.always[u];
+    const weighty_rows &weighty = p.weighty[u];
+    const int32_t n_trail = __ldcg(&always.n_trail), found = __ldcg(&weighty.n), n_weighty = found > WEIGHTY_ROWS ? 0 : found, n = n_trail + n_weighty;
+    candidate<H> c;
+    c.row = i < n_trail ? __ldcg(&always.trail[i]) : i < n ? __ldcg(&weighty.rows[i - n_trail]) : -1;
+    if (n == 0) return c;
+    if (c.row >= 0) s.k_at[i] = (uint64_t)p.cache.k_page[(int64_t)u * p.cache.max_pages + c.row / SR_PAGE_ROWS] | (uint32_t)(c.row % SR_PAGE_ROWS);
+    await_copies(); // of q
+    score_rows<T, H>(p, u, n, q, s);
+#pragma unroll
+    for (int h = 0; h < H; h++) c.x[h] = i < n ? s.x[i][h] : 0;
+    __syncthreads();
+    return c;
+}
+
+// Of head `lane`: the logarithm of what was read, as a power of 2.
+static __device__ __forceinline__ float log_read(const look_params &p, int u)
+{
+    const int h = threadIdx.x % WARP;
+    if (h >= p.group) return CUDART_INF_F;
+    return __ldcg(p.a.state.m + u * p.group + h) * LOG2E + __log2f(__ldcg(p.a.state.l + u * p.group + h));
+}
+
+// Whole warps call. Rows and shares come in any order, and from any unit: what is there in the end does not show it.
+template <int H> static __device__ __forceinline__ void note(const look_params &p, int u, const candidate<H> &c)
+{
+    const float all = log_read(p, u);
+    float top = -CUDART_INF_F;
+#pragma unroll
+    for (int h = 0; h < H; h++) top = fmaxf(top, c.x[h] - __shfl_sync(~0u, all, h));
+    const float share = fminf(exp2_of(top), 1.0f);
+    if (c.row < 0 || !(share >= SR_TRAIL_SHARE)) return;
+    const int32_t seq = u / p.n_kv_heads, half = __ldcg(p.cache.kv_len + seq) % 2;
+    int32_t *const trail = p.a.trail + (size_t)seq * SR_TRAIL_WORDS(p.a.trail_len);
+    if (atomicMax(trail + SR_TRAIL_SHARES_AT(p.a.trail_len, half) + c.row, __float_as_int(share)) == 0)
+        trail[SR_TRAIL_ROWS_AT(p.a.trail_len, half) + atomicAdd(trail + SR_TRAIL_COUNTS + half, 1)] = c.row;
+}
+
 // ---- the kernel ----
 
 template <int T, int H> static __device__ __forceinline__ void read_on(const look_params &p, stretch x, int end, const float *q, look_space<H> &s)
@@ -523,20 +575,29 @@ template <int T, int H> __global__ void __launch_bounds__(LOOK_THREADS, 2) look_
     float *q = (float *)(space + sizeof(look_space<H>));
     let_next_start();
     const stretch x = stretch_of<H>(p);
-    const int end = __ldcg(&p.rests[x.u].end), lane = threadIdx.x % WARP;
+    const int end = p.a.only_notes ? (int)CHOOSE_BINS : __ldcg(&p.rests[x.u].end), lane = threadIdx.x % WARP;
+    const bool notes = p.a.trail && x.part == x.n_parts - 1 && __ldcg(p.a.kinds + x.u) == CUDA_READ_NEAR_LIST;
+    // what the choice left is there already: attention waited for it
+    candidate<H> noted;
+    noted.row = -1;
+    if (notes) {
+        copy_q<H>(p, x.u, q);
+        noted = find_candidate<T, H>(p, x.u, q, s);
+    }
     if (end == CHOOSE_BINS) {
         wait_for_previous();
-        if (x.part == 0) count_more(p, x, 0);
+        if (notes) note(p, x.u, noted);
+        if (x.part == 0 && !p.a.only_notes) count_more(p, x, 0);
         return;
     }
-    // what the choice left is there already: attention waited for it
     const known before = recall(p, x.u, end, H);
     copy_rest(x, x.from, s);
     copy_left(p, x.u, s);
     copy_pages(p, x, s);
-    copy_q<H>(p, x.u, q);
+    if (!notes) copy_q<H>(p, x.u, q);
     wait_for_previous();
     const seen now = see(p, x.u, before);
+    if (notes) note(p, x.u, noted);
     if (!__any_sync(~0u, lane < p.group && before.unread > now.limit)) { // alike in all warps
         if (x.part == 0) report(p, x.u, now, before.unread), count_more(p, x, 0);
         return;
@@ -580,7 +641,7 @@ sr_status sr_attn_cuda_look(const struct attn_cuda *c, const struct attn_cuda_ca
     sr_attn_work_place(&w, c->workspace, &c->card, &c->limits);
     const int32_t n_units = n_units_of(c, cache), at_once = c->card.n_sms / n_units;
     const look_code code = code_of(&c->shape);
-    const look_params p = {*a, *cache, (choose_rest *)w.rests, w.left, w.spare_o, w.spare_ml, w.done, c->shape.head_dim, c->shape.n_kv_heads,
+    const look_params p = {*a, *cache, (choose_rest *)w.rests, (const weighty_rows *)w.weighty, w.left, w.spare_o, w.spare_ml, w.done, c->shape.head_dim, c->shape.n_kv_heads,
                            c->shape.group, at_once < 1 ? 1 : at_once < LOOK_PARTS ? at_once : LOOK_PARTS};
     SR_TRY(launched(cudaFuncSetAttribute(code.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)code.smem), "shared memory of look", err));
     // divided as for attention, beside whose blocks these begin

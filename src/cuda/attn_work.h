@@ -27,6 +27,7 @@ struct attn_work {
     uint32_t *chosen, *codes;             /* [n_units][max_len] a bit of each row, and row and bin of those that have one, where shared memory has
                                            * no room */
     int32_t max_len;
+    void *weighty;                        /* [n_units] struct weighty_rows */
     /* second look */
     void *rests;                          /* [n_units] struct choose_rest */
     float *left;                          /* [n_units][CHOOSE_BINS][heads, up to 4, 8 or 16] unread once the bins up to each are read */

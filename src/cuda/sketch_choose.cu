@@ -94,7 +94,7 @@ static __device__ __forceinline__ int32_t read_pages(const choose_params &p, con
                                                      float keep, survivors<NT> &kept, float *sums, int32_t &again)
 {
     const int32_t whole0 = (x.first + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS, whole1 = x.end / SR_PAGE_ROWS;
-    const uint32_t plain = hidden.pages != 0 || p.a.logits ? 0 : max(whole1 - whole0, 0); // pages from whole0 on of which all is taken
+    const uint32_t plain = p.a.logits ? 0 : max(whole1 - whole0, 0); // pages from whole0 on of which all is taken, but what is hidden
 #pragma unroll 1
     for (; k < pages.n; k++) {
         if (kept.is_full) {
@@ -104,7 +104,7 @@ static __device__ __forceinline__ int32_t read_pages(const choose_params &p, con
         const int number = x.page0 + (int)threadIdx.x / WARP + k * CHOOSE_WARPS;
         float e[8][NT];
         scores.score(pages, e);
-        if (__builtin_expect((uint32_t)(number - whole0) >= plain, 0)) {
+        if (__builtin_expect((uint32_t)(number - whole0) >= plain || hidden.may_be_in(number), 0)) {
             mask_rows<NT>(x, number, hidden, e);
             if (p.a.logits) write_logits<NT>(p, x, s.near, number, e);
         }
@@ -157,17 +157,23 @@ static __device__ __forceinline__ void report_all(const choose_params &p, const 
     if (x.index == 0 && (int)threadIdx.x < p.group && p.a.total && !x.routed) p.a.total[x.u * p.group + threadIdx.x] = CUDART_NAN_F;
 }
 
-// Found sinks of the part's far rows are marked: they are listed in any case; one thread a sink.
-template <int NT> static __device__ __forceinline__ void mark_found(const choose_params &p, const part &x, uint32_t *bits, choose_space<NT> &s)
+// Far rows read in any case: those of the part are marked, since they are listed; how many are in each is known to all where they
+// count as near, and are passed over. One thread a row: the last warps, since the first have the queries.
+template <int NT> static __device__ __forceinline__ void mark_always(const choose_params &p, const part &x, uint32_t *bits, choose_space<NT> &s)
 {
-    const int i = threadIdx.x;
-    if (!p.a.found || i >= SR_SINKS_MOST || i >= p.a.found[x.u].n) return;
-    const int32_t row = p.a.found[x.u].rows[i], at = row - x.page0 * SR_PAGE_ROWS;
-    if (row < max(x.first, x.page0 * SR_PAGE_ROWS) || row >= min(x.end, x.page1 * SR_PAGE_ROWS)) return;
-    s.found_at[i] = at, s.found[i] = x.index << 16 | NO_BIN;
+    const int i = CHOOSE_THREADS - 1 - (int)threadIdx.x;
+    const int32_t *always = always_of(p, x.u);
+    if (!always || i >= most_always(p)) return;
+    const int32_t n = always[0], row = always[1 + i], first = x.first / SR_PAGE_ROWS, pages = (x.end + SR_PAGE_ROWS - 1) / SR_PAGE_ROWS - first;
+    if (i >= n || row < x.first || row >= x.end) return;
+    const int page = row / SR_PAGE_ROWS, at = row - x.page0 * SR_PAGE_ROWS;
+    if (hides_always(p)) atomicAdd(&s.hidden_in[((uint32_t)(page - first + 1) * gridDim.x - 1) / (uint32_t)pages], 1); // as part_of deals them
+    if (page < x.page0 || page >= x.page1) return;
     atomicOr(&bits[at / 32], 1u << at % 32);
-    if (!p.a.look || p.a.keep) return; // those that count as near are passed over
-    const int page = x.page0 + at / SR_PAGE_ROWS;
+    if (!hides_always(p)) {
+        s.found_at[i] = at, s.found[i] = x.index << 16 | NO_BIN;
+        return;
+    }
     atomicOr(&s.hidden[page / 32 % 2], 1u << page % 32);
     if (p.a.counters) atomicAdd((unsigned long long *)&p.a.counters[x.u].again_rows, 1ull);
 }
@@ -193,7 +199,7 @@ template <int NT> static __device__ __forceinline__ void share_bins(const part &
         const unsigned long long two = ((const unsigned long long *)s.sums)[i];
         if (two) atomicAdd((unsigned long long *)ex->sums + i, two);
     }
-    if (b < 16 && s.found[b] >= 0) ex->found[b] = s.found[b];
+    if (b < SR_ALWAYS_ROWS && s.found[b] >= 0) ex->found[b] = s.found[b];
     __syncthreads();
     if (b == 0) {
         unsigned arrived;
@@ -279,10 +285,16 @@ template <int NT> static __device__ __forceinline__ int4 rows_of_part(const choo
         all.w = p.a.look ? (int)upto[CHOOSE_BINS - 1] - all.y : 0;
     }
     all.x = all.y;
-    if (!p.a.found) return all;
-    const int32_t found = lane >= 16 ? -1 : n > 1 ? *(const volatile int32_t *)&ex->found[lane] : s.found[lane];
-    for (unsigned more = __ballot_sync(~0u, found >= 0 && (found & 0xffff) >= c.end); more; more &= more - 1) // no bin that is chosen has it
-        all.x += __shfl_sync(~0u, found, __ffs(more) - 1) >> 16 == lane;
+    if (hides_always(p)) {
+        all.x += lane < n ? s.hidden_in[lane] : 0;
+        return all;
+    }
+#pragma unroll 1
+    for (int i = lane; i - lane < (p.a.always || p.a.found ? most_always(p) : 0); i += WARP) {
+        const int32_t found = i >= SR_ALWAYS_ROWS ? -1 : n > 1 ? *(const volatile int32_t *)&ex->found[i] : s.found[i];
+        for (unsigned more = __ballot_sync(~0u, found >= 0 && (found & 0xffff) >= c.end); more; more &= more - 1) // no bin that is chosen has it
+            all.x += __shfl_sync(~0u, found, __ffs(more) - 1) >> 16 == lane;
+    }
     return all;
 }
 
@@ -363,7 +375,8 @@ static __device__ __forceinline__ void clear(float2 step, choose_space<NT> &s, c
     for (int n = 0; n < NT; n++) ((uint4 *)s.sums)[n * CHOOSE_THREADS + i] = make_uint4(0, 0, 0, 0);
     s.rows[i] = 0;
     if (i < 256) s.step[i] = step.x, s.lambda[i] = step.y;
-    if (i < 16) s.found[i] = s.found_at[i] = -1;
+    if (i < SR_ALWAYS_ROWS) s.found[i] = s.found_at[i] = -1;
+    if (i < CHOOSE_PARTS) s.hidden_in[i] = 0;
     if (i < NT) s.share[i] = make_float4(0, 0, 0, 0);
     if (i == 0) s.all = !(x.eps > 0), s.none = 1, s.ends[0] = s.ends[1] = 0, s.hidden[0] = s.hidden[1] = 0;
 }
@@ -379,7 +392,8 @@ static __device__ __forceinline__ void count_rows(const choose_params &p, const 
 // Whether nothing far is listed, nor counted.
 template <int NT> static __device__ __forceinline__ bool is_plain(const choose_params &p, const part &x, const choose_space<NT> &s)
 {
-    return s.none && !p.a.keep && !(p.a.found && p.a.found[x.u].n > 0);
+    const int32_t *always = always_of(p, x.u);
+    return s.none && !p.a.keep && !(always && *always > 0);
 }
 
 template <int BITS, int NT, int PAGES> __global__ void __maxnreg__(NT == 1 ? 96 : 128) choose_kernel_for(const __grid_constant__ choose_params p)
@@ -411,7 +425,7 @@ template <int BITS, int NT, int PAGES> __global__ void __maxnreg__(NT == 1 ? 96 
     for (int i = threadIdx.x; i < n_pages * (SR_PAGE_ROWS / 32); i += CHOOSE_THREADS) bits[i] = 0;
     __syncthreads();
     read_query<NT>(p, x.u, s);
-    mark_found(p, x, bits, s);
+    mark_always(p, x, bits, s);
     pages.fill(filled, pages.n);
     __syncthreads();
     const float cut = cut_of(x.eps, x.end - x.first);
@@ -444,7 +458,7 @@ template <int BITS, int NT, int PAGES> __global__ void __maxnreg__(NT == 1 ? 96 
             const int before = w * (n_pages / CHOOSE_WARPS) + min(w, n_pages % CHOOSE_WARPS); // pages of the warps before
             if (again < pages.n) mine.codes = p.w.codes + (size_t)x.u * p.w.max_len + (size_t)(x.page0 + before) * SR_PAGE_ROWS;
         }
-        bin_survivors(rule, x, s, bits, kept, mine);
+        bin_survivors(rule, x, s, bits, kept, mine, p.a.notes && x.eps < 1 && !p.a.keep ? weighty_of(p, x.u) : NULL);
         if (k == pages.n && (again == k || !is_first)) break;
         kept.begin(shared_of(stacks), p.levels);
         if (!is_first) continue;

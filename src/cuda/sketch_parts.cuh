@@ -30,7 +30,7 @@ struct choose_exchange {
     unsigned long long totals[CHOOSE_PARTS][16]; // of the parts' far rows, sum and maximum; NOT_YET
     uint32_t sums[16 * CHOOSE_BINS];             // by head, fixed-point shares of all rows by bin
     uint32_t rows[CHOOSE_PARTS][CHOOSE_BINS];    // rows of a part in the bins up to each
-    int32_t found[16];                           // found sinks: part * 65536 + bin, or -1
+    int32_t found[SR_ALWAYS_ROWS];               // rows listed in any case: part * 65536 + bin, or -1
     unsigned arrived, unused[15];
 };
 
@@ -42,6 +42,12 @@ struct choose_rest {
     int32_t n;                        // rows in the bins from `end` on; they follow those of the list, as rest_of makes them
     int32_t n_more;                   // of these, rows that the look has read so far
 };
+
+// Rows that are chosen and may have a share that is worth noting: by the estimate WEIGHTY of some head or more. No more than 20 of
+// each head; where there were more than have room, none is noted.
+constexpr int WEIGHTY_ROWS = 256 - SR_TRAIL_ROWS;
+constexpr float LOG_WEIGHTY = -4.321928f; // of .05, base 2
+struct weighty_rows { int32_t n, rows[WEIGHTY_ROWS]; };
 
 constexpr int32_t MAX_REST_ROWS = (1 << 23) - 1; // of a unit; -1 is none of them
 static __device__ __forceinline__ int32_t rest_of(int32_t row, int bin) { return (int32_t)((uint32_t)row << 9 | (uint32_t)bin); }
@@ -95,6 +101,18 @@ static __device__ __forceinline__ bool is_routed(const choose_params &p, int u, 
 static __device__ __forceinline__ choose_query *query_of(const choose_params &p, int u) { return (choose_query *)p.w.queries + u; }
 static __device__ __forceinline__ choose_exchange *exchange_of(const choose_params &p, int u) { return (choose_exchange *)p.w.exchange + u; }
 static __device__ __forceinline__ choose_rest *rest_of_unit(const choose_params &p, int u) { return (choose_rest *)p.w.rests + u; }
+static __device__ __forceinline__ weighty_rows *weighty_of(const choose_params &p, int u) { return (weighty_rows *)p.w.weighty + u; }
+
+// What a unit reads in any case: how many rows, then the rows, rising; room for `most`. NULL: none.
+static_assert(offsetof(found_sinks, rows) == sizeof(int32_t) && offsetof(always_rows, rows) == sizeof(int32_t), "rows follow their number");
+static __device__ __forceinline__ const int32_t *always_of(const choose_params &p, int u)
+{
+    if (p.a.always) return (const int32_t *)(p.a.always + u);
+    return p.a.found ? (const int32_t *)(p.a.found + u) : NULL;
+}
+static __device__ __forceinline__ int most_always(const choose_params &p) { return p.a.always ? (int)SR_ALWAYS_ROWS : (int)SR_SINKS_MOST; }
+// Whether those count as near; else they are listed like others.
+static __device__ __forceinline__ bool hides_always(const choose_params &p) { return p.a.look && !p.a.keep; }
 __host__ __device__ constexpr int heads_room(int group) { return group <= 4 ? 4 : group <= 8 ? 8 : 16; } // of the sums
 
 // ---- over a warp ----

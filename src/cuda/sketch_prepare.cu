@@ -13,31 +13,39 @@ struct near_rows {
     static constexpr int STRIDE = CHOOSE_PARTS * NEAR_WARPS;
     const choose_params &p;
     int32_t u, len, n_near, n, at, i, next; // `next` is the row that is loaded next, the i-th of those with a known page
-    int32_t found;                          // less n_near: the first far one of the found sinks, which count as near where a second look follows
+    int32_t found;                          // less n_near: the first far one of those read in any case, which count as near where a second look follows
     uint64_t lane_page;
     row_of_warp k[3];
 
     __device__ __forceinline__ int32_t row_at(int32_t j) const
     {
-        if (j >= n_near) return __ldcg(p.a.found[u].rows + found + j);
+        if (j >= n_near) return __ldcg(always_of(p, u) + 1 + found + j);
         return j < p.a.n_sinks ? j : len - p.a.window + j - p.a.n_sinks;
     }
 
     __device__ __forceinline__ near_rows(const choose_params &p_, int u_, int32_t len_)
         : p(p_), u(u_), len(len_), n_near(min(p_.a.n_sinks + p_.a.window, len_)), n(n_near), at((int)blockIdx.x + CHOOSE_PARTS * ((int)threadIdx.x / WARP)), i(WARP), next(at)
     {
-        if (p.a.look && p.a.found && !p.a.keep) add_found(p.a.found[u]);
+        const int32_t *always = always_of(p, u);
+        if (always && hides_always(p)) add_found(always);
         if (at >= STRIDE) n = 0; // the warp that encodes
 #pragma unroll
         for (int j = 0; j < 3; j++) load(k[j]);
     }
     // Of rising rows; the kernel before may add one, which is near.
-    __device__ __forceinline__ void add_found(const struct found_sinks &f)
+    __device__ __forceinline__ void add_found(const int32_t *always)
     {
-        const int lane = threadIdx.x % WARP;
-        const int32_t row = lane < SR_SINKS_MOST ? __ldcg(f.rows + lane) : 0;
-        const bool is_there = lane < SR_SINKS_MOST && lane < __ldcg(&f.n);
-        const int before = __popc(__ballot_sync(~0u, is_there && row < p.a.n_sinks)), upto = __popc(__ballot_sync(~0u, is_there && row < len - p.a.window));
+        constexpr int ROUNDS = (SR_ALWAYS_ROWS + WARP - 1) / WARP;
+        const int lane = threadIdx.x % WARP, most = most_always(p);
+        int32_t row[ROUNDS], before = 0, upto = 0;
+#pragma unroll
+        for (int i = 0; i < ROUNDS; i++) row[i] = lane + i * WARP < most ? __ldcg(always + 1 + lane + i * WARP) : 0;
+        const int32_t n_always = min(__ldcg(always), most);
+#pragma unroll
+        for (int i = 0; i < ROUNDS; i++) {
+            const bool is_there = lane + i * WARP < n_always;
+            before += __popc(__ballot_sync(~0u, is_there && row[i] < p.a.n_sinks)), upto += __popc(__ballot_sync(~0u, is_there && row[i] < len - p.a.window));
+        }
         found = before - n_near;
         n += max(upto - before, 0);
     }
@@ -86,7 +94,7 @@ static __device__ __forceinline__ void clear_exchange(const choose_params &p, in
     const int words = CHOOSE_BINS * heads_room(p.group) / 4, i = blockIdx.x * PREPARE_WARPS * WARP + threadIdx.x;
     if (i < words) ((uint4 *)x->sums)[i] = make_uint4(0, 0, 0, 0);
     if (i < CHOOSE_PARTS * 16) x->totals[i / 16][i % 16] = NOT_YET;
-    if (i < 16) x->found[i] = -1;
+    if (i < SR_ALWAYS_ROWS) x->found[i] = -1;
     if (i == 0) x->arrived = 0;
 }
 
@@ -188,6 +196,7 @@ __global__ void __launch_bounds__(PREPARE_THREADS, 4) prepare_kernel(const __gri
     if (encodes) codes.write(p, u);
     load_queries(p, u, q);
     if ((int)gridDim.y <= p.w.n_exchanges) clear_exchange(p, u);
+    if (p.a.notes && blockIdx.x == 0 && threadIdx.x == 0) weighty_of(p, u)->n = 0;
     __syncthreads();
     project(p, basis, j0, row, q, query_of(p, u));
     const float2 ml = near.attend(q);

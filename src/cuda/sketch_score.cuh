@@ -31,7 +31,8 @@ template <int NT> struct choose_space {
     int32_t warp_rows[CHOOSE_WARPS], all, none, ends[2];
     uint32_t hidden[2];                         // by page number modulo 64: pages that may have rows to pass over
     int32_t warp_rest[CHOOSE_WARPS];
-    int32_t found_at[16], found[16];            // found sinks of the part: their places among its rows, or -1; part and bin, or -1
+    int32_t hidden_in[CHOOSE_PARTS];            // rows that are read in any case and count as near, by part; where they do not:
+    int32_t found_at[SR_ALWAYS_ROWS], found[SR_ALWAYS_ROWS]; // the places of the part's among its rows, or -1; part and bin, or -1
 };
 
 // ---- a part of a unit ----
@@ -185,7 +186,7 @@ template <int BITS, int NT, int PAGES> struct scorer {
     }
 };
 
-// Found sinks that count as near: their bits, and in which pages they may be, by number modulo 64.
+// Rows read in any case that count as near: their bits, and in which pages they may be, by number modulo 64.
 struct hidden_rows {
     uint64_t pages;
     const uint32_t *bits; // of the part

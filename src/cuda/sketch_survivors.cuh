@@ -104,7 +104,8 @@ struct binned { uint32_t *codes; int32_t n; };
 
 // Puts the warp's survivors into bins, 32 at a time: four levels. Afterwards the stacks are empty.
 template <int NT>
-static __device__ __forceinline__ void bin_survivors(const bin_rule &rule, const part &x, choose_space<NT> &s, const uint32_t *bits, survivors<NT> &from, binned &to)
+static __device__ __forceinline__ void bin_survivors(const bin_rule &rule, const part &x, choose_space<NT> &s, const uint32_t *bits, survivors<NT> &from, binned &to,
+                                                     weighty_rows *weighty)
 {
     const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, g = lane % 8;
     __syncwarp();
@@ -133,8 +134,12 @@ static __device__ __forceinline__ void bin_survivors(const bin_rule &rule, const
         if (rule.keep >= 0) bin = at % CHOOSE_BINS; // whatever they are, not all in one
         if (is_in && bits[at / 32] >> at % 32 & 1u)
 #pragma unroll 1
-            for (int i = 0; i < 16; i++)
+            for (int i = 0; i < SR_ALWAYS_ROWS; i++)
                 if (s.found_at[i] == at) s.found[i] = x.index << 16 | bin;
+        if (weighty && is_in && score >= LOG_WEIGHTY) {
+            const int i = atomicAdd(&weighty->n, 1);
+            if (i < WEIGHTY_ROWS) weighty->rows[i] = x.page0 * SR_PAGE_ROWS + at;
+        }
         const unsigned some = __ballot_sync(~0u, is_in);
         __syncwarp(); // all have read where codes go
         if (is_in) {

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention/trail.h"
 #include "formats/quant.h"
 #include "backend/device_attn.h"
 
@@ -82,7 +83,7 @@ static void unit_of(const struct device_cache *c, int32_t layer, int32_t g, cons
     u->a = (struct attn_unit){.q = u->q, .k = {u->k, 1.0f}, .v = {u->v, 1.0f}, .y = {u->y, 1.0f}, .kv_len = *c->kv_len};
 }
 
-static void note_row(struct found_sinks *f, int32_t row, float k, float v)
+static void note_sink(struct found_sinks *f, int32_t row, float k, float v)
 {
     while (f->n > 0 && (row < SR_SINKS_REFERENCE || f->rows[f->n - 1] >= row)) f->n--;
     if (row >= SR_SINKS_REFERENCE) {
@@ -121,7 +122,7 @@ static void append(struct backend *b, const struct device_rows_args *a)
             .shape = &a->cache->shape, .k = u.a.k, .v = u.a.v, .k_src = a->k + g * d, .v_src = a->v + g * d, .stride = stride,
             .pos0 = *a->cache->kv_len - a->n, .n = a->n}, 1);
         for (int32_t t = 0; t < a->n; t++)
-            note_row(&a->cache->found[a->layer * n_kv + g], *a->cache->kv_len - a->n + t, norm(a->k + t * stride + g * d, d),
+            note_sink(&a->cache->found[a->layer * n_kv + g], *a->cache->kv_len - a->n + t, norm(a->k + t * stride + g * d, d),
                      norm(a->v + t * stride + g * d, d));
     }
 }
@@ -207,8 +208,8 @@ struct work {
     int32_t g, len;
     enum device_kind kind;
     int32_t *list, n_list, n_chosen;
-    const int32_t *found; /* sinks among the far rows */
-    int32_t n_found;
+    const int32_t *found; /* far rows read in any case */
+    int32_t n_found, top[SR_SKETCH_TOP], n_top;
     float unread[MAX_HEADS], far_share[MAX_HEADS], near_m[MAX_HEADS], near_l[MAX_HEADS];
     float o[MAX_HEADS * MAX_DIM], m[MAX_HEADS], l[MAX_HEADS], dense_o[MAX_HEADS * MAX_DIM], dense_m[MAX_HEADS], dense_l[MAX_HEADS];
     float *out;
@@ -242,18 +243,22 @@ static void choose(struct work *w, struct choice *x, float eps, int32_t **list, 
         .shape = w->shape, .sketch = &w->a->cache->sketch, .units = &w->u.a, .basis = &w->a->basis[w->g], .mask = &x->mask, .n_units = 1,
         .n_sinks = w->a->route->n_sinks, .window = w->a->route->window, .eps = &x->eps, .near_state = {NULL, w->near_m, w->near_l},
         .list = list, .n_list = n_list, .unread = unread, .far_share = w->far_share, .touched = touched,
-        .found = w->a->route->looks ? &w->found : NULL, .n_found = &w->n_found};
+        .found = w->a->route->looks ? &w->found : NULL, .n_found = &w->n_found,
+        .top = w->a->route->trail ? w->top : NULL, .n_top = &w->n_top};
     w->cpu->ops->sketch_choose(w->cpu, &x->a);
 }
 
-static void find_sinks(struct work *w)
+static int32_t unit_number(const struct work *w) { return w->a->layer * w->a->cache->n_kv_heads + w->g; }
+
+static void find_rows(struct work *w)
 {
-    const struct found_sinks *f = &w->a->cache->found[w->a->layer * w->a->cache->n_kv_heads + w->g];
-    const int32_t end = w->len - w->a->route->window;
+    const struct found_sinks *f = &w->a->cache->found[unit_number(w)];
+    const struct always_rows *always = w->a->route->trail ? &w->a->route->trail->always[unit_number(w)] : NULL;
+    const int32_t end = w->len - w->a->route->window, n = always ? always->n : f->n, *rows = always ? always->rows : f->rows;
     int32_t first = 0, last;
-    while (first < f->n && f->rows[first] < w->a->route->n_sinks) first++;
-    for (last = first; last < f->n && f->rows[last] < end;) last++;
-    w->found = f->rows + first;
+    while (first < n && rows[first] < w->a->route->n_sinks) first++;
+    for (last = first; last < n && rows[last] < end;) last++;
+    w->found = rows + first;
     w->n_found = last - first;
 }
 
@@ -289,6 +294,72 @@ static void look_again(struct work *w, const struct choice *x, struct device_cou
     if (n_more > 0) w->kind = KIND_NEAR_LIST;
 }
 
+/* ---- the trail ---- */
+
+/* What the step before noted, as the CPU's trail would have it. */
+static int32_t left_before(const struct device_trail *t, int32_t len, const struct device_route *r, int32_t *rows)
+{
+    const int32_t half = (len - 1) % 2, *noted = t->words + SR_TRAIL_ROWS_AT(t->max_len, half);
+    const float *shares = (const float *)(const void *)(t->words + SR_TRAIL_SHARES_AT(t->max_len, half));
+    struct trail step = {0};
+    sr_trail_step(&step, len - 1);
+    for (int32_t i = 0; t->words[SR_TRAIL_STEPS + half] == len - 1 && i < t->words[SR_TRAIL_COUNTS + half]; i++)
+        sr_trail_note(&step, noted[i], shares[noted[i]]);
+    sr_trail_step(&step, len);
+    return sr_trail_get(&step, r->n_sinks, len - r->window, rows);
+}
+
+static void follow(const struct device_step_args *a)
+{
+    const struct device_trail *t = a->route->trail;
+    const int32_t len = *a->cache->kv_len, half = len % 2;
+    int32_t rows[SR_TRAIL_ROWS];
+    const int32_t n = left_before(t, len, a->route, rows);
+    for (int32_t u = 0; u < t->n_units; u++) {
+        const struct found_sinks *f = &a->cache->found[u];
+        struct always_rows *to = &t->always[u];
+        to->n = to->n_trail = 0;
+        for (int32_t i = 0, j = 0; i < n || j < f->n;) {
+            const int is_sink = j < f->n && (i == n || f->rows[j] <= rows[i]);
+            if (is_sink && i < n && rows[i] == f->rows[j]) i++;
+            if (!is_sink) to->trail[to->n_trail++] = rows[i];
+            to->rows[to->n++] = is_sink ? f->rows[j++] : rows[i++];
+        }
+    }
+    for (int32_t i = 0; i < t->words[SR_TRAIL_COUNTS + half]; i++) {
+        const int32_t row = t->words[SR_TRAIL_ROWS_AT(t->max_len, half) + (size_t)i];
+        t->words[SR_TRAIL_SHARES_AT(t->max_len, half) + (size_t)row] = 0;
+    }
+    t->words[SR_TRAIL_COUNTS + half] = 0;
+    t->words[SR_TRAIL_STEPS + half] = len;
+}
+
+static void note_row(const struct work *w, int32_t row)
+{
+    const struct device_trail *t = w->a->route->trail;
+    const int32_t half = w->len % 2, d = w->shape->head_dim;
+    float *shares = (float *)(void *)(t->words + SR_TRAIL_SHARES_AT(t->max_len, half)), k[MAX_DIM], most = 0;
+    sr_dequantize_row(w->shape->k_type, (const uint8_t *)w->u.k[row / SR_CHUNK_ROWS] + (size_t)(row % SR_CHUNK_ROWS) * w->shape->k_row_bytes, k, d);
+    for (int32_t h = 0; h < w->shape->group; h++) {
+        float logit = 0;
+        for (int32_t i = 0; i < d; i++) logit += w->u.q[h * d + i] * k[i];
+        most = fmaxf(most, expf(logit - w->m[h]) / w->l[h]);
+    }
+    if (!(most >= SR_TRAIL_SHARE)) return;
+    most = most < 1 ? most : 1;
+    if (shares[row] == 0) t->words[SR_TRAIL_ROWS_AT(t->max_len, half) + (size_t)t->words[SR_TRAIL_COUNTS + half]++] = row;
+    shares[row] = fmaxf(shares[row], most);
+}
+
+static void note_rows(const struct work *w)
+{
+    const struct always_rows *always = &w->a->route->trail->always[unit_number(w)];
+    for (int32_t i = 0; i < always->n_trail; i++) note_row(w, always->trail[i]);
+    for (int32_t i = 0; i < w->n_top; i++) note_row(w, w->top[i]);
+}
+
+/* ---- a step of one unit, by the rule ---- */
+
 static void step_mass(struct work *w, struct device_counters *c)
 {
     const int is_whole = w->a->trust[w->g] == TRUST_WHOLE, looks = w->a->route->looks;
@@ -297,7 +368,7 @@ static void step_mass(struct work *w, struct device_counters *c)
     w->kind = is_whole ? KIND_ALL : KIND_NEAR;
     count(c, attend(w, is_whole ? ATTN_ALL : ATTN_NEAR, (struct attn_state){w->o, w->m, w->l}, 0));
     if (is_whole) return;
-    find_sinks(w);
+    find_rows(w);
     if (looks) read_rows(w, w->found, w->n_found, c);
     memcpy(w->near_m, w->m, sizeof w->near_m);
     memcpy(w->near_l, w->l, sizeof w->near_l);
@@ -308,6 +379,7 @@ static void step_mass(struct work *w, struct device_counters *c)
     if (w->n_list > 0) w->kind = KIND_NEAR_LIST;
     read_rows(w, w->list, w->n_list, c);
     if (looks) look_again(w, &x, c);
+    if (w->a->route->trail) note_rows(w);
 }
 
 static double tau_of(const struct device_route *r, int32_t len)
@@ -469,6 +541,7 @@ static void step(struct backend *b, const struct device_step_args *a)
     if (a->route->rule == RULE_MASS)
         encode(b, &(struct device_encode_args){.cache = cache, .basis = a->basis, .counters = a->counters, .layer = a->layer,
                                                .n_sinks = a->route->n_sinks, .window = a->route->window, .n_last = 1});
+    if (a->layer == 0 && a->route->rule == RULE_MASS && a->route->trail) follow(a);
     for (int32_t g = 0; g < cache->n_kv_heads; g++) {
         *w = (struct work){.cpu = cpu_of(b), .a = a, .shape = &cache->shape, .g = g, .len = *cache->kv_len, .list = list,
                            .out = a->out + (int64_t)g * cache->shape.group * cache->shape.head_dim};

@@ -29,7 +29,6 @@ static sr_route_options options(sr_route_mode mode)
     sr_route_options o = sr_route_options_default();
     o.mode = mode;
     o.rank = 16; /* each has a default of its own */
-    o.trail = 0; /* the CPU's alone */
     return o;
 }
 
