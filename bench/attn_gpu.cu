@@ -503,7 +503,7 @@ static void look(int len, float spread, float factor)
         t.n_sinks = 4, t.window = 256, t.out = p.out;
         if (looks > 0) t.state = state;
         TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &t, &err));
-        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, looks > 2 ? counters : NULL};
+        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, looks > 2 ? counters : NULL, NULL, 0, NULL, 0};
         if (looks > 1) TRY(sr_attn_cuda_look(&p.c, &p.cache[i % p.copies], &l, &err));
     };
     const int calls = std::max(p.copies, 8);

@@ -257,7 +257,7 @@ static void check_look(const shape &s, int rank, float eps, looked &seen, double
             array<float> out(heads * s.d, 0xff);
             array<attn_cuda_counters> counters(w.n_units);
             c.run(); // a look goes on from where the one before left off: once a choice
-            const attn_cuda_look a = {w.q.p, (float)w.scale(), c.de.p, c.kinds.p, c.list.p, c.n_list.p, s.len, c.unread.p, {o.p, m.p, l.p}, out.p, counters.p};
+            const attn_cuda_look a = {w.q.p, (float)w.scale(), c.de.p, c.kinds.p, c.list.p, c.n_list.p, s.len, c.unread.p, {o.p, m.p, l.p}, out.p, counters.p, NULL, 0, NULL, 0};
             TRY(sr_attn_cuda_look(&w.c, &w.cache, &a, &err));
             CHECK(cudaDeviceSynchronize());
             std::vector<float> got = out.get(), go = o.get(), gm = m.get(), gl = l.get(), un = c.unread.get();
