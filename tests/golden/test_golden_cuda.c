@@ -159,7 +159,6 @@ static void smollm2_mass(void **state)
     o.n_ctx = 4096;
     o.route.mode = SR_ROUTE_MASS;
     o.route.rank = 16; /* a GPU has d / 4 by default */
-    o.route.trail = 0; /* a GPU has none */
     o.route.audit = 0.2f;
     const sr_route_stats s = model_case("mass", &o, 2200, 2260, 2e-3);
     assert_true(s.units_near + s.units_list > 0 && s.sketch_rows > 0 && s.audits > 0);
@@ -184,7 +183,6 @@ static void qwen(void **state)
     model_part("qwen, dense, 8 layers on the GPU", &o, 8, 300, 320, 1e-3);
     o.route.mode = SR_ROUTE_MASS;
     o.route.rank = 16; /* a GPU has d / 4 by default */
-    o.route.trail = 0;
     o.route.audit = 0.2f;
     model_case("qwen, mass", &o, 2200, 2240, 2e-3);
 }
