@@ -491,11 +491,19 @@ static void look(int len, float spread, float factor)
         const attn_cuda_encode e = {{rank, 4, bases}, 4, 256, INT32_MAX, NULL};
         TRY(sr_attn_cuda_encode(&p.c, &p.cache[i], &e, &err));
     }
-    int looks = 0;
+    std::vector<int32_t> words(SR_TRAIL_WORDS(len), 0); // 16 rows were noted
+    words[(len - 1) % 2] = len - 1, words[SR_TRAIL_COUNTS + (len - 1) % 2] = SR_TRAIL_NOTED;
+    for (int i = 0; i < SR_TRAIL_NOTED; i++) words[SR_TRAIL_ROWS_AT(len, (len - 1) % 2) + i] = (i + 1) * (len / 18);
+    int32_t *trail = p.keep(upload(words));
+    always_rows *always = p.keep(device<always_rows>(n));
+    const attn_cuda_follow f = {trail, len, p.cache[0].kv_len, p.keep(device<found_sinks>(n)), always, n, 4, 256};
+    TRY(sr_attn_cuda_follow(&p.c, &f, &err));
+    int looks = 0; // 3: with a trail, 4: rows are counted
     const auto step = [&](int i) {
         attn_cuda_choose a = {};
         a.sketch = attn_cuda_sketch{rank, 4, bases};
         a.q = p.q, a.scale = p.scale(), a.n_sinks = 4, a.window = 256, a.min_len = 2048, a.eps = eps, a.encodes = 1, a.look = looks > 0;
+        a.always = looks == 3 ? always : NULL, a.notes = looks == 3;
         a.kinds = kinds, a.list = list, a.n_list = n_list, a.list_stride = len;
         TRY(sr_attn_cuda_choose(&p.c, &p.cache[i % p.copies], &a, &err));
         attn_cuda_attend t = {};
@@ -503,12 +511,12 @@ static void look(int len, float spread, float factor)
         t.n_sinks = 4, t.window = 256, t.out = p.out;
         if (looks > 0) t.state = state;
         TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &t, &err));
-        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, looks > 2 ? counters : NULL, NULL, 0, NULL, 0};
+        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, looks > 3 ? counters : NULL, looks == 3 ? trail : NULL, len, always, 0};
         if (looks > 1) TRY(sr_attn_cuda_look(&p.c, &p.cache[i % p.copies], &l, &err));
     };
     const int calls = std::max(p.copies, 8);
-    float us[3];
-    for (looks = 0; looks < 3; looks++) us[looks] = graph_us(step, calls);
+    float us[4];
+    for (looks = 0; looks < 4; looks++) us[looks] = graph_us(step, calls);
     step(0);
     std::vector<int32_t> counts(n);
     std::vector<attn_cuda_counters> more(n);
@@ -518,8 +526,8 @@ static void look(int len, float spread, float factor)
     int rows = 0, added = 0, units = 0;
     for (int c : counts) rows += c;
     for (const auto &c : more) added += (int)c.k_rows, units += c.k_rows > 0;
-    printf("look %8d: %6d rows listed, %6d added in %d of %d units; choice and attention %.2f us, with state and rest %.2f us, with the look %.2f us\n", len, rows,
-           added, units, n, us[0], us[1], us[2]);
+    printf("look %8d: %6d rows listed, %6d added in %d of %d units; choice and attention %.2f us, with state and rest %.2f us, with the look %.2f us, with a trail of 64 rows %.2f us\n", len,
+           rows, added, units, n, us[0], us[1], us[2], us[3]);
     fflush(stdout);
 }
 

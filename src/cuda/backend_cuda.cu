@@ -247,6 +247,7 @@ static const struct backend_ops cuda_ops = {
     .kv_append = NULL,
     .attn_prefill = NULL,
     .attn_rows = NULL,
+    .attn_logits = NULL,
     .attn_finish = NULL,
     .attn_cosine = NULL,
     .sketch_encode = NULL,
