@@ -218,7 +218,7 @@ const struct flag sr_flag_table[] = {
     {"--route-look", "on|off", FLAG_CHOICE, TALK | MEASURE, AT(look), 0, 0, 0, NULL,
      "mass: read on where the keys chosen show that the estimate was too low (default on)"},
     {"--route-trail", "on|off", FLAG_CHOICE, TALK | MEASURE, AT(trail), 0, 0, 0, NULL,
-     "mass, on the CPU: read in every layer what some head looked at a step before (default on)"},
+     "mass: read in every layer what some head looked at a step before (default on)"},
     {"--route-window", "N", FLAG_INT, TALK | MEASURE, AT(window), 1, 65536, 0, NULL,
      "last tokens always read (default 256)"},
     {"--route-sinks", "N", FLAG_INT, TALK | MEASURE, AT(sinks), 0, 1024, 0, NULL,

@@ -55,8 +55,7 @@ typedef struct sr_route_options {
     int breaker;     /* mass: a (layer, KV group) whose audits fail is read whole for a while; default 1 */
     int look;        /* mass: once the chosen keys are read, read further ones where the estimate was too low for them;
                         default 1 */
-    int trail;       /* mass, on the CPU: read in every layer what some head had a large share in at the step before;
-                        default 1 */
+    int trail;       /* mass: read in every layer what some head had a large share in at the step before; default 1 */
     uint64_t seed;   /* of the choice of audits; default 0 */
     float keep;      /* mass, to measure with random weights: this share of the far keys, drawn at random, instead of a
                         choice, [0, 1]; default 0, off */
