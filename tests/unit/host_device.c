@@ -326,10 +326,7 @@ static void follow(const struct device_step_args *a)
             to->rows[to->n++] = is_sink ? f->rows[j++] : rows[i++];
         }
     }
-    for (int32_t i = 0; i < t->words[SR_TRAIL_COUNTS + half]; i++) {
-        const int32_t row = t->words[SR_TRAIL_ROWS_AT(t->max_len, half) + (size_t)i];
-        t->words[SR_TRAIL_SHARES_AT(t->max_len, half) + (size_t)row] = 0;
-    }
+    memset(t->words + SR_TRAIL_SHARES_AT(t->max_len, half), 0, (size_t)t->max_len * sizeof *t->words);
     t->words[SR_TRAIL_COUNTS + half] = 0;
     t->words[SR_TRAIL_STEPS + half] = len;
 }
@@ -337,14 +334,10 @@ static void follow(const struct device_step_args *a)
 static void note_row(const struct work *w, int32_t row)
 {
     const struct device_trail *t = w->a->route->trail;
-    const int32_t half = w->len % 2, d = w->shape->head_dim;
-    float *shares = (float *)(void *)(t->words + SR_TRAIL_SHARES_AT(t->max_len, half)), k[MAX_DIM], most = 0;
-    sr_dequantize_row(w->shape->k_type, (const uint8_t *)w->u.k[row / SR_CHUNK_ROWS] + (size_t)(row % SR_CHUNK_ROWS) * w->shape->k_row_bytes, k, d);
-    for (int32_t h = 0; h < w->shape->group; h++) {
-        float logit = 0;
-        for (int32_t i = 0; i < d; i++) logit += w->u.q[h * d + i] * k[i];
-        most = fmaxf(most, expf(logit - w->m[h]) / w->l[h]);
-    }
+    const int32_t half = w->len % 2;
+    float *shares = (float *)(void *)(t->words + SR_TRAIL_SHARES_AT(t->max_len, half)), logits[MAX_HEADS], most = 0;
+    w->cpu->ops->attn_logits(w->cpu, &(struct attn_logits_args){.shape = w->shape, .unit = &w->u.a, .rows = &row, .n = 1, .logits = logits});
+    for (int32_t h = 0; h < w->shape->group; h++) most = fmaxf(most, expf(logits[h] - w->m[h]) / w->l[h]);
     if (!(most >= SR_TRAIL_SHARE)) return;
     most = most < 1 ? most : 1;
     if (shares[row] == 0) t->words[SR_TRAIL_ROWS_AT(t->max_len, half) + (size_t)t->words[SR_TRAIL_COUNTS + half]++] = row;
