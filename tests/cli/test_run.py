@@ -285,7 +285,7 @@ def signals_keep_text_and_session():
 def signal_during_prefill():
     file, doc = path("prefill"), write("long", "All work and no play makes a dull day. " * 700)
     for seconds in (0.5, 1, 2, 4, 8, 16):  # until it comes in prefill, not while the model is loaded
-        p = start("-f", doc, "-n", "1", "-ub", "64", "--session", file)
+        p = start("-f", doc, "-n", "1", "-ub", "64", "--session", file, "--device", "none")
         time.sleep(seconds)
         p.send_signal(signal.SIGINT)
         out, err = p.communicate(timeout=60)
@@ -297,7 +297,7 @@ def signal_during_prefill():
 
 @test
 def progress_where_it_takes_long():
-    p = start("-f", write("slow", "All work and no play makes a dull day. " * 700), "-n", "1", "-ub", "64")
+    p = start("-f", write("slow", "All work and no play makes a dull day. " * 700), "-n", "1", "-ub", "64", "--device", "none")
     time.sleep(0.5)
     p.send_signal(signal.SIGSTOP)
     time.sleep(5.2)  # a line comes after 5 seconds
