@@ -17,8 +17,7 @@ struct matmul_scratch {
     int32_t max_n;
     int64_t max_in;
     uint8_t *block;         /* one allocation, laid out by scratch_layout */
-    struct act_rows rows;   /* SR_MATVEC_TOKENS tokens of max_in */
-    struct acts acts;       /* the tokens of this region among them */
+    struct act_rows rows;   /* GEMM_MIN_TOKENS - 1 tokens of max_in */
     uint8_t *packed;        /* max_n tokens in blocks of SR_GEMM_TOKENS */
     uint8_t *threads;       /* sr_gemm_scratch_bytes(max_in) for each thread */
 };
@@ -27,7 +26,7 @@ static int32_t n_token_blocks(int32_t n) { return (n + SR_GEMM_TOKENS - 1) / SR_
 
 static void scratch_layout(struct matmul_scratch *s, struct arena *a, int n_threads)
 {
-    act_rows_layout(&s->rows, a, SR_MATVEC_TOKENS, s->max_in);
+    act_rows_layout(&s->rows, a, GEMM_MIN_TOKENS - 1, s->max_in);
     s->packed = sr_arena_take(a, (size_t)n_token_blocks(s->max_n), sr_gemm_block_bytes(s->max_in));
     s->threads = sr_arena_take(a, (size_t)n_threads, sr_gemm_scratch_bytes(s->max_in));
 }
@@ -70,7 +69,6 @@ struct region {
     struct backend_cpu *c;
     const struct matmul_args *a;
     int32_t block_rows[SR_MATMUL_MAX];
-    int32_t t0, n;                      /* tokens of this region */
     sr_gemm_pack_fn *pack;
     sr_gemm_fn *gemm;
 };
@@ -105,47 +103,46 @@ static const float *bias_at(const struct matmul_args *a, struct row_block r)
     return a->bias[r.product] ? a->bias[r.product] + r.row : NULL;
 }
 
-static float *output_at(const struct region *g, struct row_block r)
+static float *output_at(const struct region *g, struct row_block r, int32_t token)
 {
-    return g->a->y[r.product] + g->t0 * g->a->y_stride[r.product] + r.row;
+    return g->a->y[r.product] + token * g->a->y_stride[r.product] + r.row;
 }
 
 static const uint8_t *rows_at(const struct weight *w, int64_t row) { return (const uint8_t *)w->data + (size_t)row * w->row_bytes; }
 
 /* ---- few tokens ------------------------------------------------------------------------------------------------- */
 
+/* All tokens, as many at a time as a kernel takes: from the second time on the rows come from the core's caches. */
 static void matvec_task(void *ctx, int32_t task, int32_t thread)
 {
     const struct region *g = ctx;
+    const struct matmul_args *a = g->a;
     const struct row_block r = find_block(g, task);
-    const struct weight *w = g->a->w[r.product];
+    const struct weight *w = a->w[r.product];
     (void)thread;
-    sr_cpu_matvec_of(&g->c->k, w->dtype)(&(struct matvec_args){
-        .w = rows_at(w, r.row), .row_bytes = w->row_bytes, .n_rows = r.n_rows, .n_in = w->n_in,
-        .acts = &g->c->matmul->acts, .n = g->n, .bias = bias_at(g->a, r),
-        .y = output_at(g, r), .y_stride = g->a->y_stride[r.product]});
+    for (int32_t t = 0; t < a->n; t += SR_MATVEC_TOKENS) {
+        const struct acts acts = acts_of_rows(&g->c->matmul->rows, t, w->n_in, a->x + t * a->x_stride, a->x_stride);
+        sr_cpu_matvec_of(&g->c->k, w->dtype)(&(struct matvec_args){
+            .w = rows_at(w, r.row), .row_bytes = w->row_bytes, .n_rows = r.n_rows, .n_in = w->n_in,
+            .acts = &acts, .n = a->n - t < SR_MATVEC_TOKENS ? a->n - t : SR_MATVEC_TOKENS, .bias = bias_at(a, r),
+            .y = output_at(g, r, t), .y_stride = a->y_stride[r.product]});
+    }
 }
 
-static void quantize_inputs(struct region *g, int64_t n_in)
+static void quantize_inputs(const struct region *g)
 {
-    struct matmul_scratch *s = g->c->matmul;
     const struct matmul_args *a = g->a;
     int quantized = 0;
     for (int32_t i = 0; i < a->n_weights; i++) quantized |= !acts_are_float(a->w[i]->dtype);
-    s->acts = acts_of_rows(&s->rows, 0, n_in, a->x + g->t0 * a->x_stride, a->x_stride);
-    for (int32_t t = 0; quantized && t < g->n; t++) act_rows_fill(&s->rows, t, &g->c->k, s->acts.x + t * a->x_stride, n_in);
+    for (int32_t t = 0; quantized && t < a->n; t++)
+        act_rows_fill(&g->c->matmul->rows, t, &g->c->k, a->x + t * a->x_stride, a->w[0]->n_in);
 }
 
 static void matmul_few(struct region *g)
 {
-    const struct matmul_args *a = g->a;
-    for (int32_t i = 0; i < a->n_weights; i++) g->block_rows[i] = matvec_task_rows(a->w[i]->row_bytes);
-    const int32_t n_blocks = count_blocks(g);
-    for (g->t0 = 0; g->t0 < a->n; g->t0 += SR_MATVEC_TOKENS) {
-        g->n = a->n - g->t0 < SR_MATVEC_TOKENS ? a->n - g->t0 : SR_MATVEC_TOKENS;
-        quantize_inputs(g, a->w[0]->n_in);
-        sr_pool_run(g->c->pool, n_blocks, matvec_task, g);
-    }
+    for (int32_t i = 0; i < g->a->n_weights; i++) g->block_rows[i] = matvec_task_rows(g->a->w[i]->row_bytes);
+    quantize_inputs(g);
+    sr_pool_run(g->c->pool, count_blocks(g), matvec_task, g);
 }
 
 /* ---- many tokens ------------------------------------------------------------------------------------------------ */
@@ -154,7 +151,7 @@ static void pack_task(void *ctx, int32_t task, int32_t thread)
 {
     const struct region *g = ctx;
     const int64_t n_in = g->a->w[0]->n_in;
-    const int32_t t0 = task * SR_GEMM_TOKENS, left = g->n - t0;
+    const int32_t t0 = task * SR_GEMM_TOKENS, left = g->a->n - t0;
     (void)thread;
     g->pack(&(struct gemm_pack_args){
         .x = g->a->x + t0 * g->a->x_stride, .x_stride = g->a->x_stride, .n_in = n_in,
@@ -170,8 +167,8 @@ static void gemm_task(void *ctx, int32_t task, int32_t thread)
     struct matmul_scratch *s = g->c->matmul;
     g->gemm(&(struct gemm_args){
         .w = rows_at(w, r.row), .row_bytes = w->row_bytes, .dequant = sr_cpu_dequant_of(&g->c->k, w->dtype),
-        .n_in = w->n_in, .n_rows = (int32_t)r.n_rows, .n = g->n, .packed = s->packed, .bias = bias_at(g->a, r),
-        .y = output_at(g, r), .y_stride = g->a->y_stride[r.product],
+        .n_in = w->n_in, .n_rows = (int32_t)r.n_rows, .n = g->a->n, .packed = s->packed, .bias = bias_at(g->a, r),
+        .y = output_at(g, r, 0), .y_stride = g->a->y_stride[r.product],
         .scratch = s->threads + (size_t)thread * sr_gemm_scratch_bytes(s->max_in)});
 }
 
@@ -186,8 +183,7 @@ static void matmul_many(struct region *g)
     }
     g->pack = bf16 ? k->gemm_bf16_pack : k->gemm_pack;
     g->gemm = bf16 ? k->gemm_bf16 : k->gemm;
-    g->n = g->a->n;
-    sr_pool_run(g->c->pool, n_token_blocks(g->n), pack_task, g);
+    sr_pool_run(g->c->pool, n_token_blocks(g->a->n), pack_task, g);
     sr_pool_run(g->c->pool, count_blocks(g), gemm_task, g);
 }
 
