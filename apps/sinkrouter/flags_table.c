@@ -224,7 +224,7 @@ const struct flag sr_flag_table[] = {
     {"--route-sinks", "N", FLAG_INT, TALK | MEASURE, AT(sinks), 0, 1024, 0, NULL,
      "first tokens always read (default 4)"},
     {"--route-min", "N", FLAG_INT, TALK | MEASURE, AT(min_len), 0, INT_TOP, 0, NULL,
-     "shorter contexts are read whole (default 2048; run and chat on a GPU: 65536)"},
+     "shorter contexts are read whole (default 2048; run and chat where more than 4 heads share a key: 4096, on a GPU: 65536)"},
     {"--route-tau", "T", FLAG_REALS, TALK | CMD_BENCH, AT(tau), -1, 1, 1, NULL,
      "paper: cosine above which a group is skipped"},
     {"--route-tau", "T,..", FLAG_REALS, CMD_PERPLEXITY, AT(tau), -1, 1, 0, NULL,

@@ -303,8 +303,14 @@ static const char *chat_name(const struct sr_model *m)
     return m->chat ? sr_chat_template_name(m->chat) : "unknown";
 }
 
-/* On an H200 with the shape of Llama-3.1-8B mass is 1.00 to 1.09 times dense at 32,768 tokens, 1.3 to 1.8 at 131,072 (docs/speed-gpu.md). */
-static const int32_t gpu_route_min = 65536;
+/* On an H200 with the shape of Llama-3.1-8B mass is 1.00 to 1.09 times dense at 32,768 tokens, 1.3 to 1.8 at 131,072 (docs/speed-gpu.md).
+ * On a CPU it is ahead from 2,048 on, but where more than 4 heads share a key, dense has few rows to read (docs/routing.md). */
+static int32_t route_min_of(const struct sr_model *m)
+{
+    const int has_many = m->config.n_heads > 4 * m->config.n_kv_heads;
+    if (m->backend && m->backend->ops->device_attn && !m->n_lower) return 65536;
+    return has_many ? 4096 : sr_route_options_default().min_len;
+}
 
 void sr_model_get_info(const sr_model *m, sr_model_info *out)
 {
@@ -324,7 +330,7 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0,
         .n_gpu_layers = m->backend && m->backend->has_own_memory ? c->n_layers - m->n_lower : 0,
         .is_mapped = m->backend && !m->weights.copy,
-        .route_min = m->backend && m->backend->ops->device_attn && !m->n_lower ? gpu_route_min : sr_route_options_default().min_len};
+        .route_min = route_min_of(m)};
 }
 
 sr_status sr_model_limit_threads(sr_model *m, int n_threads, sr_error *err)

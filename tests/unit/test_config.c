@@ -89,6 +89,26 @@ static void good_model_opens(void **state)
     sr_model_close(m);
 }
 
+/* Where routed steps were measured faster than dense ones: later where many heads share a key. */
+static void route_min(void **state)
+{
+    static const struct { int32_t n_heads, n_kv_heads, want; } cases[] = {{4, 2, 2048}, {8, 2, 2048}, {10, 2, 4096}, {8, 1, 4096}};
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        struct tiny_spec s = tiny_spec_default();
+        s.n_heads = cases[i].n_heads;
+        s.n_kv_heads = cases[i].n_kv_heads;
+        const char *path = tiny_path("heads.gguf");
+        tiny_model_write(path, &s);
+        sr_model *m;
+        sr_model_info info;
+        assert_int_equal(sr_model_open(&m, path, NULL, &err), SR_OK);
+        sr_model_get_info(m, &info);
+        assert_int_equal(info.route_min, cases[i].want);
+        sr_model_close(m);
+    }
+}
+
 /* GM11 */
 static void architecture(void **state)
 {
@@ -506,7 +526,7 @@ static void qwen2_needs_biases(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_model_opens), cmocka_unit_test(architecture), cmocka_unit_test(sizes), cmocka_unit_test(heads),
+        cmocka_unit_test(good_model_opens), cmocka_unit_test(route_min), cmocka_unit_test(architecture), cmocka_unit_test(sizes), cmocka_unit_test(heads),
         cmocka_unit_test(rotary_and_norm_values), cmocka_unit_test(experts), cmocka_unit_test(mixtures), cmocka_unit_test(missing_and_extra),
         cmocka_unit_test(tensors_that_matter), cmocka_unit_test(keys_that_matter), cmocka_unit_test(other_scaling),
         cmocka_unit_test(shapes), cmocka_unit_test(not_finite), cmocka_unit_test(bad_scale_found_in_use),

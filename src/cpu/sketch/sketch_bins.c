@@ -7,9 +7,9 @@
 #include <math.h>
 #include <string.h>
 
-/* So many nats above the cut the upper part ends. With true keys (SmolLM2, 7,600 rows) one unit of 250 needs a bin below;
- * with 2 nats it would be one of 20. */
-#define UPPER_NATS 1.5f
+/* So many nats above the cut the upper part ends. With true keys (SmolLM2 and Qwen2.5-Coder-0.5B, 2,048 and 6,800 rows) one unit
+ * of 250 or fewer needs a bin below; with 1.5 nats one of 5 to 8 (one of 40 and fewer of SmolLM2 from 4,096 rows on). */
+#define UPPER_NATS 1.0f
 
 static struct choose_unit *unit_of(const struct unit_job *j)
 {
@@ -145,6 +145,28 @@ void sr_bins_take(const struct unit_job *j, int32_t i, double *unread)
         sr_bins_fill_all(j);
     }
     for (int32_t g = 0; g < group; g++) unread[g] -= w->sums[i * width + g];
+}
+
+/* Four heads side by side: a head's sum waits for itself. */
+int32_t sr_bins_take_first(const struct unit_job *j, int32_t end, double *unread)
+{
+    const struct choose_unit *w = unit_of(j);
+    const int32_t group = j->a->shape->group, width = sr_sketch_width(group), n = end < w->n_bins ? end : w->n_bins;
+    for (int32_t g = 0; g < group; g += 4) {
+        const float *sums = w->sums + g;
+        double left[4] = {0};
+        for (int h = 0; h < 4 && g + h < group; h++) left[h] = unread[g + h];
+        double a = left[0], b = left[1], c = left[2], d = left[3];
+        for (int32_t i = 0; i < n; i++, sums += width) {
+            a -= sums[0];
+            b -= sums[1];
+            c -= sums[2];
+            d -= sums[3];
+        }
+        const double now[4] = {a, b, c, d};
+        for (int h = 0; h < 4 && g + h < group; h++) unread[g + h] = now[h];
+    }
+    return n;
 }
 
 int32_t sr_bins_list(const struct unit_job *j, int32_t first, int32_t end, int32_t *list)

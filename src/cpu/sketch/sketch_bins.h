@@ -31,6 +31,9 @@ void sr_bins_fill_all(const struct unit_job *j);
 /* Takes what bin number i, below SR_SKETCH_BINS, holds off unread[group]. */
 void sr_bins_take(const struct unit_job *j, int32_t i, double *unread);
 
+/* Likewise of bins [0, end), up to the first that is not there; returns how many these are. */
+int32_t sr_bins_take_first(const struct unit_job *j, int32_t end, double *unread);
+
 /* At most n rows of bins [0, end), of which all were taken, rising; returns their number. */
 int32_t sr_bins_top(const struct unit_job *j, int32_t end, int32_t *rows, int32_t n);
 

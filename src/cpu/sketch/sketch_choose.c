@@ -212,7 +212,7 @@ static int32_t bins_needed(const struct unit_job *j, double *unread)
 {
     const float eps = j->a->eps[j->unit], sure = sure_of(eps) * SR_SKETCH_BINS / j->s->choose[j->unit].cut;
     const int32_t least = sure < SR_SKETCH_BINS - 1 ? (int32_t)sure + 1 : SR_SKETCH_BINS;
-    int32_t end = 0;
+    int32_t end = sr_bins_take_first(j, least, unread);
     for (; end < SR_SKETCH_BINS && (end < least || !within(unread, j->a->shape->group, eps)); end++) sr_bins_take(j, end, unread);
     return end;
 }
