@@ -49,7 +49,8 @@ typedef struct sr_route_options {
     int32_t n_sinks; /* first tokens always read, 0..1024; default 4 */
     int32_t budget;  /* baselines: rows read per step and unit; 0: none given */
     int32_t min_len; /* below this many cached tokens every mode is dense; default 2048 */
-    int32_t rank;    /* sketch coordinates per key, 1..head_dim; 0 = head_dim / 4 + 4, groups of more than 4 + 12, GPU + 0 */
+    int32_t rank;    /* sketch coordinates per key, 1..head_dim; 0 = head_dim / 4 + 4, GPU + 0; groups of more than 4 on the
+                        CPU: 44 of 4 to 1 bits, 40 more for each further 64 of head_dim (with 4 for bits) */
     int32_t bits;    /* bits per coordinate, 4 or 8; default 4 */
     float audit;     /* fraction of (layer, KV group, step) checked against dense, 0..1; default 0.01 */
     int breaker;     /* mass: a (layer, KV group) whose audits fail is read whole for a while; default 1 */

@@ -20,9 +20,16 @@
 
 /* Range of a coordinate, in its standard deviations. A coarse step costs more than the outliers that are clipped, a fine one
  * less (docs/routing.md). */
-static double sigmas(int32_t bits)
+static double sigmas(int32_t code_bits)
 {
-    return bits == 4 ? 3.5 : 4.5;
+    static const double of[] = {0, 1.6, 2.1, 2.8, 3.5, 0, 0, 0, 4.5};
+    return of[code_bits];
+}
+
+static float step_of(const struct basis_spec *s, int32_t j, double variance)
+{
+    const int32_t bits = sr_sketch_code_bits(&(struct sketch_shape){s->rank, s->bits, 0}, j);
+    return (float)(2 * sigmas(bits) * sqrt(variance > 1e-12 ? variance : 1e-12) / (double)(1 << bits));
 }
 
 static const double ridge = 1e-4; /* of the mean diagonal of C_q */
@@ -152,7 +159,7 @@ static void write_basis(const struct making *m, const struct workspace *w, float
         double sign = sign_of(vectors + row * d, d), v = w->values[row] > 0 ? w->values[row] : 0;
         for (int32_t i = 0; i < d; i++) synthesis[j * d + i] = (float)(sign * w->ck[row * d + i]);
         for (int32_t i = 0; j < r && i < d; i++) analysis[j * d + i] = (float)(sign * w->tmp[row * d + i]);
-        if (j < r) step[j] = (float)(2 * sigmas(m->spec.bits) * sqrt(v > 1e-12 ? v : 1e-12) / (double)(1 << m->spec.bits));
+        if (j < r) step[j] = step_of(&m->spec, j, v);
         lambda[j] = (float)v;
     }
 }

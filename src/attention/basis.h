@@ -14,12 +14,16 @@
 
 #define SR_BAND_TOKENS 2000
 
-/* The rank on the host where none is asked for. In large groups, where a row is read if any of many heads seems to want
- * it, 8 coordinates more cost less than the rows they spare. */
-static inline int32_t sr_sketch_rank_for(int32_t head_dim, int32_t group)
+/* The sketch on the host of these options, 0 for a rank that none asked for. In large groups, where a row is read if any of many
+ * heads seems to want it, mixed codes of whole pairs of words, one for each 64 elements of the head, spare more rows than they
+ * cost (docs/routing.md, "Mixed codes"). */
+static inline struct sketch_shape sr_sketch_host_shape(int32_t head_dim, int32_t group, int32_t rank, int32_t bits)
 {
-    const int32_t rank = sr_sketch_host_rank(head_dim) + (group > 4 ? 8 : 0);
-    return rank < head_dim ? rank : head_dim;
+    const int is_mixed = rank == 0 && bits == 4 && group > 4, pairs = head_dim < 128 ? 1 : head_dim / 64;
+    const int32_t usual = is_mixed ? SR_SKETCH_FIRST + pairs * SKETCH_PAIR : SR_SKETCH_FIRST + head_dim / 4;
+    struct sketch_shape s = {.rank = rank ? rank : usual < head_dim ? usual : head_dim, .bits = is_mixed ? SR_SKETCH_MIXED : bits};
+    s.row_bytes = sr_sketch_host_row_bytes(s.rank, s.bits);
+    return s;
 }
 
 /* What the bases of a band are made from. */

@@ -15,10 +15,8 @@
 
 struct sketch_shape sr_sketch_shape_of(const struct attention *a, const sr_route_options *o)
 {
-    const int is_host = !a->backend->has_own_memory;
-    struct sketch_shape s = {.rank = o->rank ? o->rank : is_host ? sr_sketch_rank_for(a->c.head_dim, a->group) : a->c.head_dim / 4, .bits = o->bits};
-    s.row_bytes = is_host ? sr_sketch_host_row_bytes(s.rank, s.bits) : sr_device_sketch_row_bytes(a, o);
-    return s;
+    if (!a->backend->has_own_memory) return sr_sketch_host_shape(a->c.head_dim, a->group, o->rank, o->bits);
+    return (struct sketch_shape){o->rank ? o->rank : a->c.head_dim / 4, o->bits, sr_device_sketch_row_bytes(a, o)};
 }
 
 int sr_sketch_has_moments(const struct attn_seq *s)

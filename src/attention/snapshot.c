@@ -63,7 +63,7 @@ sr_status sr_attn_seq_state_set(struct attn_seq *s, const struct attn_seq_state 
             SR_TRY(differs("rank", st->rank, s->sketch.rank, err));
             SR_TRY(differs("bits", st->bits, s->sketch.bits, err));
         }
-        if (st->rank < 1 || st->rank > s->a->c.head_dim || (st->bits != 4 && st->bits != 8))
+        if (st->rank < 1 || st->rank > s->a->c.head_dim || (st->bits != 4 && st->bits != 8 && st->bits != SR_SKETCH_MIXED))
             return sr_fail(err, SR_ERR_FORMAT, "session: sketch of rank %d, %d bits", st->rank, st->bits);
         SR_TRY(differs("n_sinks", st->n_sinks, s->sketch_first, err));
         if (st->own_moments != 2 && (id == 0 || st->moments_id != id)) {

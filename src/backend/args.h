@@ -209,7 +209,7 @@ struct attn_finish_args { const struct attn_shape *shape; struct attn_state stat
 
 /* The basis of one (layer, KV group) in one band of positions. Key: y = analysis (k - mu), rounded. Query:
  * z = synthesis q. Estimated logit of a row = q.mu + sum_{j<rank} z_j y_j + correction, one number per head:
- * (sum_{j<rank} z_j^2 step_j^2 / 12 + sum_{j>=rank} z_j^2 lambda_j) / 2. */
+ * (sum_{j<rank} z_j^2 step_j^2 / 12 + sum_{j>=rank} z_j^2 lambda_j) / 2; codes of few bits have sr_sketch_rounding for 1 / 12. */
 struct sketch_basis {
     const float *mu;         /* [head_dim] */
     const float *analysis;   /* [rank][head_dim] */
@@ -218,22 +218,39 @@ struct sketch_basis {
     const float *lambda;     /* [head_dim], falling, >= 0 */
 };
 
-/* Stored row: rank codes of `bits` (4 or 8) each, code c in [0, 2^bits) means level (c - 2^(bits-1) + 1/2) * step. Where
- * they lie in a chunk is the backend's own: only encode and choose touch them. */
+/* Stored row: a code for each of `rank` coordinates. One of b bits, c in [0, 2^b), means level (c - 2^(b-1) + 1/2) * step.
+ * `bits` is 4 or 8, of all codes, or SR_SKETCH_MIXED, which only the host has. Where they lie in a chunk is the backend's own:
+ * only encode and choose touch them. */
 struct sketch_shape { int32_t rank, bits; size_t row_bytes; };
 
-/* In the host's memory the first SR_SKETCH_FIRST coordinates are a plane of their own and the others whole words of 4
- * bytes: a row of both. */
+/* In the host's memory the first SR_SKETCH_FIRST coordinates are a plane of their own, and the others words of 4 bytes, of 32 /
+ * bits codes each. Mixed codes have 4 bits in the first plane; behind it words are pairs, of 16 fields of 2 bits and of 32 of 1
+ * bit. Of n pairs the first 8 n coordinates have 3 bits (the upper two in a field of 2, the lowest in one of 1), the next 8 n
+ * have 2, and the other 24 n have 1. */
 #define SR_SKETCH_FIRST 4
-static inline size_t sr_sketch_host_row_bytes(int32_t rank, int32_t bits)
+#define SR_SKETCH_MIXED 2
+enum { SKETCH_TWOS = 16, SKETCH_ONES = 32, SKETCH_THREES = 8, SKETCH_PAIR = 40 /* fields of a pair, coordinates of 3 bits (as many have 2), all */ };
+static inline int32_t sr_sketch_host_words(int32_t rank, int32_t bits)
 {
     const int32_t rest = rank > SR_SKETCH_FIRST ? rank - SR_SKETCH_FIRST : 0;
-    return (size_t)(SR_SKETCH_FIRST * bits / 8 + (rest * bits + 31) / 32 * 4);
+    return bits == SR_SKETCH_MIXED ? (rest + SKETCH_PAIR - 1) / SKETCH_PAIR * 2 : (rest * bits + 31) / 32;
 }
-/* The rank where none is asked for: on the host, which reads the second plane of about half the rows, one of 4 more. */
-static inline int32_t sr_sketch_host_rank(int32_t head_dim)
+static inline size_t sr_sketch_host_row_bytes(int32_t rank, int32_t bits)
 {
-    return head_dim / 4 + SR_SKETCH_FIRST < head_dim ? head_dim / 4 + SR_SKETCH_FIRST : head_dim;
+    return (size_t)((bits == 8 ? 8 : 4) * SR_SKETCH_FIRST / 8 + sr_sketch_host_words(rank, bits) * 4);
+}
+/* Bits of coordinate j. */
+static inline int32_t sr_sketch_code_bits(const struct sketch_shape *s, int32_t j)
+{
+    const int32_t eights = sr_sketch_host_words(s->rank, s->bits) / 2 * SKETCH_THREES, rest = j - SR_SKETCH_FIRST;
+    if (s->bits != SR_SKETCH_MIXED) return s->bits;
+    return rest < 0 ? 4 : rest < eights ? 3 : rest < 2 * eights ? 2 : 1;
+}
+/* What rounding adds to the variance of a coordinate, over step^2. With few levels the values beyond the last one count too: of the
+ * texts of docs/routing.md. */
+static inline float sr_sketch_rounding(int32_t code_bits)
+{
+    return code_bits == 1 ? 0.132f : code_bits == 2 ? 0.104f : code_bits == 3 ? 0.089f : 1.0f / 12;
 }
 
 /* Encodes rows [row0, row1) of a unit from its K cache. Adds the number of clipped values to *clipped and the

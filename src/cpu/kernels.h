@@ -172,7 +172,7 @@ static inline size_t sr_attn_flash_bytes(int32_t head_dim)
 
 /* ---- sketch (src/cpu/sketch) ------------------------------------------------------------------------------------
  * A chunk has two planes. The first has SR_SKETCH_FIRST coordinates of every row: a word of one byte each for a row and, with
- * 4 bits, the row 16 further on, in the low and the high halves of the bytes; 32 rows (8 bits: 16) to 64 bytes. The second
+ * 4 bits and mixed, the row 16 further on, in the low and the high halves of the bytes; 32 rows (8 bits: 16) to 64 bytes. The second
  * has the other coordinates in runs of SR_SKETCH_RUN rows: words of 4 bytes, word 0 of all rows of the run, then word 1 of
  * all, ... Chunks have room for SR_CHUNK_ROWS rows; whole 64 bytes of the first and whole runs of the second are readable. */
 #define SR_SKETCH_RUN 8
@@ -181,20 +181,43 @@ static inline size_t sr_attn_flash_bytes(int32_t head_dim)
 #define SR_SKETCH_STRIDE (SR_CHUNK_ROWS + 48)
 
 /* Words of a row in the second plane. */
-static inline int32_t sr_sketch_words(const struct sketch_shape *s)
+static inline int32_t sr_sketch_words(const struct sketch_shape *s) { return sr_sketch_host_words(s->rank, s->bits); }
+
+/* Bits of a field in word `word` of the second plane, and the number of fields in the words before it: where its factors lie. */
+static inline int32_t sr_sketch_field_bits(const struct sketch_shape *s, int32_t word) { return s->bits != SR_SKETCH_MIXED ? s->bits : word % 2 ? 1 : 2; }
+static inline int32_t sr_sketch_fields_before(const struct sketch_shape *s, int32_t word)
 {
-    return s->rank > SR_SKETCH_FIRST ? ((s->rank - SR_SKETCH_FIRST) * s->bits + 31) / 32 : 0;
+    return s->bits != SR_SKETCH_MIXED ? word * (32 / s->bits) : word / 2 * (SKETCH_TWOS + SKETCH_ONES) + word % 2 * SKETCH_TWOS;
+}
+
+/* Where a code of the second plane lies: `shift` bits up in a word; of 3 bits the lowest apart, in the next word. */
+struct sketch_place { int32_t word, shift, low_shift; /* low_shift: -1 where the code is in one piece */ };
+static inline struct sketch_place sr_sketch_place_of(const struct sketch_shape *s, int32_t j)
+{
+    const int32_t rest = j - SR_SKETCH_FIRST, eights = sr_sketch_words(s) / 2 * SKETCH_THREES;
+    if (s->bits != SR_SKETCH_MIXED) return (struct sketch_place){rest / (32 / s->bits), rest % (32 / s->bits) * s->bits, -1};
+    if (rest < eights) return (struct sketch_place){rest / SKETCH_THREES * 2, rest % SKETCH_THREES * 2, rest % SKETCH_THREES};
+    if (rest < 2 * eights) return (struct sketch_place){(rest - eights) / 8 * 2, (8 + rest % 8) * 2, -1};
+    return (struct sketch_place){(rest - 2 * eights) / 24 * 2 + 1, 8 + (rest - 2 * eights) % 24, -1};
+}
+
+/* Adds the code to a row's words of the second plane, zeros at first. */
+static inline void sr_sketch_put(const struct sketch_shape *s, int32_t j, uint32_t code, uint32_t *words)
+{
+    const struct sketch_place p = sr_sketch_place_of(s, j);
+    words[p.word] |= (p.low_shift < 0 ? code : code >> 1) << p.shift;
+    if (p.low_shift >= 0) words[p.word + 1] |= (code & 1) << p.low_shift;
 }
 
 /* Bytes of a row in the first plane. */
-static inline size_t sr_sketch_first_bytes(const struct sketch_shape *s) { return (size_t)(s->bits / 2); }
+static inline size_t sr_sketch_first_bytes(const struct sketch_shape *s) { return s->bits == 8 ? 4 : 2; }
 
 /* Where a row's word of the first plane lies, and by how many bits its codes are shifted in their bytes. */
 static inline size_t sr_sketch_first_at(int32_t bits, int32_t row)
 {
-    return (size_t)(bits == 4 ? row / 32 : row / 16) * 64 + (size_t)(row % 16) * 4;
+    return (size_t)(bits == 8 ? row / 16 : row / 32) * 64 + (size_t)(row % 16) * 4;
 }
-static inline int32_t sr_sketch_first_shift(int32_t bits, int32_t row) { return bits == 4 ? row / 16 % 2 * 4 : 0; }
+static inline int32_t sr_sketch_first_shift(int32_t bits, int32_t row) { return bits == 8 ? 0 : row / 16 % 2 * 4; }
 
 static inline size_t sr_sketch_word_at(const struct sketch_shape *s, int32_t row, int32_t word)
 {
@@ -207,7 +230,7 @@ static inline void sr_sketch_store_first(uint8_t *y_chunk, int32_t bits, int32_t
 {
     uint8_t *p = y_chunk + sr_sketch_first_at(bits, row);
     const int32_t shift = sr_sketch_first_shift(bits, row);
-    const uint32_t mask = (bits == 4 ? 0x0f0f0f0fu : 0xffffffffu) << shift;
+    const uint32_t mask = (bits == 8 ? 0xffffffffu : 0x0f0f0f0fu) << shift;
     uint32_t word;
     memcpy(&word, p, 4);
     word = (word & ~mask) | codes << shift;
@@ -228,7 +251,8 @@ struct sketch_rows {
 typedef void sr_sketch_encode_fn(const struct sketch_rows *a);
 
 /* Estimated logits of rows [row0, row1) of one chunk. By the first plane: base + sum over its coordinates of
- * w[j] * (code_j - 2^(bits-1) + 1/2). Where that is at least open[g] (or no number) for some head g and row of a run in
+ * w[j] * (code_j - 2^(b-1) + 1/2). In the second a factor belongs to a field of b bits, whose level is its value less
+ * (2^b - 1) / 2; the upper two bits of a code of 3 have twice the factor of the lowest. Where that is at least open[g] (or no number) for some head g and row of a run in
  * the range, the run's second plane is read: all its logits become that + more + the sum over the other coordinates.
  * Writes whole blocks of 16: rows of a touched block outside the range get -inf. max = largest in the range.
  * Rows to be skipped are as if outside the range, but for y_rows and the first plane's bytes.
@@ -240,7 +264,7 @@ struct sketch_scan {
     const struct sketch_shape *sketch;
     const uint8_t *y_chunk, *next;     /* next: the chunk that is probably scanned after it, or NULL */
     int32_t group, row0, row1;
-    const float *w;                    /* [group][sr_sketch_padded(sketch)]: z_j * step_j, zeros beyond rank */
+    const float *w;                    /* [group][sr_sketch_padded(sketch)] factors: z_j * step_j, zeros beyond rank */
     const float *base, *more, *open;   /* [group] */
     const float *from, *floor;         /* [group] */
     float cut;
@@ -255,7 +279,8 @@ struct sketch_scan {
     struct attn_touched *touched;      /* y_rows and y_bytes, of rows in the range, added to */
 };
 /* The first plane's coordinates, then whole words of the second's. */
-static inline int32_t sr_sketch_padded(const struct sketch_shape *s) { return SR_SKETCH_FIRST + sr_sketch_words(s) * (32 / s->bits); }
+static inline int32_t sr_sketch_padded(const struct sketch_shape *s) { return SR_SKETCH_FIRST + sr_sketch_fields_before(s, sr_sketch_words(s)); }
+#define SR_SKETCH_MAX_FIELDS 352 /* of the second plane, whole vectors of 16 */
 typedef void sr_sketch_scan_fn(struct sketch_scan *a);
 
 /* Of n kept rows: the share of head g is exp(kept[g] - log_total[g]); bin[i] = floor(-t * bins_per_nat), clamped to

@@ -55,15 +55,20 @@ static uint64_t whole_chunks(int32_t n_ctx) { return ((uint64_t)n_ctx + CHUNK - 
 
 static int is_on_device(const struct sr_model *m) { return m->backend && m->backend->has_own_memory; }
 
-static int32_t rank_on(const struct sr_model *m, int on_device)
+static struct sketch_shape sketch_on(const struct sr_model *m, const sr_route_options *r, int on_device)
 {
     const struct model_config *c = &m->config;
-    return on_device ? c->head_dim / 4 : sr_sketch_rank_for(c->head_dim, c->n_heads / c->n_kv_heads);
+    if (!on_device) return sr_sketch_host_shape(c->head_dim, c->n_heads / c->n_kv_heads, r->rank, r->bits);
+    const int32_t rank = r->rank > 0 ? r->rank : c->head_dim / 4;
+    return (struct sketch_shape){rank, r->bits, m->backend->ops->device_attn->sketch_row_bytes(rank, r->bits)};
 }
 
 int32_t sr_model_sketch_rank(const struct sr_model *m)
 {
-    return m->has_config ? rank_on(m, is_on_device(m) && !m->n_lower) : 0;
+    if (!m->has_config) return 0;
+    if (is_on_device(m) && !m->n_lower) return m->config.head_dim / 4;
+    const sr_route_options usual = sr_route_options_default();
+    return sketch_on(m, &usual, 0).rank;
 }
 
 /* Of n_layers that lie together: rows, and the bases of two bands beside the moments. On the host there is room for the
@@ -71,11 +76,11 @@ int32_t sr_model_sketch_rank(const struct sr_model *m)
 static uint64_t sketch_of(const struct sr_model *m, const sr_route_options *r, int32_t n_ctx, int32_t n_layers, int on_device)
 {
     const struct model_config *c = &m->config;
-    const int32_t rank = r->rank > 0 ? r->rank : rank_on(m, on_device);
+    const struct sketch_shape sketch = sketch_on(m, r, on_device);
     const uint64_t d = (uint64_t)c->head_dim, units = (uint64_t)n_layers * (uint64_t)c->n_kv_heads;
     const uint64_t halves = on_device || c->rope.kind == ROPE_NONE || n_ctx <= SR_BAND_TOKENS ? 1 : 2;
-    const uint64_t row = on_device ? m->backend->ops->device_attn->sketch_row_bytes(rank, r->bits) : sr_sketch_host_row_bytes(rank, r->bits);
-    const uint64_t basis = 4 * (d + (uint64_t)rank * (d + 1) + d * d + d), moments = 8 * (2 * d * d + d);
+    const uint64_t row = sketch.row_bytes, rank = (uint64_t)sketch.rank;
+    const uint64_t basis = 4 * (d + rank * (d + 1) + d * d + d), moments = 8 * (2 * d * d + d);
     const uint64_t kept = on_device ? 4 * d * SR_KEPT_ROWS * (uint64_t)(c->n_heads / c->n_kv_heads + 1) : 0;
     return units * (whole_chunks(n_ctx) * row * halves + 2 * basis + moments + kept);
 }

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const int32_t ranks[] = {1, 4, 5, 8, 16, 20, 32, 64};
+static const int32_t ranks[] = {1, 4, 5, 8, 16, 20, 32, 64}, widths[] = {4, 8, SR_SKETCH_MIXED};
 enum { N_RANKS = sizeof(ranks) / sizeof(ranks[0]) };
 
 static struct sketch_shape sketch_shape(int32_t rank, int32_t bits)
@@ -18,11 +18,30 @@ static struct sketch_shape sketch_shape(int32_t rank, int32_t bits)
     return (struct sketch_shape){rank, bits, sr_sketch_host_row_bytes(rank, bits)};
 }
 
+/* By the layout as args.h has it: of n pairs of words the coordinates of 3 bits, of 2 and of 1 are 8 n, 8 n and 24 n. */
+static uint32_t mixed_at(const uint8_t *words, int32_t n, int32_t rest)
+{
+    const int32_t twos = rest - 8 * n, ones = rest - 16 * n, i = rest < 8 * n ? rest : rest < 16 * n ? twos : ones, per_pair = rest < 16 * n ? 8 : 24;
+    uint32_t two, one;
+    memcpy(&two, words + i / per_pair * 2 * SR_SKETCH_RUN * 4, 4);
+    memcpy(&one, words + (i / per_pair * 2 + 1) * SR_SKETCH_RUN * 4, 4);
+    if (rest < 8 * n) return (two >> 2 * (i % 8) & 3) << 1 | (one >> i % 8 & 1);
+    return rest < 16 * n ? two >> (16 + 2 * (i % 8)) & 3 : one >> (8 + i % 24) & 1;
+}
+
+static int32_t bits_at(const struct sketch_shape *s, int32_t j)
+{
+    const int32_t n = (s->rank - SR_SKETCH_FIRST + 39) / 40, rest = j - SR_SKETCH_FIRST;
+    if (s->bits != SR_SKETCH_MIXED) return s->bits;
+    return rest < 0 ? 4 : rest < 8 * n ? 3 : rest < 16 * n ? 2 : 1;
+}
+
 static uint32_t code_at(const uint8_t *chunk, const struct sketch_shape *s, int32_t row, int32_t j)
 {
-    const int32_t per_word = 32 / s->bits, rest = j - SR_SKETCH_FIRST, levels = 1 << s->bits;
+    const int32_t per_word = 32 / s->bits, rest = j - SR_SKETCH_FIRST, levels = 1 << bits_at(s, j);
     uint32_t word;
     if (rest < 0) return (uint32_t)(chunk[sr_sketch_first_at(s->bits, row) + (size_t)j] >> sr_sketch_first_shift(s->bits, row) & (levels - 1));
+    if (s->bits == SR_SKETCH_MIXED) return mixed_at(chunk + sr_sketch_word_at(s, row, 0), (s->rank - SR_SKETCH_FIRST + 39) / 40, rest);
     memcpy(&word, chunk + sr_sketch_word_at(s, row, rest / per_word), 4);
     return word >> (rest % per_word * s->bits) & (uint32_t)(levels - 1);
 }
@@ -49,11 +68,12 @@ struct encode_ref { int64_t clipped, unsure; };
 
 static void compare_row(struct check *c, const struct sketch_rows *a, int32_t row, struct encode_ref *ref)
 {
-    const int32_t d = a->shape->head_dim, levels = 1 << a->sketch->bits;
+    const int32_t d = a->shape->head_dim;
     float k[SR_ATTN_MAX_DIM];
     sr_check_row_load(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, k, d);
     for (int32_t i = 0; i < d; i++) k[i] *= a->k_scale;
     for (int32_t j = 0; j < a->sketch->rank; j++) {
+        const int32_t levels = 1 << bits_at(a->sketch, j);
         double y = 0, abs_sum = 0;
         for (int32_t i = 0; i < d; i++) {
             y += (double)a->basis->analysis[j * d + i] * ((double)k[i] - (double)a->basis->mu[i]);
@@ -101,17 +121,17 @@ static void call_encode(void *ctx)
     e->fn(&e->a);
 }
 
-static void bench_encode(struct check *c, int32_t d, int32_t rank)
+static void bench_encode(struct check *c, int32_t d, int32_t rank, int32_t bits)
 {
     const struct attn_shape shape = sr_check_shape(d, 1, SR_DTYPE_F16, SR_DTYPE_F16);
-    const struct sketch_shape sketch = sketch_shape(rank, 4);
+    const struct sketch_shape sketch = sketch_shape(rank, bits);
     const struct sketch_basis basis = random_basis(c, d, rank);
     int64_t n = 0;
     char label[48];
     struct encode_call e = {(sr_sketch_encode_fn *)c->fn,
                             {&shape, &sketch, &basis, sr_check_in(c, 1024 * shape.k_row_bytes),
                              sr_check_out(c, 1024 * sketch.row_bytes), 0, 1024, &n, &n, 1.0f}};
-    snprintf(label, sizeof(label), "d %d rank %d, 1024 rows", d, rank);
+    snprintf(label, sizeof(label), "d %d rank %d x %d, 1024 rows", d, rank, bits);
     sr_check_time(c, label, 1024.0 * (double)shape.k_row_bytes, 2.0 * 1024 * d * rank, call_encode, &e);
     sr_check_free_buffers(c);
 }
@@ -121,15 +141,16 @@ void sr_check_sketch_encode(struct check *c)
     static const sr_dtype types[] = {SR_DTYPE_F32, SR_DTYPE_F16, SR_DTYPE_BF16, SR_DTYPE_Q8_0, SR_DTYPE_Q4_0, SR_DTYPE_F8_E4M3};
     static const int32_t dims[] = {24, 64, 72, 96, 128};
     if (c->bench) {
-        bench_encode(c, 64, 16);
-        bench_encode(c, 128, 32);
+        bench_encode(c, 64, 20, 4);
+        bench_encode(c, 64, 44, SR_SKETCH_MIXED);
+        bench_encode(c, 128, 36, 4);
         return;
     }
     for (int t = 0; t < 6; t++)
         for (int i = 0; i < 5; i++)
             for (int r = 0; r < N_RANKS; r++) {
                 if (ranks[r] > dims[i] || (sr_kv_is_blocked(types[t]) && dims[i] % SR_KV_BLOCK)) continue;
-                check_encode(c, dims[i], types[t], ranks[r], (r + i) % 2 ? 8 : 4);
+                check_encode(c, dims[i], types[t], ranks[r], widths[(r + i) % 3]);
             }
 }
 
@@ -148,13 +169,33 @@ struct scan_case { int32_t rank, bits, group, row0, row1; double scale; int open
 /* What sums are relative to lies where the largest logits probably are. */
 static void scan_levels(struct check *c, const struct scan_case *s, const float *base, float *open, float *from, float *floor_log)
 {
-    const double levels = s->scale * (1 << s->bits) / sqrt(12.0);
+    const double levels = s->scale * (s->bits == 8 ? 256 : 16) / sqrt(12.0), all = s->bits == SR_SKETCH_MIXED ? sqrt(SR_SKETCH_FIRST + s->rank * .02) : sqrt(s->rank);
     for (int32_t g = 0; g < s->group; g++) {
         const double first = levels * sqrt(SR_SKETCH_FIRST); /* of the first plane's sum: one row in 16 or so is above */
         open[g] = s->open == 0 ? INFINITY : s->open == 2 ? -INFINITY : s->open == 3 ? NAN : (float)((double)base[g] + first * (s->group > 3 ? 2.2 : 1.8));
-        from[g] = (float)((double)base[g] + 3 * levels * sqrt(s->rank) + 3 * sr_check_normal(c));
-        floor_log[g] = (float)((double)base[g] + 2 * levels * sqrt(s->open ? s->rank : SR_SKETCH_FIRST));
+        from[g] = (float)((double)base[g] + 3 * levels * all + 3 * sr_check_normal(c));
+        floor_log[g] = (float)((double)base[g] + 2 * levels * (s->open ? all : sqrt(SR_SKETCH_FIRST)));
         if (sr_check_pick(c, 40) == 0) floor_log[g] = -INFINITY; /* everything is kept */
+    }
+}
+
+/* The place of a coordinate's factor among the fields'; of 3 bits that of the lowest, the upper two's lies 16 before it. */
+static int32_t field_of(const struct sketch_shape *s, int32_t j)
+{
+    const int32_t n = (s->rank - SR_SKETCH_FIRST + 39) / 40, rest = j - SR_SKETCH_FIRST, twos = rest - 8 * n, ones = rest - 16 * n;
+    if (s->bits != SR_SKETCH_MIXED || rest < 0) return j;
+    return SR_SKETCH_FIRST + (twos < 0 ? rest / 8 * 48 + 16 + rest % 8 : ones < 0 ? twos / 8 * 48 + 8 + twos % 8 : ones / 24 * 48 + 24 + ones % 24);
+}
+
+static void fill_factors(struct check *c, const struct sketch_shape *s, float *w, double scale)
+{
+    float x[SR_ATTN_MAX_DIM];
+    memset(w, 0, (size_t)sr_sketch_padded(s) * sizeof(*w));
+    sr_check_fill_normal(c, x, s->rank, scale);
+    for (int32_t j = 0; j < s->rank; j++) {
+        float *field = w + field_of(s, j);
+        *field = x[j];
+        if (bits_at(s, j) == 3) field[-16] = 2 * x[j];
     }
 }
 
@@ -168,7 +209,7 @@ static struct sketch_scan scan_setup(struct check *c, const struct scan_case *s,
     for (int32_t i = s->row0; i < s->row1 && !c->bench && sr_check_pick(c, 2); i += 1 + (int32_t)sr_check_pick(c, 300)) skip[n_skip++] = 3 * SR_CHUNK_ROWS + i;
     uint8_t *y = sr_check_in(c, bytes);
     for (size_t i = 0; i < bytes; i++) y[i] = (uint8_t)sr_check_pick(c, 256);
-    for (int32_t g = 0; g < s->group; g++) sr_check_fill_normal(c, w + g * padded, s->rank, s->scale);
+    for (int32_t g = 0; g < s->group; g++) fill_factors(c, sketch, w + g * padded, s->scale);
     sr_check_fill_normal(c, base, s->group, 4.0);
     sr_check_fill_normal(c, more, s->group, 1.0);
     scan_levels(c, s, base, open, from, floor_log);
@@ -186,20 +227,24 @@ struct score_sum { double x, tol; };
 
 static struct score_sum sum_of(const struct check *c, const struct sketch_scan *a, int32_t g, int32_t row, int is_rest)
 {
-    const int32_t rank = a->sketch->rank, levels = 1 << a->sketch->bits;
+    const int32_t rank = a->sketch->rank;
     const int32_t from = is_rest ? SR_SKETCH_FIRST : 0, to = is_rest || rank < SR_SKETCH_FIRST ? rank : SR_SKETCH_FIRST;
     const float *w = a->w + g * sr_sketch_padded(a->sketch);
     double most = 0, want = is_rest ? (double)a->more[g] : (double)a->base[g], abs_sum = fabs(want);
+    double all_levels = 0;
     for (int32_t j = from; j < to; j++) {
-        most = fmax(most, fabs((double)w[j]));
-        const double x = (double)w[j] * ((double)code_at(a->y_chunk, a->sketch, row, j) - levels / 2 + 0.5);
+        const int32_t levels = 1 << bits_at(a->sketch, j);
+        const double factor = (double)w[field_of(a->sketch, j)];
+        most = fmax(most, fabs(factor) * (levels == 8 ? 2 : 1)); /* in two pieces */
+        const double x = factor * ((double)code_at(a->y_chunk, a->sketch, row, j) - levels / 2 + 0.5);
         want += x;
-        abs_sum += fabs(x) + fabs((double)w[j]) * levels; /* a variant may sum codes and levels apart */
+        all_levels += levels;
+        abs_sum += fabs(x) + fabs(factor) * levels; /* a variant may sum codes and levels apart */
     }
     double tol = (rank + 6) * SR_CHECK_U * abs_sum;
     /* the integer variant: factors of the second plane to half an s, beside levels of at most half their number */
-    const int is_whole = c->isa == ISA_AVX2 ? a->sketch->bits == 4 : c->isa >= ISA_VNNI && c->isa != ISA_NEON;
-    if (is_rest && is_whole) tol += (to - from) * levels / 2 * most / (a->sketch->bits == 4 ? 127 : 32512) / 2;
+    const int is_whole = c->isa == ISA_AVX2 ? a->sketch->bits != 8 : c->isa >= ISA_VNNI && c->isa != ISA_NEON;
+    if (is_rest && is_whole) tol += all_levels / 2 * most / (a->sketch->bits == 8 ? 32512 : 127) / 2;
     return (struct score_sum){want, tol};
 }
 
@@ -330,7 +375,10 @@ void sr_check_sketch_scan(struct check *c)
         for (int open = 0; open < 3; open++) {
             bench_scan(c, 20, 4, 3, open);
             bench_scan(c, 28, 4, 7, open);
+            bench_scan(c, 44, SR_SKETCH_MIXED, 7, open);
+            bench_scan(c, 44, SR_SKETCH_MIXED, 3, open);
             bench_scan(c, 36, 4, 4, open);
+            bench_scan(c, 84, SR_SKETCH_MIXED, 7, open);
             bench_scan(c, 20, 8, 3, open);
         }
         return;
@@ -339,11 +387,14 @@ void sr_check_sketch_scan(struct check *c)
         for (int r = 0; r < N_RANKS; r++) {
             const int32_t row0 = (int32_t)sr_check_pick(c, 60), row1 = row0 + 1 + (int32_t)sr_check_pick(c, r == 3 ? 900 : 60);
             const float cut = r % 4 == 0 ? INFINITY : r % 4 == 1 ? -11.0f : -1e-3f;
-            check_scan(c, &(struct scan_case){ranks[r], (r + group) % 2 ? 8 : 4, group, row0, row1, r % 3 == 0 ? 10 : 0.1, (r + group / 2) % 3, cut});
+            check_scan(c, &(struct scan_case){ranks[r], widths[(r + group) % 3], group, row0, row1, r % 3 == 0 ? 10 : 0.1, (r + group / 2) % 3, cut});
         }
     for (int open = 0; open < 4; open++) {
         check_scan(c, &(struct scan_case){20, 4, 3, 0, SR_CHUNK_ROWS, 0.3, open, -1});
         check_scan(c, &(struct scan_case){28, 4, 7, 0, SR_CHUNK_ROWS, 0.3, open, -1});
+        check_scan(c, &(struct scan_case){44, SR_SKETCH_MIXED, 7, 0, SR_CHUNK_ROWS, 0.3, open, -1});
+        check_scan(c, &(struct scan_case){84, SR_SKETCH_MIXED, 5, 3, SR_CHUNK_ROWS - 5, 0.3, open, -1});
+        check_scan(c, &(struct scan_case){256, SR_SKETCH_MIXED, 2, 3, 600, 0.3, open, -1});
         check_scan(c, &(struct scan_case){20, 8, 7, 5, SR_CHUNK_ROWS - 3, 1, open, -2});
         check_scan(c, &(struct scan_case){36, 4, 11, 17, 1003, 1, open, -4});
         check_scan(c, &(struct scan_case){16, 4, 2, 250, 530, 1, open, -3});

@@ -14,7 +14,7 @@ enum { N_SINKS = 4, WINDOW = 64, MAX_GROUP = 5 };
 /* The basis U of a reflection, so that analysis and synthesis are its rows and everything is known exactly. */
 struct test_basis { struct sketch_basis b; float mu[SR_ATTN_MAX_DIM], u[SR_ATTN_MAX_DIM * SR_ATTN_MAX_DIM], step[SR_ATTN_MAX_DIM], lambda[SR_ATTN_MAX_DIM]; };
 
-static void basis_init(struct check *c, struct test_basis *t, int32_t d, int32_t bits)
+static void basis_init(struct check *c, struct test_basis *t, int32_t d, const struct sketch_shape *sketch)
 {
     double v[SR_ATTN_MAX_DIM], norm = 0;
     for (int32_t i = 0; i < d; i++) {
@@ -26,7 +26,7 @@ static void basis_init(struct check *c, struct test_basis *t, int32_t d, int32_t
     sr_check_fill_normal(c, t->mu, d, 0.5);
     for (int32_t i = 0; i < d; i++) {
         t->lambda[i] = 1.25f / (float)(1 + i / 8);
-        t->step[i] = 9 * sqrtf(t->lambda[i]) / (float)(1 << bits);
+        t->step[i] = 9 * sqrtf(t->lambda[i]) / (float)(1 << sr_sketch_code_bits(sketch, i));
     }
     t->b = (struct sketch_basis){t->mu, t->u, t->u, t->step, t->lambda};
 }
@@ -48,11 +48,12 @@ struct choose_call {
 static void call_init(struct choose_call *k, struct check *c, int32_t d, int32_t group, int32_t bits, const int32_t *kv_len)
 {
     const struct attn_shape shape = sr_check_shape(d, group, SR_DTYPE_F16, SR_DTYPE_F16);
-    k->sketch = (struct sketch_shape){d / 4 + 4, bits, sr_sketch_host_row_bytes(d / 4 + 4, bits)};
+    const int32_t rank = bits == SR_SKETCH_MIXED ? 44 : d / 4 + 4;
+    k->sketch = (struct sketch_shape){rank, bits, sr_sketch_host_row_bytes(rank, bits)};
     sr_ops_units_init(&k->u, c, &shape, kv_len, SR_OPS_UNITS, k->sketch.row_bytes);
     for (int32_t i = 0; i < k->u.n * shape.group * d; i++) k->u.q[i] *= 1.5f; /* logits of some weight */
     for (int32_t i = 0; i < SR_OPS_UNITS; i++) {
-        basis_init(c, &k->basis[i], d, bits);
+        basis_init(c, &k->basis[i], d, &k->sketch);
         k->bases[i] = k->basis[i].b;
         k->mask[i] = 1;
         k->eps[i] = 0.1f;
@@ -98,15 +99,33 @@ static void choose(struct backend *b, struct choose_call *k)
 
 /* ---- against double -------------------------------------------------------------------------------------------------- */
 
+/* Of one pair of words of mixed codes: 8 of 3 bits, 8 of 2 and 24 of 1. */
+static uint32_t mixed_at(const uint8_t *words, int32_t rest)
+{
+    uint32_t two, one;
+    memcpy(&two, words, 4);
+    memcpy(&one, words + SR_SKETCH_RUN * 4, 4);
+    return rest < 8 ? (two >> 2 * rest & 3) * 2 + (one >> rest & 1) : rest < 16 ? two >> 2 * rest & 3 : one >> (rest - 8) & 1;
+}
+
 static double level_at(const struct choose_call *k, int32_t unit, int32_t row, int32_t j)
 {
-    const int32_t bits = k->sketch.bits, per_word = 32 / bits, rest = j - SR_SKETCH_FIRST, in = row % SR_CHUNK_ROWS;
+    const int32_t per_word = 32 / k->sketch.bits, rest = j - SR_SKETCH_FIRST, in = row % SR_CHUNK_ROWS, mixed = k->sketch.bits == SR_SKETCH_MIXED;
+    const int32_t bits = !mixed ? k->sketch.bits : rest < 0 ? 4 : rest < 8 ? 3 : rest < 16 ? 2 : 1;
     const uint8_t *y = k->u.y[unit][row / SR_CHUNK_ROWS];
     uint32_t word;
-    if (rest < 0) word = (uint32_t)y[sr_sketch_first_at(bits, in) + (size_t)j] >> sr_sketch_first_shift(bits, in);
+    if (rest < 0) word = (uint32_t)y[sr_sketch_first_at(k->sketch.bits, in) + (size_t)j] >> sr_sketch_first_shift(k->sketch.bits, in);
+    else if (mixed) word = mixed_at(y + sr_sketch_word_at(&k->sketch, in, 0), rest);
     else memcpy(&word, y + sr_sketch_word_at(&k->sketch, in, rest / per_word), 4);
-    const double code = word >> (rest < 0 ? 0 : rest % per_word * bits) & ((1u << bits) - 1u);
+    const double code = word >> (rest < 0 || mixed ? 0 : rest % per_word * bits) & ((1u << bits) - 1u);
     return (code - (1 << (bits - 1)) + 0.5) * (double)k->basis[unit].step[j];
+}
+
+/* What docs/routing.md says that codes of few bits add to the variance, over step^2. */
+static double rounding_at(const struct sketch_shape *s, int32_t j)
+{
+    const int32_t rest = j - SR_SKETCH_FIRST;
+    return s->bits != SR_SKETCH_MIXED || rest < 0 ? 1.0 / 12 : rest < 8 ? 0.089 : rest < 16 ? 0.104 : 0.132;
 }
 
 /* The estimate of a head from the first `rank` coordinates, and its error; the integer kernel keeps each factor of the second
@@ -122,7 +141,7 @@ static void estimate_init(struct estimate *e, const struct choose_call *k, int32
     for (int32_t i = 0; i < d; i++) {
         for (int32_t j = 0; j < d; j++) e->z[i] += (double)t->u[i * d + j] * (double)q[j];
         e->base += (double)q[i] * (double)t->mu[i];
-        e->base += e->z[i] * e->z[i] / 2 * (i < rank ? (double)t->step[i] * (double)t->step[i] / 12 : (double)t->lambda[i]);
+        e->base += e->z[i] * e->z[i] / 2 * (i < rank ? (double)t->step[i] * (double)t->step[i] * rounding_at(&k->sketch, i) : (double)t->lambda[i]);
         e->size += fabs((double)q[i]) * 4;
         if (i >= SR_SKETCH_FIRST && i < rank) e->most = fmax(e->most, fabs(e->z[i]) * (double)t->step[i]);
     }
@@ -134,10 +153,11 @@ static double estimate_at(const struct estimate *e, const struct check *c, const
     double want = e->base, abs_sum = fabs(e->base) + e->size * e->size;
     for (int32_t j = 0; j < e->rank; j++) {
         want += e->z[j] * level_at(k, e->unit, row, j);
-        abs_sum += fabs(e->z[j]) * (double)t->step[j] * (2 << k->sketch.bits) + e->size;
+        abs_sum += fabs(e->z[j]) * (double)t->step[j] * (2 << (k->sketch.bits == 8 ? 8 : 4)) + e->size;
     }
-    const double factor = e->most / (k->sketch.bits == 4 ? 127 : 32512) / 2, levels = (1 << k->sketch.bits) / 2;
-    const int is_whole = c->isa == ISA_AVX2 ? k->sketch.bits == 4 : c->isa >= ISA_VNNI && c->isa != ISA_NEON;
+    const int is_8 = k->sketch.bits == 8, is_mixed = k->sketch.bits == SR_SKETCH_MIXED;
+    const double factor = (is_mixed ? 2 : 1) * e->most / (is_8 ? 32512 : 127) / 2, levels = is_8 ? 128 : is_mixed ? 4 : 8; /* of 3 bits the upper two have twice the factor */
+    const int is_whole = c->isa == ISA_AVX2 ? !is_8 : c->isa >= ISA_VNNI && c->isa != ISA_NEON;
     const double integer = is_whole ? e->rank * levels * factor : 0;
     *tol = 2 * k->u.shape.head_dim * SR_CHECK_U * abs_sum + integer;
     return want;
@@ -281,8 +301,9 @@ static void compare_choice(struct check *c, const struct choose_call *k, int32_t
 static void test_choose(struct check *c, enum cpu_isa isa)
 {
     static const int32_t lens[][SR_OPS_UNITS] = {{5000, 1024, 1100, 69}, {2048 + 64, 1025, 70, 3000}};
-    static const struct { int32_t d, group, bits; float eps; } cases[] = {{64, 3, 4, 0.1f}, {128, 4, 4, 0.01f}, {64, 1, 8, 0.3f}, {96, 5, 4, 1e-4f}};
-    for (int i = 0; i < 4; i++) {
+    static const struct { int32_t d, group, bits; float eps; } cases[] = {{64, 3, 4, 0.1f}, {128, 4, 4, 0.01f}, {64, 1, 8, 0.3f}, {96, 5, 4, 1e-4f},
+                                                                                   {64, 5, SR_SKETCH_MIXED, 0.1f}, {128, 3, SR_SKETCH_MIXED, 0.01f}};
+    for (int i = 0; i < 6; i++) {
         struct choose_call *k = calloc(1, sizeof(*k));
         call_init(k, c, cases[i].d, cases[i].group, cases[i].bits, lens[i % 2]);
         for (int32_t u = 0; u < SR_OPS_UNITS; u++) k->eps[u] = cases[i].eps;

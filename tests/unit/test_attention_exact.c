@@ -249,17 +249,15 @@ static void test_everything_chosen_is_dense(void **state)
     free(out);
 }
 
-static void test_routed_is_near_dense(void **state)
+static void expect_near_dense(const struct attn_world *w, const char *moments)
 {
-    (void)state;
-    struct attn_world *w = sr_shared.world;
     struct attn_bench b;
     sr_route_options o = sr_world_route(SR_ROUTE_MASS);
     sr_route_stats st;
     float *out = malloc((size_t)w->n_layers * stride_of(w) * sizeof *out);
     assert_non_null(out);
     o.audit = 1;
-    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, sr_shared.moments);
+    sr_bench_open(&b, w, SR_DTYPE_F16, SR_DTYPE_F16, &o, 2, moments);
     sr_bench_fill(&b, w, 0, FIRST);
     for (int32_t i = 0; i < 20; i++) sr_bench_step(&b, w, FIRST + i, out);
     sr_attn_seq_stats(b.seq, &st);
@@ -279,6 +277,25 @@ static void test_routed_is_near_dense(void **state)
     free(out);
 }
 
+static void test_routed_is_near_dense(void **state)
+{
+    (void)state;
+    expect_near_dense(sr_shared.world, sr_shared.moments);
+}
+
+/* Groups of more than 4 have mixed codes. */
+static void test_large_groups(void **state)
+{
+    char moments[64];
+    struct attn_world *w = sr_world_new(2, 1, 6, 64, LONG, 17);
+    (void)state;
+    sr_world_round(w, SR_DTYPE_F16, SR_DTYPE_F16);
+    sr_world_moments(w, moments);
+    expect_near_dense(w, moments);
+    unlink(moments);
+    sr_world_free(w);
+}
+
 static int make_world(void **state)
 {
     (void)state;
@@ -294,7 +311,7 @@ int main(void)
         cmocka_unit_test(test_dense_equals_double),  cmocka_unit_test(test_short_is_dense),
         cmocka_unit_test(test_threads_and_repeats),  cmocka_unit_test(test_batches),
         cmocka_unit_test(test_prefill_threads),      cmocka_unit_test(test_everything_chosen_is_dense),
-        cmocka_unit_test(test_routed_is_near_dense),
+        cmocka_unit_test(test_routed_is_near_dense), cmocka_unit_test(test_large_groups),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, make_world, sr_shared_free);

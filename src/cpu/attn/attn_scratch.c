@@ -19,11 +19,12 @@ static void layout_choose(struct attn_scratch *s, struct arena *a)
     s->spans = sr_arena_take(a, spans, sizeof(*s->spans));
     s->choose = sr_arena_take(a, units, sizeof(*s->choose));
     s->more = sr_arena_take(a, units, sizeof(*s->more));
-    float *w = sr_arena_take(a, units * group * ((size_t)n->head_dim + 8), sizeof(float));
+    const size_t factors = (size_t)n->head_dim * 5 / 4 + 64; /* of mixed codes there are 48 to 40 coordinates, in whole pairs of words */
+    float *w = sr_arena_take(a, units * group * factors, sizeof(float));
     const size_t n_sums = SR_SKETCH_BINS * (size_t)sr_sketch_width(n->group);
     float *sums = sr_arena_take(a, units * n_sums, sizeof(float)); /* rows of 64 bytes: every unit's are aligned */
     for (size_t u = 0; s->choose && u < units; u++) {
-        s->choose[u].w = w + u * group * ((size_t)n->head_dim + 8);
+        s->choose[u].w = w + u * group * factors;
         s->choose[u].sums = sums + u * n_sums;
     }
     s->span_max = sr_arena_take(a, spans * SR_ATTN_MAX_GROUP, sizeof(float));

@@ -41,23 +41,21 @@ SR_INLINE void project(const struct sketch_rows *a, const float *k, float *y)
 
 SR_INLINE void sketch_encode_body(const struct sketch_rows *a)
 {
-    const int32_t d = a->shape->head_dim, rank = a->sketch->rank, bits = a->sketch->bits, per_word = 32 / bits;
+    const int32_t d = a->shape->head_dim, rank = a->sketch->rank;
     float k[SR_ATTN_MAX_DIM], y[SR_ATTN_MAX_DIM + 4];
     for (int32_t row = a->row0; row < a->row1; row++) {
-        uint32_t first = 0;
+        uint32_t first = 0, words[SR_ATTN_MAX_DIM] = {0};
         vec_unpack_any(a->shape->k_type, a->k_chunk + (size_t)row * a->shape->k_row_bytes, d, k);
         ++*a->k_rows;
         for (int32_t i = 0; i < d; i += VEC) vec_store(k + i, vec_sub(vec_mul(vec_load(k + i), vec_all(a->k_scale)), vec_load(a->basis->mu + i)));
         project(a, k, y);
-        for (int32_t j = 0; j < SR_SKETCH_FIRST && j < rank; j++) first |= code_of(y[j], a->basis->step[j], bits, a->clipped) << 8 * j;
-        sr_sketch_store_first(a->y_chunk, bits, row, first);
-        for (int32_t w = 0; w < sr_sketch_words(a->sketch); w++) {
-            const int32_t from = SR_SKETCH_FIRST + w * per_word;
-            uint32_t word = 0;
-            for (int32_t j = from; j < rank && j < from + per_word; j++)
-                word |= code_of(y[j], a->basis->step[j], bits, a->clipped) << (j - from) * bits;
-            memcpy(a->y_chunk + sr_sketch_word_at(a->sketch, row, w), &word, 4);
+        for (int32_t j = 0; j < rank; j++) {
+            const uint32_t code = code_of(y[j], a->basis->step[j], sr_sketch_code_bits(a->sketch, j), a->clipped);
+            if (j < SR_SKETCH_FIRST) first |= code << 8 * j;
+            else sr_sketch_put(a->sketch, j, code, words);
         }
+        sr_sketch_store_first(a->y_chunk, a->sketch->bits, row, first);
+        for (int32_t w = 0; w < sr_sketch_words(a->sketch); w++) memcpy(a->y_chunk + sr_sketch_word_at(a->sketch, row, w), &words[w], 4);
     }
 }
 
@@ -72,7 +70,7 @@ struct score_starts { float first[SR_ATTN_MAX_GROUP], rest[SR_ATTN_MAX_GROUP], o
 /* VEC rows from `row` on and `heads` heads by the first plane. Bits of the rows that open their run. */
 SR_INLINE unsigned score_first(const struct sketch_scan *a, const int heads, int32_t g0, int32_t row, const struct score_starts *s)
 {
-    const int32_t bits = a->sketch->bits, shift = sr_sketch_first_shift(bits, row);
+    const int32_t bits = a->sketch->bits == 8 ? 8 : 4, shift = sr_sketch_first_shift(bits, row);
     const veci words = vec_words(a->y_chunk + sr_sketch_first_at(bits, row));
     unsigned open = 0;
     vec acc[SCORE_HEADS];
@@ -91,16 +89,17 @@ SR_INLINE unsigned score_first(const struct sketch_scan *a, const int heads, int
 /* The second plane is added to VEC rows of an open run. */
 SR_INLINE void score_rest(const struct sketch_scan *a, const int heads, int32_t g0, int32_t row, const float *start)
 {
-    const int32_t padded = sr_sketch_padded(a->sketch), bits = a->sketch->bits, per_word = 32 / bits;
+    const int32_t padded = sr_sketch_padded(a->sketch);
     const uint8_t *y = a->y_chunk + sr_sketch_word_at(a->sketch, row, 0);
     const float *w = a->w + g0 * padded + SR_SKETCH_FIRST;
     vec acc[SCORE_HEADS];
     SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_all(start[g0 + g]);
     for (int32_t i = 0; i < sr_sketch_words(a->sketch); i++) {
         const veci words = vec_words(y + i * SR_SKETCH_RUN * 4);
-        for (int32_t j = 0; j < per_word; j++) {
-            const vec code = vec_code(words, j * bits, (1 << bits) - 1);
-            SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(w[g * padded + i * per_word + j]), acc[g]);
+        const int32_t bits = sr_sketch_field_bits(a->sketch, i);
+        for (int32_t shift = 0; shift < 32; shift += bits, w++) {
+            const vec code = vec_code(words, shift, (1 << bits) - 1);
+            SR_UNROLL for (int g = 0; g < heads; g++) acc[g] = vec_fma(code, vec_all(w[g * padded]), acc[g]);
         }
     }
     SR_UNROLL for (int g = 0; g < heads; g++) {
@@ -133,14 +132,20 @@ SR_INLINE void score_rest_heads(const struct sketch_scan *a, int32_t g, int32_t 
 SR_INLINE void start_scores(const struct sketch_scan *a, struct score_starts *s)
 {
     const int32_t padded = sr_sketch_padded(a->sketch);
-    const float centre = (float)(1 << (a->sketch->bits - 1)) - 0.5f;
     for (int32_t g = 0; g < a->group; g++) {
+        const float *w = a->w + g * padded, *field = w + SR_SKETCH_FIRST;
         float first = 0, rest = 0;
-        for (int32_t j = 0; j < padded; j++) *(j < SR_SKETCH_FIRST ? &first : &rest) += a->w[g * padded + j];
-        s->first[g] = a->base[g] - centre * first;
+        for (int32_t j = 0; j < SR_SKETCH_FIRST; j++) first += w[j];
+        for (int32_t i = 0; i < sr_sketch_words(a->sketch); i++) {
+            const int32_t bits = sr_sketch_field_bits(a->sketch, i);
+            float sum = 0;
+            for (int32_t j = 0; j < 32 / bits; j++) sum += *field++;
+            rest += sum * ((float)(1 << (bits - 1)) - 0.5f);
+        }
+        s->first[g] = a->base[g] - (a->sketch->bits == 8 ? 127.5f : 7.5f) * first;
         s->open[g] = a->open[g];
-        for (int32_t j = 0; j < SR_SKETCH_FIRST; j++) s->w[g][j] = a->w[g * padded + j];
-        s->rest[g] = a->more[g] - centre * rest;
+        for (int32_t j = 0; j < SR_SKETCH_FIRST; j++) s->w[g][j] = w[j];
+        s->rest[g] = a->more[g] - rest;
     }
 }
 

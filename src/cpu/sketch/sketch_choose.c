@@ -24,36 +24,58 @@ struct choose_job { const struct sketch_choose_args *a; const struct backend_cpu
 
 /* ---- the query in the basis ---- */
 
-static void project_query(const struct choose_job *j, int32_t u)
+/* Of a coordinate: where its factors lie, of 3 bits the upper two's, which is twice the lowest's, in `twice`; else twice = -1. */
+struct factor_place { int32_t at, twice; float rounding; };
+
+static struct factor_place factor_place(const struct sketch_shape *s, int32_t j)
+{
+    const float rounding = sr_sketch_rounding(sr_sketch_code_bits(s, j));
+    if (j < SR_SKETCH_FIRST) return (struct factor_place){j, -1, rounding};
+    const struct sketch_place p = sr_sketch_place_of(s, j);
+    const int32_t word = SR_SKETCH_FIRST + sr_sketch_fields_before(s, p.word), field = word + p.shift / sr_sketch_field_bits(s, p.word);
+    return p.low_shift < 0 ? (struct factor_place){field, -1, rounding} : (struct factor_place){word + SKETCH_TWOS + p.low_shift, field, rounding};
+}
+
+/* A head's factors and constants from its coordinates z. */
+static void set_head(const struct choose_job *j, int32_t u, int32_t g, const float *z, const struct factor_place *place)
 {
     const struct sketch_choose_args *a = j->a;
     const struct sketch_basis *basis = &a->basis[u];
-    const int32_t d = a->shape->head_dim, group = a->shape->group, rank = a->sketch->rank, padded = sr_sketch_padded(a->sketch);
-    struct choose_unit *w = &j->s->choose[u];
+    const int32_t d = a->shape->head_dim, rank = a->sketch->rank;
+    const float *q = a->units[u].q + g * d;
+    struct choose_unit *unit = &j->s->choose[u];
+    float *w = unit->w + g * sr_sketch_padded(a->sketch);
+    float first = 0, rest = 0, left_out = 0, tail = 0, base = 0;
+    for (int32_t i = 0; i < d; i++) base += q[i] * basis->mu[i];
+    for (int32_t i = 0; i < rank; i++) {
+        const float x = z[i] * basis->step[i];
+        w[place[i].at] = x;
+        if (place[i].twice >= 0) w[place[i].twice] = 2 * x;
+        *(i < SR_SKETCH_FIRST ? &first : &rest) += x * x * place[i].rounding;
+        if (i >= SR_SKETCH_FIRST) left_out += z[i] * z[i] * basis->lambda[i];
+    }
+    for (int32_t i = rank; i < d; i++) tail += z[i] * z[i] * basis->lambda[i];
+    unit->base[g] = base + 0.5f * (first + left_out + tail);
+    unit->more[g] = 0.5f * (rest - left_out);
+    if (!isfinite(unit->more[g])) unit->open[g] = -INFINITY; /* what is wrong with the second plane must show */
+    if (!unit->has_near[g]) unit->from[g] = unit->base[g];
+}
+
+static void project_query(const struct choose_job *j, int32_t u)
+{
+    const struct sketch_choose_args *a = j->a;
+    const int32_t d = a->shape->head_dim, group = a->shape->group, padded = sr_sketch_padded(a->sketch);
+    struct factor_place place[SR_ATTN_MAX_DIM];
     float z[SR_ATTN_MAX_GROUP * SR_ATTN_MAX_DIM];
     for (int32_t g = 0; g < group; g += SR_MATVEC_TOKENS) {
         const struct acts acts = {.x = a->units[u].q + g * d, .x_stride = d};
         j->c->k.matvec_f32(&(struct matvec_args){
-            .w = (const uint8_t *)basis->synthesis, .row_bytes = (size_t)d * sizeof(float), .n_rows = d, .n_in = d,
+            .w = (const uint8_t *)a->basis[u].synthesis, .row_bytes = (size_t)d * sizeof(float), .n_rows = d, .n_in = d,
             .acts = &acts, .n = group - g < SR_MATVEC_TOKENS ? group - g : SR_MATVEC_TOKENS, .y = z + g * d, .y_stride = d});
     }
-    memset(w->w, 0, (size_t)(group * padded) * sizeof(float));
-    for (int32_t g = 0; g < group; g++) {
-        const float *q = a->units[u].q + g * d, *zg = z + g * d;
-        float first = 0, rest = 0, left_out = 0, tail = 0, base = 0;
-        for (int32_t i = 0; i < d; i++) base += q[i] * basis->mu[i];
-        for (int32_t i = 0; i < rank; i++) {
-            const float x = zg[i] * basis->step[i];
-            w->w[g * padded + i] = x;
-            *(i < SR_SKETCH_FIRST ? &first : &rest) += x * x;
-            if (i >= SR_SKETCH_FIRST) left_out += zg[i] * zg[i] * basis->lambda[i];
-        }
-        for (int32_t i = rank; i < d; i++) tail += zg[i] * zg[i] * basis->lambda[i];
-        w->base[g] = base + 0.5f * (first / 12.0f + left_out + tail);
-        w->more[g] = 0.5f * (rest / 12.0f - left_out);
-        if (!isfinite(w->more[g])) w->open[g] = -INFINITY; /* what is wrong with the second plane must show */
-        if (!w->has_near[g]) w->from[g] = w->base[g];
-    }
+    for (int32_t i = 0; i < a->sketch->rank; i++) place[i] = factor_place(a->sketch, i);
+    memset(j->s->choose[u].w, 0, (size_t)(group * padded) * sizeof(float));
+    for (int32_t g = 0; g < group; g++) set_head(j, u, g, z + g * d, place);
 }
 
 /* The first thread that needs a unit's query projects it; others wait for it, since it is being worked on. */

@@ -52,7 +52,7 @@ void sr_cpu_sketch_encode(struct backend *b, const struct sketch_encode_args *a)
 {
     struct encode_job job = {a, sr_cpu_of(b), 0};
     int32_t most = 0;
-    assert(a->sketch->row_bytes == sr_sketch_host_row_bytes(a->sketch->rank, a->sketch->bits) && (a->sketch->bits == 4 || a->sketch->bits == 8));
+    assert(a->sketch->row_bytes == sr_sketch_host_row_bytes(a->sketch->rank, a->sketch->bits) && (a->sketch->bits == 4 || a->sketch->bits == 8 || a->sketch->bits == SR_SKETCH_MIXED));
     for (int32_t u = 0; u < a->n_units; u++) most = max_i32(most, a->row1[u] - a->row0[u]);
     if (most <= 0) return;
     job.n_blocks = most / ENCODE_ROWS + 2;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Sketch rows from K rows, four at a time: the rows less mu are kept as floats, each coordinate is four dot products
- * that end in one register, and a word of codes is put together for the four rows at once.
+ * that end in one register, and words of codes are put together for the four rows at once.
  */
 #include "cpu/kernels.h"
 #include "cpu/attn/attn_avx512.h"
@@ -45,10 +45,10 @@ SR_INLINE void project(const struct tile *t, int32_t j, const int n, __m128 *y)
     SR_UNROLL for (int c = 0; c < n; c++) y[c] = sr_sum4_avx512(acc[c][0], acc[c][1], acc[c][2], acc[c][3]);
 }
 
-/* Codes of the four rows; clipped values of the tile's own rows are counted. */
-SR_INLINE __m128i codes_of(const struct tile *t, int32_t j, __m128 y)
+/* Codes of the four rows, of `bits` bits; clipped values of the tile's own rows are counted. */
+SR_INLINE __m128i codes_of(const struct tile *t, int32_t j, int32_t bits, __m128 y)
 {
-    const float half = (float)(1 << (t->a->sketch->bits - 1));
+    const float half = (float)(1 << (bits - 1));
     const __m128 zero = _mm_setzero_ps(), top = _mm_set1_ps(2 * half - 1);
     const __m128 c = _mm_add_ps(_mm_floor_ps(_mm_div_ps(y, _mm_set1_ps(t->a->basis->step[j]))), _mm_set1_ps(half));
     const __mmask8 inside = _mm_cmp_ps_mask(c, zero, _CMP_GE_OQ) & _mm_cmp_ps_mask(c, top, _CMP_LE_OQ);
@@ -56,31 +56,41 @@ SR_INLINE __m128i codes_of(const struct tile *t, int32_t j, __m128 y)
     return _mm_cvttps_epi32(_mm_min_ps(_mm_max_ps(c, zero), top)); /* max of a NaN and 0: 0 */
 }
 
-/* Codes of the coordinates [j, j + n) of the four rows, `bits` apart. */
-static __m128i word_of(const struct tile *t, int32_t j, int32_t n, int32_t bits)
+static __m128i up(__m128i x, int32_t shift) { return _mm_sll_epi32(x, _mm_cvtsi32_si128(shift)); }
+
+/* Adds the codes of coordinate j to the four rows' words: `first`, or those of the second plane. */
+SR_INLINE void put_codes(const struct tile *t, int32_t j, __m128 y, __m128i *first, __m128i *words)
 {
-    __m128i word = _mm_setzero_si128();
-    for (int32_t i = 0, at_once; i < n; i += at_once) {
-        __m128 y[COORDS];
-        at_once = n - i >= COORDS ? COORDS : 1;
-        if (at_once == COORDS) project(t, j + i, COORDS, y);
-        else project(t, j + i, 1, y);
-        for (int32_t c = 0; c < at_once; c++)
-            word = _mm_or_si128(word, _mm_sll_epi32(codes_of(t, j + i + c, y[c]), _mm_cvtsi32_si128((i + c) * bits)));
+    const struct sketch_shape *s = t->a->sketch;
+    const __m128i code = codes_of(t, j, sr_sketch_code_bits(s, j), y);
+    if (j < SR_SKETCH_FIRST) {
+        *first = _mm_or_si128(*first, up(code, 8 * j));
+        return;
     }
-    return word;
+    const struct sketch_place p = sr_sketch_place_of(s, j);
+    words[p.word] = _mm_or_si128(words[p.word], up(p.low_shift < 0 ? code : _mm_srli_epi32(code, 1), p.shift));
+    if (p.low_shift < 0) return;
+    words[p.word + 1] = _mm_or_si128(words[p.word + 1], up(_mm_and_si128(code, _mm_set1_epi32(1)), p.low_shift));
 }
 
 static void encode_tile(const struct tile *t)
 {
     const struct sketch_shape *s = t->a->sketch;
-    const int32_t per_word = 32 / s->bits, n_first = s->rank < SR_SKETCH_FIRST ? s->rank : SR_SKETCH_FIRST;
+    const int32_t n_words = sr_sketch_words(s);
+    __m128i first = _mm_setzero_si128(), words[SR_ATTN_MAX_DIM / 4];
     uint32_t out[ROWS];
-    _mm_storeu_si128((__m128i *)(void *)out, word_of(t, 0, n_first, 8));
+    for (int32_t i = 0; i < n_words; i++) words[i] = _mm_setzero_si128();
+    for (int32_t j = 0, n; j < s->rank; j += n) {
+        __m128 y[COORDS];
+        n = s->rank - j >= COORDS ? COORDS : 1;
+        if (n == COORDS) project(t, j, COORDS, y);
+        else project(t, j, 1, y);
+        for (int32_t c = 0; c < n; c++) put_codes(t, j + c, y[c], &first, words);
+    }
+    _mm_storeu_si128((__m128i *)(void *)out, first);
     for (int32_t r = 0; r < t->n; r++) sr_sketch_store_first(t->a->y_chunk, s->bits, t->row + r, out[r]);
-    for (int32_t word = 0; word < sr_sketch_words(s); word++) {
-        const int32_t j = SR_SKETCH_FIRST + word * per_word, n = s->rank - j < per_word ? s->rank - j : per_word;
-        _mm_storeu_si128((__m128i *)(void *)out, word_of(t, j, n, s->bits));
+    for (int32_t word = 0; word < n_words; word++) {
+        _mm_storeu_si128((__m128i *)(void *)out, words[word]);
         for (int32_t r = 0; r < t->n; r++) memcpy(t->a->y_chunk + sr_sketch_word_at(s, t->row + r, word), &out[r], 4);
     }
 }

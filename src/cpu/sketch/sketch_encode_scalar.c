@@ -18,7 +18,7 @@ static uint32_t code_of(float y, float step, int32_t bits, int64_t *clipped)
 
 void sr_sketch_encode_scalar(const struct sketch_rows *a)
 {
-    const int32_t d = a->shape->head_dim, bits = a->sketch->bits, per_word = 32 / bits;
+    const int32_t d = a->shape->head_dim;
     float k[SR_ATTN_MAX_DIM];
     for (int32_t row = a->row0; row < a->row1; row++) {
         uint32_t first = 0, words[SR_ATTN_MAX_DIM] = {0};
@@ -28,12 +28,11 @@ void sr_sketch_encode_scalar(const struct sketch_rows *a)
         for (int32_t j = 0; j < a->sketch->rank; j++) {
             float y = 0;
             for (int32_t i = 0; i < d; i++) y += a->basis->analysis[j * d + i] * k[i];
-            const uint32_t code = code_of(y, a->basis->step[j], bits, a->clipped);
-            const int32_t rest = j - SR_SKETCH_FIRST;
-            if (rest < 0) first |= code << 8 * j;
-            else words[rest / per_word] |= code << rest % per_word * bits;
+            const uint32_t code = code_of(y, a->basis->step[j], sr_sketch_code_bits(a->sketch, j), a->clipped);
+            if (j < SR_SKETCH_FIRST) first |= code << 8 * j;
+            else sr_sketch_put(a->sketch, j, code, words);
         }
-        sr_sketch_store_first(a->y_chunk, bits, row, first);
+        sr_sketch_store_first(a->y_chunk, a->sketch->bits, row, first);
         for (int32_t w = 0; w < sr_sketch_words(a->sketch); w++) memcpy(a->y_chunk + sr_sketch_word_at(a->sketch, row, w), &words[w], 4);
     }
 }

@@ -16,7 +16,7 @@
 enum { TILE_HEADS = 8, BLOCK_ROWS = 2 * SR_SKETCH_RUN, PART_ROWS = 256 };
 
 /* The levels of a block's codes, `shift` bits up in its lanes: a permutation of 16 floats turns a code of 4 bits into its
- * level, since it looks at a lane's four lowest bits only. */
+ * level, since it looks at a lane's four lowest bits only; of 2 and of 1 bit those levels repeat. */
 SR_INLINE __m512 level_of(const int bits, __m512i word, int shift)
 {
     const __m512i code = _mm512_srli_epi32(word, (unsigned)shift);
@@ -25,6 +25,8 @@ SR_INLINE __m512 level_of(const int bits, __m512i word, int shift)
                                              5.5f, 6.5f, 7.5f);
         return _mm512_permutexvar_ps(code, levels);
     }
+    if (bits == 2) return _mm512_permutexvar_ps(code, _mm512_broadcast_f32x4(_mm_setr_ps(-1.5f, -0.5f, 0.5f, 1.5f)));
+    if (bits == 1) return _mm512_permutexvar_ps(code, _mm512_broadcast_f32x4(_mm_setr_ps(-0.5f, 0.5f, -0.5f, 0.5f)));
     return _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_and_si512(code, _mm512_set1_epi32(255))), _mm512_set1_ps(127.5f));
 }
 
@@ -132,8 +134,8 @@ SR_INLINE int64_t first_plane(const struct sketch_scan *a, const struct inside *
     p->row1 = a->row1 < begin + PART_ROWS ? a->row1 : begin + PART_ROWS;
     for (int32_t row = p->row0; row < p->row1; row += BLOCK_ROWS) is_whole &= inside_at(in, row, BLOCK_ROWS) == 0xffff;
     for (int32_t g = 0; g < a->group; g += tile_of(a, g)) {
-        if (a->sketch->bits == 4) first_bits(4, tile_of(a, g), a, g, p, rows);
-        else first_bits(8, tile_of(a, g), a, g, p, rows);
+        if (a->sketch->bits == 8) first_bits(8, tile_of(a, g), a, g, p, rows);
+        else first_bits(4, tile_of(a, g), a, g, p, rows);
     }
     const __m256i open = _mm256_load_si256((const __m256i *)(const void *)rows);
     const __mmask32 runs = _mm256_test_epi8_mask(open, open); /* a run is a byte of them */

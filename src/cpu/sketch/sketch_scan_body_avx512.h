@@ -127,7 +127,8 @@ static void scan_part(struct scan *s, const struct part *p, const struct ahead *
     for (int32_t g = 0; g < a->group; g += tile_of(a, g)) {
         const struct scan_tile t = {s, g, p, g == 0 ? *ahead : none};
         if (a->sketch->bits == 4) rest_tile(4, tile_of(a, g), &t);
-        else rest_tile(8, tile_of(a, g), &t);
+        else if (a->sketch->bits == 8) rest_tile(8, tile_of(a, g), &t);
+        else rest_tile(SR_SKETCH_MIXED, tile_of(a, g), &t);
     }
     sum_part(s, p, keep);
     find_kept(s, p, keep, &kept);

@@ -7,10 +7,9 @@
 #include <math.h>
 #include <string.h>
 
-static float level_of(const struct sketch_scan *a, uint32_t code)
+static float level_of(uint32_t field, int32_t bits)
 {
-    const int32_t bits = a->sketch->bits;
-    return (float)(code & ((1u << bits) - 1u)) - ((float)(1 << (bits - 1)) - 0.5f);
+    return (float)(field & ((1u << bits) - 1u)) - ((float)(1 << (bits - 1)) - 0.5f);
 }
 
 /* By the first plane. */
@@ -20,20 +19,21 @@ static float first_of(const struct sketch_scan *a, int32_t g, int32_t row)
     float x = a->base[g];
     uint32_t word;
     memcpy(&word, a->y_chunk + sr_sketch_first_at(a->sketch->bits, row), 4);
-    for (int32_t j = 0; j < SR_SKETCH_FIRST; j++) x += w[j] * level_of(a, word >> (sr_sketch_first_shift(a->sketch->bits, row) + 8 * j));
+    for (int32_t j = 0; j < SR_SKETCH_FIRST; j++)
+        x += w[j] * level_of(word >> (sr_sketch_first_shift(a->sketch->bits, row) + 8 * j), a->sketch->bits == 8 ? 8 : 4);
     return x;
 }
 
 /* What the second plane adds. */
 static float rest_of(const struct sketch_scan *a, int32_t g, int32_t row)
 {
-    const int32_t bits = a->sketch->bits, per_word = 32 / bits;
     const float *w = a->w + g * sr_sketch_padded(a->sketch) + SR_SKETCH_FIRST;
     float x = a->more[g];
-    for (int32_t j = 0; j < sr_sketch_words(a->sketch) * per_word; j++) {
+    for (int32_t i = 0; i < sr_sketch_words(a->sketch); i++) {
+        const int32_t bits = sr_sketch_field_bits(a->sketch, i);
         uint32_t word;
-        memcpy(&word, a->y_chunk + sr_sketch_word_at(a->sketch, row, j / per_word), 4);
-        x += w[j] * level_of(a, word >> j % per_word * bits);
+        memcpy(&word, a->y_chunk + sr_sketch_word_at(a->sketch, row, i), 4);
+        for (int32_t shift = 0; shift < 32; shift += bits) x += *w++ * level_of(word >> shift, bits);
     }
     return x;
 }
