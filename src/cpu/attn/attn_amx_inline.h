@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the attention kernels on the matrix units share: a float as the sum of two bf16 values. Only files built for AMX
- * include it, after attn_avx512.h or before.
+ * What the attention kernels on the matrix units share: a barrier for tiles, a float as the sum of two bf16 values. Only
+ * files built for AMX include it, after attn_avx512.h or before.
  */
 #ifndef SR_CPU_ATTN_ATTN_AMX_INLINE_H
 #define SR_CPU_ATTN_ATTN_AMX_INLINE_H
 
 #include "cpu/attn/attn_avx512.h"
+
+/* Loads of tiles are not known to the compiler as reads of memory, nor stores as writes. */
+SR_INLINE void in_memory(void) { __asm__ volatile("" ::: "memory"); }
 
 /* Lanes of pairs: x in the low halves, y in the high ones. */
 SR_INLINE __m512i sr_pair_bf16(__m512 x, __m512 y)

@@ -189,6 +189,8 @@ void sr_attn_outputs_avx512(const struct attn_block *a, sr_block_weights p);
 void sr_attn_weights_avx512(const struct attn_block *a, sr_block_weights p, float *shrink);
 /* Part of attn_block_amx.c: K and V both in 16 bits, head_dim a multiple of 32. */
 void sr_attn_half_amx(const struct attn_block *a);
+/* Part of attn_block_amx.c: K or V in Q8_0, neither in Q4_0, a group of two heads at least. */
+void sr_attn_bytes_amx(const struct attn_block *a);
 
 /* ---- arithmetic ---- */
 

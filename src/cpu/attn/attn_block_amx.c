@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Q8_0 and Q4_0 rows on the matrix units, as whole numbers; all else is the AVX-512 kernel's. Widening codes to floats
- * costs more than the products, so codes stay bytes and what they meet becomes bytes:
+ * Q4_0 rows, Q8_0 ones beside them, and Q8_0 ones of a single head, on the matrix units, as whole numbers. Several heads over
+ * Q8_0 have a way of their own (attn_bytes_amx.c), which is slower for four bits and for one head; all else is the AVX-512
+ * kernel's. Widening codes to floats costs more than the products, so codes stay bytes and what they meet becomes bytes:
  *
  *   logits  [2 group][16 keys] = q [2 group][32] x codes [32][16 keys]        for each block of 32 elements
  *   outputs [3 group][16]      = weights [3 group][64 keys] x codes [64][16]  for each half of a block
@@ -15,14 +16,11 @@
  * reads. Rows that do not lie together are copied together first.
  */
 #include "cpu/kernels.h"
-#include "cpu/attn/attn_avx512.h"
+#include "cpu/attn/attn_weights_amx.h"
 
-#include <assert.h>
-#include <math.h>
 #include <string.h>
 
-enum { ROWS = 16, HEADS = 8, TILE = 1024, MAX_BLOCKS = SR_ATTN_MAX_DIM / SR_KV_BLOCK, DIGITS = 3, ALL = SR_ATTN_BLOCK };
-enum { WEIGHT_TILES = DIGITS * SR_ATTN_MAX_GROUP / 16, WEIGHT_ONE = 127 << 16, WEIGHT_BIAS = 0x8080 };
+enum { ROWS = 16, HEADS = 8, TILE = 1024, MAX_BLOCKS = SR_ATTN_MAX_DIM / SR_KV_BLOCK, ALL = SR_ATTN_BLOCK };
 
 static const uint8_t zero[TILE] __attribute__((aligned(64)));
 
@@ -42,9 +40,6 @@ struct work {
     int32_t heads, step;                           /* heads of a tile of q; blocks of a product */
 };
 _Static_assert(sizeof(struct work) <= SR_ATTN_BLOCK_SCRATCH, "the caller's scratch");
-
-/* Loads of tiles are not known to the compiler as reads of memory, nor stores as writes. */
-SR_INLINE void in_memory(void) { __asm__ volatile("" ::: "memory"); }
 
 /* ---- once per piece ---- */
 
@@ -93,29 +88,7 @@ static void begin(const struct attn_block *a, struct work *w)
     for (int32_t g = 0; g < s->group; g++) split_query(w, s, a->q + g * s->head_dim, g);
 }
 
-/* ---- rows ---- */
-
-/* 64 rows together; those behind the last one are copies of it and will have no weight. */
-static const uint8_t *all_rows(struct work *w, const uint8_t *const *row, int32_t n, size_t bytes)
-{
-    if (n == ALL && sr_is_together_avx512(row, n, bytes)) return row[0];
-    for (int32_t i = 0; i < ALL; i++) memcpy(w->rows + (size_t)i * bytes, row[i < n ? i : n - 1], bytes);
-    return w->rows;
-}
-
-/* What to fetch meanwhile: what follows a stream, a line at each of the slots that are spread over the instructions, or rows to
- * come, a few at a time. */
-struct ahead { const uint8_t *stream; const uint8_t *const *row; size_t bytes; int32_t n, rows; };
-
-static struct ahead ahead_of(const uint8_t *stream, const uint8_t *const *row, int32_t n, size_t bytes, int32_t n_steps)
-{
-    return (struct ahead){stream, row, bytes, n, (n + n_steps - 1) / n_steps};
-}
-
-SR_INLINE void fetch_rows(struct ahead *h)
-{
-    for (int32_t i = 0; i < h->rows && h->n > 0; i++, h->n--) sr_prefetch_row_avx512(*h->row++, h->bytes);
-}
+/* ---- requests ---- */
 
 /* A slot goes with so many bytes. */
 enum { SLOT_AHEAD = 8192 };
@@ -185,7 +158,6 @@ SR_INLINE __m512i low_codes(__m512i x) { return _mm512_gf2p8affine_epi64_epi8(x,
 SR_INLINE __m512i high_codes(__m512i x) { return _mm512_gf2p8affine_epi64_epi8(x, _mm512_set1_epi64(0x1020408080808080), 0xf8); }
 
 SR_INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-SR_INLINE __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 
 SR_INLINE __m512i load_four(const uint8_t *p, size_t step)
 {
@@ -229,21 +201,15 @@ SR_INLINE void turn_keys(const sr_dtype type, const uint8_t *p, size_t row_bytes
 SR_INLINE void turn_values(const sr_dtype type, const uint8_t *p, size_t row_bytes, uint8_t *first, uint8_t *second)
 {
     if (type == SR_DTYPE_Q4_0) {
-        const __m512i order = _mm512_set_epi32(0x3f2f1f0f, 0x3e2e1e0e, 0x3d2d1d0d, 0x3c2c1c0c, 0x3b2b1b0b, 0x3a2a1a0a, 0x39291909, 0x38281808,
-                                               0x37271707, 0x36261606, 0x35251505, 0x34241404, 0x33231303, 0x32221202, 0x31211101, 0x30201000);
+        const __m512i order = _mm512_set_epi32(0x3f2f1f0f, 0x3e2e1e0e, 0x3d2d1d0d, 0x3c2c1c0c, 0x3b2b1b0b, 0x3a2a1a0a, 0x39291909,
+                                               0x38281808, 0x37271707, 0x36261606, 0x35251505, 0x34241404, 0x33231303, 0x32221202,
+                                               0x31211101, 0x30201000);
         const __m512i x = _mm512_permutexvar_epi8(order, load_four(p + 2, 16 * row_bytes));
         _mm512_store_si512(first, low_codes(x));
         _mm512_store_si512(second, high_codes(x));
         return;
     }
-    /* pairs of two rows: elements 4 j .. and 16 + 4 j .. of lane j, so that the halves of the pairs are the two tiles */
-    const __m512i order = _mm512_set_epi32(0x3f1f3e1e, 0x3d1d3c1c, 0x2f0f2e0e, 0x2d0d2c0c, 0x3b1b3a1a, 0x39193818, 0x2b0b2a0a, 0x29092808,
-                                           0x37173616, 0x35153414, 0x27072606, 0x25052404, 0x33133212, 0x31113010, 0x23032202, 0x21012000);
-    const __m512i x = _mm512_inserti64x4(_mm512_castsi256_si512(load32(p + 2)), load32(p + 2 + 16 * row_bytes), 1);
-    const __m512i y = _mm512_inserti64x4(_mm512_castsi256_si512(load32(p + 2 + 32 * row_bytes)), load32(p + 2 + 48 * row_bytes), 1);
-    const __m512i x2 = _mm512_permutexvar_epi8(order, x), y2 = _mm512_permutexvar_epi8(order, y);
-    _mm512_store_si512(first, _mm512_unpacklo_epi16(x2, y2));
-    _mm512_store_si512(second, _mm512_unpackhi_epi16(x2, y2));
+    turn_q8_values(p, row_bytes, first, second);
 }
 
 /* ---- logits ---- */
@@ -271,8 +237,8 @@ SR_INLINE void multiply_keys(struct work *w, int32_t n_tiles, int32_t n_products
 }
 
 /* Logits of keys [i, i + 16). */
-SR_INLINE void scale_keys(const struct work *w, const int32_t step, int32_t group, int32_t n_blocks, int32_t turn, sr_block_scales scale, int32_t i,
-                          sr_block_weights p)
+SR_INLINE void scale_keys(const struct work *w, const int32_t step, int32_t group, int32_t n_blocks, int32_t turn, sr_block_scales scale,
+                          int32_t i, sr_block_weights p)
 {
     const int32_t heads = w->heads;
     for (int32_t g = 0; g < group; g++) {
@@ -293,7 +259,7 @@ SR_INLINE void logits_of(const sr_dtype type, const int32_t n_blocks, const int3
     const struct attn_shape *s = a->shape;
     const int32_t n_tiles = (a->n + ROWS - 1) / ROWS, n_head_tiles = (s->group + HEADS - 1) / HEADS;
     const size_t row_bytes = (size_t)(n_blocks * sr_kv_block_bytes(type));
-    const uint8_t *rows = all_rows(w, a->k, a->n, row_bytes);
+    const uint8_t *rows = all_rows(w->rows, a->k, a->n, row_bytes);
     const int stream = sr_is_stream_avx512(a);
     struct ahead ahead = ahead_of(stream ? rows : NULL, a->v, stream ? 0 : a->n, s->v_row_bytes, n_tiles * n_blocks);
     sr_block_scales scale;
@@ -303,7 +269,8 @@ SR_INLINE void logits_of(const sr_dtype type, const int32_t n_blocks, const int3
         for (int32_t b = 0; b < n_blocks; b++) {
             if (i < n_tiles) {
                 fetch_rows(&ahead);
-                turn_keys(type, rows + (size_t)(i * ROWS) * row_bytes + b * sr_kv_block_bytes(type), row_bytes, w->keys[i % 2].block[b], &ahead);
+                turn_keys(type, rows + (size_t)(i * ROWS) * row_bytes + b * sr_kv_block_bytes(type), row_bytes,
+                          w->keys[i % 2].block[b], &ahead);
             }
             if (i > 0 && i <= n_tiles && b % step == 0) multiply_keys(w, n_head_tiles, n_blocks / step, b, b / step, (i - 1) % 2);
         }
@@ -323,91 +290,6 @@ SR_INLINE void logits_by_size(const sr_dtype type, const struct attn_block *a, s
 }
 
 /* ---- outputs ---- */
-
-/* Logits of four heads; those beyond n are set to -inf. Their largest; NaN never wins. */
-SR_INLINE __m128 tops_of(float (*p)[ALL], int32_t n)
-{
-    const __m512 least = _mm512_set1_ps(-INFINITY);
-    __m512 top[4];
-    SR_UNROLL for (int g = 0; g < 4; g++) {
-        SR_UNROLL for (int i = 0; i < 4 && n < ALL; i++)
-            if (n < 16 * i + 16) _mm512_mask_storeu_ps(&p[g][16 * i], (__mmask16)(n <= 16 * i ? 0xffff : 0xffffu << (n - 16 * i)), least);
-        top[g] = _mm512_max_ps(_mm512_loadu_ps(&p[g][0]), least);
-        SR_UNROLL for (int i = 1; i < 4; i++) top[g] = _mm512_max_ps(_mm512_loadu_ps(&p[g][16 * i]), top[g]);
-    }
-    return sr_max4_avx512(top[0], top[1], top[2], top[3]);
-}
-
-/* Logits of four heads become weights with the largest 1; returns their sums. */
-SR_INLINE __m128 weigh(float (*p)[ALL], const float *base)
-{
-    __m512 sum[4];
-    SR_UNROLL for (int g = 0; g < 4; g++) {
-        sum[g] = _mm512_setzero_ps();
-        SR_UNROLL for (int i = 0; i < 4; i++) {
-            const __m512 x = sr_exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(&p[g][16 * i]), _mm512_set1_ps(base[g])));
-            _mm512_storeu_ps(&p[g][16 * i], x);
-            sum[g] = _mm512_add_ps(sum[g], x);
-        }
-    }
-    return sr_sum4_avx512(sum[0], sum[1], sum[2], sum[3]);
-}
-
-/* Logits become weights with the largest of each head 1, m and l move on. top: what that largest is in terms of l, NaN for
- * a head whose total is NaN; shrink: the factor of the old output. */
-static void weights_of(const struct attn_block *a, sr_block_weights p, float *top, float *shrink)
-{
-    const int32_t group = a->shape->group;
-    const __mmask16 heads = (__mmask16)((1u << group) - 1);
-    float base[SR_ATTN_MAX_GROUP] = {0}, sum[SR_ATTN_MAX_GROUP] = {0};
-    for (int32_t g = group; g % 4; g++) memset(p[g], 0, sizeof(p[g]));
-    for (int32_t g = 0; g < group; g += 4) _mm_storeu_ps(base + g, tops_of(p + g, a->n));
-    const __m512 none = _mm512_set1_ps(-INFINITY), zeros = _mm512_setzero_ps();
-    const __m512 best = _mm512_mask_loadu_ps(none, heads, base), old = _mm512_mask_loadu_ps(none, heads, a->m);
-    const __m512 m = _mm512_max_ps(best, old);
-    const __m512 from = _mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(m, none, _CMP_EQ_OQ), zeros);
-    _mm512_storeu_ps(base, _mm512_mask_mov_ps(best, _mm512_cmp_ps_mask(best, none, _CMP_EQ_OQ), zeros));
-    for (int32_t g = 0; g < group; g += 4) _mm_storeu_ps(sum + g, weigh(p + g, base + g));
-    const __m512 t = sr_exp_avx512(_mm512_sub_ps(best, from)), s = sr_exp_avx512(_mm512_sub_ps(old, from));
-    const __m512 l = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(heads, a->l), s, _mm512_mul_ps(_mm512_maskz_loadu_ps(heads, sum), t));
-    _mm512_mask_storeu_ps(a->m, heads, m);
-    _mm512_mask_storeu_ps(a->l, heads, l);
-    _mm512_storeu_ps(shrink, s);
-    _mm512_storeu_ps(top, _mm512_mask_mov_ps(t, _mm512_cmp_ps_mask(l, l, _CMP_UNORD_Q), l));
-}
-
-/* Scales of 64 rows, the largest made WEIGHT_ONE. Returns what that was; NaN if one of them is not finite. */
-SR_INLINE float level_scales(const float *scale, __m512 *out)
-{
-    __m512 most = _mm512_setzero_ps(), zeros = most;
-    SR_UNROLL for (int i = 0; i < 4; i++) {
-        out[i] = _mm512_loadu_ps(scale + 16 * i);
-        most = _mm512_max_ps(most, _mm512_abs_ps(out[i]));
-        zeros = _mm512_fmadd_ps(out[i], _mm512_setzero_ps(), zeros);
-    }
-    if (_mm512_cmp_ps_mask(zeros, zeros, _CMP_UNORD_Q)) return NAN;
-    const float max = _mm512_reduce_max_ps(most);
-    const __m512 by = _mm512_set1_ps(max > 0 ? (float)WEIGHT_ONE / max : 0.0f);
-    SR_UNROLL for (int i = 0; i < 4; i++) out[i] = _mm512_mul_ps(out[i], by);
-    return max;
-}
-
-/* Bytes of weights times scales, each byte of all 64 rows together. Byte 4 l + i belongs to row 16 i + l. */
-SR_INLINE void split_weights(const float *p, const __m512 *scale, uint8_t *low, uint8_t *mid, uint8_t *high)
-{
-    const __m512i even = _mm512_set1_epi32(0x00ff00ff), flip = _mm512_set1_epi8((char)0x80);
-    __m512i x[4], t[4];
-    SR_UNROLL for (int i = 0; i < 4; i++)
-        x[i] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(p + 16 * i), scale[i], _mm512_set1_ps((float)WEIGHT_BIAS)));
-    SR_UNROLL for (int i = 0; i < 2; i++) { /* even bytes of two, odd bytes of two */
-        t[2 * i] = _mm512_ternarylogic_epi32(even, x[2 * i], _mm512_slli_epi32(x[2 * i + 1], 8), 0xca);
-        t[2 * i + 1] = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(x[2 * i], 8), x[2 * i + 1], 0xca);
-    }
-    const __mmask32 odd = 0xaaaaaaaa;
-    _mm512_store_si512(low, _mm512_xor_si512(flip, _mm512_mask_blend_epi16(odd, t[0], _mm512_slli_epi32(t[2], 16))));
-    _mm512_store_si512(mid, _mm512_xor_si512(flip, _mm512_mask_blend_epi16(odd, t[1], _mm512_slli_epi32(t[3], 16))));
-    _mm512_store_si512(high, _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(t[0], 16), t[2]));
-}
 
 SR_INLINE void multiply_values(struct work *w, int32_t group, int32_t turn, const int half)
 {
@@ -431,7 +313,8 @@ SR_INLINE void multiply_values(struct work *w, int32_t group, int32_t turn, cons
 }
 
 /* o: the block's 32 elements of the first head. */
-SR_INLINE void add_values(const struct work *w, const struct attn_block *a, int32_t turn, float scale, const float *top, const float *shrink, float *o)
+SR_INLINE void add_values(const struct work *w, const struct attn_block *a, int32_t turn, float scale, const float *top,
+                          const float *shrink, float *o)
 {
     const int32_t group = a->shape->group;
     for (int32_t g = 0; g < group; g++, o += a->shape->head_dim) {
@@ -450,13 +333,14 @@ SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int
 {
     const int32_t group = a->shape->group;
     const size_t row_bytes = (size_t)(n_blocks * sr_kv_block_bytes(type));
-    const uint8_t *rows = all_rows(w, a->v, a->n, row_bytes);
+    const uint8_t *rows = all_rows(w->rows, a->v, a->n, row_bytes);
     const size_t k_bytes = a->shape->k_row_bytes;
     const int stream = sr_is_stream_avx512(a), follows = stream && a->n_next > 0 && a->next_k[0] == a->k[a->n - 1] + k_bytes;
     struct ahead ahead = ahead_of(stream ? rows : NULL, a->next_k, follows ? 0 : a->n_next, k_bytes, 4 * n_blocks);
-    float top[SR_ATTN_MAX_GROUP], shrink[SR_ATTN_MAX_GROUP], most[MAX_BLOCKS];
+    float base[SR_ATTN_MAX_GROUP] = {0}, top[SR_ATTN_MAX_GROUP], shrink[SR_ATTN_MAX_GROUP], most[MAX_BLOCKS];
     sr_block_scales scale;
-    weights_of(a, p, top, shrink);
+    tops_of_all(a, p, base);
+    weights_of(a, p, base, top, shrink);
     if (fast) load_scales(type, n_blocks, rows, scale);
     else load_scales_slowly(type, n_blocks, rows, scale);
     for (int32_t b = 0; b < n_blocks + 2; b++) {
@@ -465,7 +349,8 @@ SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int
         if (b < n_blocks) {
             __m512 level[4];
             uint8_t *to = w->weights[b % 2];
-            most[b] = level_scales(scale[b], level) / (float)WEIGHT_ONE;
+            SR_UNROLL for (int i = 0; i < 4; i++) level[i] = _mm512_loadu_ps(scale[b] + 16 * i);
+            most[b] = level_scales(level, (float)WEIGHT_ONE) / (float)WEIGHT_ONE;
             for (int32_t g = 0; g < group; g++) split_weights(p[g], level, to + g * 64, to + (group + g) * 64, to + (2 * group + g) * 64);
         }
         if (multiplies) multiply_values(w, group, (b - 1) % 2, 1);
@@ -510,6 +395,10 @@ void sr_attn_block_amx(const struct attn_block *a)
     if (!sr_kv_is_blocked(k) && !sr_kv_is_blocked(v)) {
         if (is_for_half(a)) sr_attn_half_amx(a);
         else sr_attn_block_avx512(a);
+        return;
+    }
+    if (a->shape->group > 1 && k != SR_DTYPE_Q4_0 && v != SR_DTYPE_Q4_0) {
+        sr_attn_bytes_amx(a);
         return;
     }
     if (a->begins) begin(a, w);

@@ -33,9 +33,6 @@ _Static_assert(sizeof(struct work) <= SR_ATTN_BLOCK_SCRATCH, "the caller's scrat
 
 static const uint8_t zero[TILE] __attribute__((aligned(64)));
 
-/* Loads of tiles are not known to the compiler as reads of memory, nor stores as writes. */
-SR_INLINE void in_memory(void) { __asm__ volatile("" ::: "memory"); }
-
 /* ---- once per piece ---- */
 
 /* Tiles 0, 1: sums of keys; 2, 3: outputs; 4, 5: keys or values; 6: q; 7: weights. */
