@@ -18,7 +18,6 @@ namespace sr {
 constexpr int JOIN_BATCH = 3;    // parts that a thread asks for at once
 constexpr int LEAST_BITS = 2;    // a slice has 2^2 pieces of 16 bytes, or more
 constexpr int JOIN_SLICES = WORK_PART_SLICES; // of a part, at most
-constexpr int PATIENT_TILES = 512; // of a part: from there on waiting may be long
 
 // Pieces that share a maximum and a sum in memory: a power of two that divides those of a head. As the power.
 __host__ __device__ constexpr int most_bits(int d)
@@ -50,20 +49,19 @@ static __device__ __forceinline__ void join_piece(piece &a, const piece &b)
 }
 
 // How a unit's parts are merged, by slices of 2^bits pieces; 2^ml_bits of them share a maximum and a sum in memory. This block begins with slice
-// `last` and goes on with last - step and so on: with none where last < 0. patient: waiting may be long.
-struct join_plan { int32_t bits, ml_bits, pieces, last, step; bool patient; float v_scale; };
+// `last` and goes on with last - step and so on: with none where last < 0.
+struct join_plan { int32_t bits, ml_bits, pieces, last, step; float v_scale; };
 
 // Which parts merge: the last ones, or the first alone, where that is a block's last share and the others are the first ones of theirs.
 enum joins { JOIN_LAST, JOIN_FIRST };
 
-template <int D> static __device__ __forceinline__ join_plan join_plan_of(const attend_params &p, const share &s, int heads, joins how, int32_t tiles, int threads, float v_scale)
+template <int D> static __device__ __forceinline__ join_plan join_plan_of(const attend_params &p, const share &s, int heads, joins how, int threads, float v_scale)
 {
     join_plan x;
     x.v_scale = v_scale;
     x.pieces = min(p.group - sub_of(p, s.u) * heads, heads) * (D / 4);
     x.bits = bits_of(s.n_parts, x.pieces, threads);
     x.ml_bits = min(x.bits, most_bits(D));
-    x.patient = tiles >= PATIENT_TILES * s.n_parts;
     // A state that is merged in is read and written by one block, and a head's maximum and sum with its first slice: last.
     const bool alone = how == JOIN_FIRST || p.merge;
     const int32_t rank = how == JOIN_FIRST ? s.part : s.n_parts - 1 - s.part;
@@ -86,14 +84,6 @@ static __device__ __forceinline__ piece take_parts(const attend_params &p, const
     uint4 o[JOIN_BATCH];
     const auto has = [&](int b) { return first + b * teams < s.n_parts && i < of.pieces; };
     const auto slot = [&](int b) { return slot_of_part(s, min(first + b * teams, s.n_parts - 1)); };
-#pragma unroll 1
-    for (bool more = of.patient; more;) { // a few words are asked for again and again, not all
-        more = false;
-#pragma unroll
-        for (int b = 0; b < JOIN_BATCH; b++) ml[b] = has(b) ? peek2(ml_of(p, slot(b), i >> of.ml_bits)) : make_uint2(1, 1);
-#pragma unroll
-        for (int b = 0; b < JOIN_BATCH; b++) more |= min(ml[b].x, ml[b].y) == 0;
-    }
 #pragma unroll 1
     for (bool more = true; more;) {
         more = false;

@@ -105,6 +105,11 @@ template <int D, int NT, int T> struct plain_ring {
     }
 };
 
+// Where rows are long a block's warps meet each so many tiles, else the last of them ends 10 us after the first at 512K; where rows are short
+// instructions are what is waited for, and a meeting costs more than it gives.
+constexpr int BEAT = 8;
+template <int D, int T> constexpr bool KEEPS_TOGETHER = is_wide(T) && D >= 128;
+
 template <int D, int NT, int T>
 __device__ __forceinline__ void attend_plain(const plain_rows &r, plain_ring<D, NT, T> &flow, warp_state<D, NT, T, 1> &state, int32_t tile, float scale, bool split,
                                              const uint2 *q)
@@ -143,6 +148,8 @@ __device__ __forceinline__ void attend_plain(const plain_rows &r, plain_ring<D, 
             v.template add_local<NT>(state.o, weights[0], rows_v, S::STEP, S::turn_of((lane & 3) * 2), S::turn_of((lane & 3) * 2 + 1), lane >> 2);
         }
         flow.refill(r, 1 - S::SLOTS % 2, j + S::K_AHEAD, tile + S::K_AHEAD * stride);
+        // Those that are ahead wait, with their rings full, as long as all have tiles left.
+        if (KEEPS_TOGETHER<D, T> && j % BEAT == BEAT - 1 && tile - (int32_t)(threadIdx.x / WARP) + S::WARPS <= r.tiles) __syncthreads();
     }
 }
 
@@ -295,7 +302,7 @@ __device__ __forceinline__ void attend_plain_share(const attend_params &p, const
     let_next_start();
     if (threadIdx.x == 0) {
         space.s = x.s;
-        space.join = join_plan_of<D>(p, x.s, 8 * NT, !p.in_line || space.line.apart ? JOIN_LAST : JOIN_FIRST, x.rows.tiles, S::WARPS * WARP, v_scale);
+        space.join = join_plan_of<D>(p, x.s, 8 * NT, !p.in_line || space.line.apart ? JOIN_LAST : JOIN_FIRST, S::WARPS * WARP, v_scale);
         space.kind = x.kind;
         space.len = x.len;
         space.n_rows = x.rows.near ? x.rows.head + x.len - x.rows.near : x.len;
