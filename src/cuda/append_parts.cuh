@@ -66,7 +66,11 @@ static __device__ void note_row(struct found_sinks &u, int row, float k, float v
 {
     while (u.n > 0 && (row < SR_SINKS_REFERENCE || u.rows[u.n - 1] >= row)) u.n--;
     if (row >= SR_SINKS_REFERENCE) {
-        if (u.n < SR_SINKS_MOST && is_sink(u, k, v)) u.rows[u.n++] = row;
+        if (u.n < SR_SINKS_MOST && is_sink(u, k, v)) {
+            u.rows[u.n] = row;
+            __threadfence(); // a kernel's other blocks may be reading them
+            u.n++;
+        }
         return;
     }
     u.k[row] = k;

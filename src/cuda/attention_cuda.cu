@@ -5,6 +5,7 @@
  */
 #include "cuda/device_cuda.h"
 #include "cuda/attn_cuda.h"
+#include "cuda/rope_turn.h"
 #include "cuda/prefill_cuda.h"
 
 extern "C" {
@@ -26,6 +27,7 @@ struct attn_device {
     uint8_t *kinds, *audit_kinds;
     int32_t *list, *n_list, *n_chosen;
     float *unread, *total, *score;
+    float *q; /* rotated, where the choice does it */
     struct attn_state state, dense;
 };
 
@@ -61,6 +63,7 @@ static void layout(struct arena *a, struct attn_device *d)
     d->unread = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
     d->total = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
     d->score = static_cast<float *>(sr_arena_take(a, n, sizeof(float)));
+    d->q = static_cast<float *>(sr_arena_take(a, heads * dim, sizeof(float)));
     struct attn_state *states[] = {&d->state, &d->dense};
     for (int i = 0; i < 2; i++) {
         states[i]->o = static_cast<float *>(sr_arena_take(a, heads * dim, sizeof(float)));
@@ -232,7 +235,8 @@ static sr_status follow(const struct attn_cuda *call, const struct device_step_a
     return sr_attn_cuda_follow(call, &f, err);
 }
 
-static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
+static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, const struct attn_cuda_turn *turn, float scale,
+                           sr_error *err)
 {
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
     const struct device_route *r = a->route;
@@ -259,7 +263,7 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.encodes = 1;
     t.look = r->looks;
     t.counters = counters_of(a->counters);
-    return sr_attn_cuda_choose(call, &rows, &t, err);
+    return sr_cuda_turn_and_choose(call, &rows, &t, turn, err);
 }
 
 static sr_status look(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
@@ -339,15 +343,6 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
     return sr_attn_cuda_attend(call, &rows, &t, err);
 }
 
-/* The row of a step, of a token whose heads were still to be rotated. */
-static void rotate_and_append(struct backend_cuda *c, const struct device_step_args *a, const struct rope_args *rope)
-{
-    const struct device_cache *cache = a->cache;
-    const struct attn_cuda_cache rows = layer_of(cache, a->layer);
-    const struct attn_cuda_append row = append_of(cache, a->layer, a->k, a->v, 1);
-    sr_cuda_rope_append(c, rope, &row, &rows, a);
-}
-
 static __global__ void keep_kernel(const float *row, float *kept, int32_t n, const int32_t *kv_len)
 {
     const int32_t i = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -366,23 +361,47 @@ static void append_and_keep(struct backend_cuda *c, const struct device_step_arg
     sr_cuda_note(c, cudaGetLastError(), "rows kept");
 }
 
-static void step(struct backend *b, const struct device_step_args *a)
+/* Whether the choice rotates the heads and appends the row itself, before it has anything of layers before to wait for. */
+static bool choice_turns(const struct device_step_args *a) { return is_planned(a) && a->route->rule == RULE_MASS && a->layer > 0 && a->route->window > 0; }
+
+/* The step's row is appended, with heads that were still to be rotated if there is a rope. Returns whether that is left to the choice, and how. */
+static bool append_step(struct backend_cuda *c, const struct device_step_args *a, const struct rope_args *rope, struct attn_cuda_turn *turn)
+{
+    const struct attn_cuda_append row = append_of(a->cache, a->layer, a->k, a->v, 1);
+    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
+    if (!rope) {
+        if (a->k) append_and_keep(c, a);
+        return false;
+    }
+    if (choice_turns(a) && sr_cuda_rope_has_angles(c, rope)) {
+        *turn = sr_cuda_turn_of(c, rope, &row, a);
+        turn->q_to = c->attn->q;
+        turn->k_to = NULL;
+        return true;
+    }
+    sr_cuda_rope_append(c, rope, &row, &rows, a);
+    return false;
+}
+
+static void step(struct backend *b, const struct device_step_args *args)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    struct device_step_args a = *args;
     struct rope_args rope;
-    const bool turns = sr_cuda_take_rope(c, a->q, a->k, &rope);
-    const struct attn_cuda call = common(c, a->cache);
-    const float scale = 1.0f / sqrtf((float)a->cache->shape.head_dim);
+    struct attn_cuda_turn turn;
+    const bool turns = sr_cuda_take_rope(c, a.q, a.k, &rope);
+    const struct attn_cuda call = common(c, a.cache);
+    const float scale = 1.0f / sqrtf((float)a.cache->shape.head_dim);
     sr_error err;
     sr_status st = SR_OK;
-    if (a->layer == 0 && a->route->rule == RULE_MASS && a->route->trail) note(c, follow(&call, a, &err), &err);
-    if (turns) rotate_and_append(c, a, &rope);
-    else if (a->k) append_and_keep(c, a);
-    if (is_planned(a) && a->route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, a, &err);
-    if (is_planned(a) && a->route->rule == RULE_MASS) st = plan_mass(c->attn, &call, a, scale, &err);
-    if (st == SR_OK) st = attend(c->attn, &call, a, scale, &err);
-    if (st == SR_OK && looks_again(a)) st = look(c->attn, &call, a, scale, &err);
-    if (st == SR_OK && a->route->has_audits) st = audit(c->attn, &call, a, scale, &err);
+    if (a.layer == 0 && a.route->rule == RULE_MASS && a.route->trail) note(c, follow(&call, &a, &err), &err);
+    const bool is_left = append_step(c, &a, turns ? &rope : NULL, &turn);
+    if (is_left) a.q = turn.q_to;
+    if (is_planned(&a) && a.route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, &a, &err);
+    if (is_planned(&a) && a.route->rule == RULE_MASS) st = plan_mass(c->attn, &call, &a, is_left ? &turn : NULL, scale, &err);
+    if (st == SR_OK) st = attend(c->attn, &call, &a, scale, &err);
+    if (st == SR_OK && looks_again(&a)) st = look(c->attn, &call, &a, scale, &err);
+    if (st == SR_OK && a.route->has_audits) st = audit(c->attn, &call, &a, scale, &err);
     note(c, st, &err);
 }
 

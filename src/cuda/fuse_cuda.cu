@@ -160,6 +160,7 @@ void sr_cuda_rope(struct backend *b, const struct rope_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
     if (a->spec->kind == ROPE_NONE) return;
+    c->held->extra.late = a->n == 1 && a->x2 ? a->pos : NULL;
     sr_cuda_flush(c);
     if (a->n == 1 && a->x2) {
         c->held->rope = *a;

@@ -149,6 +149,7 @@ static bool launch(struct backend_cuda *c, const struct matmul_args *a, const st
     p.clears = !k.quantized && n_in % k.per_step != 0;
     p.act_bytes = sr_act_bytes(k.quantized, p.quads, p.steps * k.per_step);
     p.add_to = extra->add_to;
+    p.late = extra->late;
     if (extra->takes && k.quantized) p.takes = made_of(c);
     if (extra->makes) p.makes = made_of(c);
     const size_t shared = place_ring(c, &k, &p, n);

@@ -17,6 +17,8 @@ struct matvec_extra {
     bool silu;              /* two products: y[0] becomes silu(y[0]) * y[1]. One token */
     bool makes;             /* codes of silu's results are made too (acts_cuda.h), for the product that comes next */
     bool takes;             /* that product: the codes of its input are there */
+    const int32_t *late;    /* position of the token, on the device, or NULL: up to LATE_BELOW (matvec_kernel.cuh) the next kernel, which has more to
+                             * do before it waits than to fill rings, does not start before the kernel before this one has ended */
 };
 
 /* Room for such codes of up to n elements; what is made needs it. */

@@ -17,6 +17,10 @@
 
 enum { TAKE_BATCH = 9 }; // times 16 bytes of a thread
 
+// A choice's first kernel that starts early takes instructions and memory from the product before it; one that starts late shares its SMs
+// with the choice, which asks for its pages meanwhile: better with up to so many rows (docs/speed-gpu.md).
+constexpr int32_t LATE_BELOW = 65536;
+
 struct matvec_params {
     struct matvec_product p[SR_MATMUL_MAX];
     int32_t n_products, n_units, parts; // parts 2: a unit is a tile of p[0] and one of p[1]
@@ -27,7 +31,8 @@ struct matvec_params {
     int64_t x_stride;
     float *add_to;
     struct made_acts takes, makes;      // activations of this product, if they are there; what it makes for the next one
-    bool clears;                        // clears: the ring is cleared first
+    bool clears;                        // the ring is cleared first
+    const int32_t *late;                // of matvec_extra
 };
 
 typedef void matvec_kernel(matvec_params);
@@ -291,7 +296,8 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
     // From one lane: so the compiler knows that it is one for all, and what hangs on it needs neither loops nor votes.
     const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0), lane = (int)threadIdx.x % 32;
     uint8_t *ring = acts + N * p.act_bytes + (size_t)warp * p.depth * F::STAGE;
-    sr_grid_next();
+    const bool late = p.late && *p.late < LATE_BELOW;
+    if (!late) sr_grid_next();
     const int32_t units = (p.n_units - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x, unit_steps = p.parts * p.steps;
     const int32_t total = units * unit_steps;
     const int32_t begin = bound_of(total, warp);
@@ -314,6 +320,7 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
     for (int n = 0; n < p.n_tokens; n++)
         clear_padding<F::QUANTIZED>(acts + n * p.act_bytes, p.quads, p.acts.n_in, p.steps * F::PER_STEP);
     sr_grid_wait();
+    if (late) sr_grid_next();
     const int32_t join = unit_to_join(span, warp);
     const float join_old = join >= 0 ? old_of(p, unit_at(join), lane) : 0.0f;
     if (takes) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Launchers of the sketch's kernels.
-#include "cuda/sketch_parts.cuh"
+#include "cuda/sketch_prepare.cuh"
 
 using namespace sr;
 
@@ -49,14 +49,15 @@ static sr_status plan_choose(const struct attn_cuda *c, choose_params *p, choose
     SR_TRY(launched(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory of a block", err));
     const int at_once = c->card.n_sms / p->n_units;
     // a block of the kernel before stays beside this one's
-    *plan = sr_choose_plan(*p, at_once < 1 ? 1 : at_once < CHOOSE_PARTS ? at_once : CHOOSE_PARTS, p->a.sketch.bits, (size_t)room - 3072 - sr_prepare_smem(*p));
+    *plan = sr_choose_plan(*p, at_once < 1 ? 1 : at_once < CHOOSE_PARTS ? at_once : CHOOSE_PARTS, p->a.sketch.bits, (size_t)room - PREPARE_STATIC - 1024 - sr_prepare_smem(*p));
     if (!plan->kernel) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA choice: %d heads a group: %d bytes of shared memory are too few", p->group, room);
     p->ring = plan->ring, p->rings_at = plan->rings_at, p->levels = plan->levels, p->stacks_at = plan->stacks_at, p->bits_at = plan->bits_at;
     return launched(cudaFuncSetAttribute(plan->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)plan->smem), "shared memory of choose", err);
 }
 
-static sr_status launch_prepare(const struct attn_cuda *c, const choose_params &p, sr_error *err)
+static sr_status launch_prepare(const struct attn_cuda *c, const choose_params &p, const struct attn_cuda_turn *turn, sr_error *err)
 {
+    prepare_code *const kernel = sr_prepare_code(p.type);
     cudaLaunchAttribute attr = {};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(CHOOSE_PARTS, (unsigned)p.n_units);
@@ -68,11 +69,13 @@ static sr_status launch_prepare(const struct attn_cuda *c, const choose_params &
     attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attr.val.programmaticStreamSerializationAllowed = 1;
     // divided as for the choice, whose blocks come beside these
-    SR_TRY(launched(cudaFuncSetAttribute(prepare_kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), "shared memory of prepare", err));
-    return launched(cudaLaunchKernelEx(&config, prepare_kernel, p), "prepare", err);
+    SR_TRY(launched(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), "shared memory of prepare", err));
+    const turn_params t = turn_params_of(turn, &p.cache, p.n_kv_heads, p.group, p.head_dim, p.type);
+    return launched(cudaLaunchKernelEx(&config, kernel, p, t), "prepare", err);
 }
 
-sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, sr_error *err)
+sr_status sr_cuda_turn_and_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, const struct attn_cuda_turn *turn,
+                                  sr_error *err)
 {
     SR_TRY(check_sketch(&a->sketch, cache, c->shape.head_dim, err));
     choose_params p = {};
@@ -82,6 +85,11 @@ sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_
     choose_plan plan;
     SR_TRY(plan_choose(c, &p, &plan, err));
     if (p.w.max_len / plan.n_parts > MAX_REST_ROWS) return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA choice: %d rows: at most %d", p.w.max_len, MAX_REST_ROWS * plan.n_parts);
-    SR_TRY(launch_prepare(c, p, err));
+    SR_TRY(launch_prepare(c, p, turn, err));
     return launched(launch_choose(c, p, plan), "choose", err);
+}
+
+sr_status sr_attn_cuda_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, sr_error *err)
+{
+    return sr_cuda_turn_and_choose(c, cache, a, NULL, err);
 }

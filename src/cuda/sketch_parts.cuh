@@ -70,8 +70,6 @@ typedef void choose_kernel(choose_params);
 struct choose_plan { choose_kernel *kernel; size_t smem; int32_t n_parts, ring, rings_at, levels, stacks_at, bits_at; };
 
 __global__ void encode_kernel(const __grid_constant__ encode_params p);
-// Blocks (CHOOSE_PARTS, n_units).
-__global__ void prepare_kernel(const __grid_constant__ choose_params p);
 // The plan for p, all but its plan filled in, where a block may have `room` bytes.
 choose_plan sr_choose_plan(const choose_params &p, int32_t n_parts, int bits, size_t room);
 int sr_choose_threads(void);

@@ -5,6 +5,7 @@
  * pass asks for the same ones.
  */
 #include "cuda/device_cuda.h"
+#include "cuda/rope_turn.h"
 
 #include <assert.h>
 #include <cuda_bf16.h>
@@ -244,17 +245,23 @@ static bool same_spec(const struct rope_spec *a, const struct rope_spec *b)
            memcmp(a->inv_freq, b->inv_freq, (size_t)(a->n_dims / 2) * sizeof(double)) == 0;
 }
 
+bool sr_cuda_rope_has_angles(const struct backend_cuda *c, const struct rope_args *a)
+{
+    const struct rope_cuda *r = c->rope;
+    const uint64_t recording = c->recording ? c->recordings : 0;
+    const bool same = same_spec(&r->spec, a->spec), is_constant = !a->pos || c->recording;
+    return same && is_constant && r->n >= a->n && r->pos0 == a->pos0 && r->pos == a->pos && r->recording == recording;
+}
+
 static void find_angles(struct backend_cuda *c, const struct rope_args *a)
 {
     struct rope_cuda *r = c->rope;
-    const uint64_t recording = c->recording ? c->recordings : 0;
-    const bool same = same_spec(&r->spec, a->spec), is_constant = !a->pos || c->recording;
-    if (same && is_constant && r->n >= a->n && r->pos0 == a->pos0 && r->pos == a->pos && r->recording == recording) return;
+    if (sr_cuda_rope_has_angles(c, a)) return;
     r->spec = *a->spec;
     r->pos0 = a->pos0;
     r->pos = a->pos;
     r->n = a->n;
-    r->recording = recording;
+    r->recording = c->recording ? c->recordings : 0;
     const struct angle_params p = {*a->spec, a->pos0, a->pos, r->cos, r->sin};
     sr_cuda_launch(c, "angles", angle_kernel, dim3((unsigned)a->n), dim3(MAX_HALF), 0, p);
 }
