@@ -166,7 +166,7 @@ typedef struct sr_route_case {
     int32_t layer, kv_head, kv_len, n_heads; /* n_heads: of the group */
     int is_routed;                           /* 0: dense by its mode or length */
     const float *unread, *estimate;          /* [n_heads] unread share, true and estimated (NaN: no estimate) */
-    const float *sink, *sink_estimate;       /* [n_heads] share of the first row, the same */
+    const float *sink, *sink_estimate;       /* [n_heads] share of the first row, the same: of what was read and the estimate of the rest */
     float cosine;                            /* mean over the heads of cos(q, first row) */
     float threshold;                         /* that the estimate was held to: docs/routing.md, "Threshold" */
 } sr_route_case;

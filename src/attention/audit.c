@@ -99,7 +99,7 @@ static void count_unit(const struct decoded *d, int32_t u, const struct truth *t
 
 /* ---- what a watcher is told ---- */
 
-/* Shares of the first row: the true one, and that of the estimated total. */
+/* Shares of the first row: the true one, and that of the total which what was read and the estimate of the rest make. */
 static void sink_shares(const struct decoded *d, int32_t u, float *sink, float *estimate)
 {
     const struct decode_scratch *w = &d->a->scratch;
@@ -108,9 +108,7 @@ static void sink_shares(const struct decoded *d, int32_t u, float *sink, float *
         size_t at = (size_t)u * (size_t)d->a->group + (size_t)h;
         double logit = w->probe_state.m[at];
         sink[h] = (float)(exp(logit - all->m[at]) / all->l[at]);
-        estimate[h] = isnan(w->unread[at]) ? NAN
-                                           : (float)(exp(logit - w->near_m[at]) / w->near_l[at] *
-                                                     (1 - (double)w->far_share[at]));
+        estimate[h] = (float)(exp(logit - w->state.m[at]) / w->state.l[at] * (1 - (double)w->unread[at]));
     }
 }
 

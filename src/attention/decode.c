@@ -39,8 +39,8 @@ static void layout(struct arena *a, struct decode_scratch *w, const struct atten
     w->more = sr_arena_take(a, n, sizeof *w->more);
     w->n_more = sr_arena_take(a, n, sizeof *w->n_more);
     w->n_drawn = sr_arena_take(a, n, sizeof *w->n_drawn);
-    float **per_head[] = {&w->unread, &w->near_m, &w->near_l, &w->found_l, &w->far_share};
-    for (int i = 0; i < 5; i++) *per_head[i] = sr_arena_take(a, heads, sizeof(float));
+    float **per_head[] = {&w->unread, &w->near_m, &w->near_l, &w->found_l};
+    for (int i = 0; i < 4; i++) *per_head[i] = sr_arena_take(a, heads, sizeof(float));
     w->eps = sr_arena_take(a, n, sizeof(float));
     w->score = sr_arena_take(a, n, sizeof(float));
     struct attn_state *states[] = {&w->state, &w->audit_state, &w->probe_state};
@@ -256,7 +256,6 @@ static sr_status decode_run(struct decoded *d, const float *q, float *out, sr_er
         .near_m = w->near_m,
         .near_l = w->near_l,
         .found_l = w->found_l,
-        .far_share = w->far_share,
         .bytes = w->bytes,
         .score = w->score,
     };

@@ -38,7 +38,6 @@ struct route_step {
     const int32_t *n_drawn;       /* [n_units] */
     float *near_m, *near_l;       /* [n_units][group] for audits: what was read before the choice, as left by the policy */
     float *found_l;               /* [n_units][group] likewise: what `found` has in near_l */
-    float *far_share;             /* [n_units][group] estimated share of all far rows */
     int32_t *top;                 /* NULL, or [n_units][SR_SKETCH_TOP] out: rows chosen that the estimate gives much */
     int32_t *n_top;               /* [n_units] out */
     uint8_t *bytes;               /* [n_units] scratch */

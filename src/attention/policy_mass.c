@@ -60,7 +60,6 @@ static struct sketch_choose_args choice_of(const struct route_step *step, const 
         .list = p->list,
         .n_list = p->n_list,
         .unread = p->unread,
-        .far_share = step->far_share,
         .touched = step->touched,
         .found = o->look ? step->found : NULL,
         .n_found = step->n_found,

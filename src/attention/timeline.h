@@ -35,7 +35,7 @@ struct decode_scratch {
     int32_t *n_found, *n_drawn;
     int32_t *found_rows; /* [n_units][SR_FOUND_ROWS] where `found` has more than sinks */
     int32_t *top, *n_top; /* [n_units][SR_SKETCH_TOP], [n_units] */
-    float *unread, *eps, *score, *near_m, *near_l, *found_l, *far_share;
+    float *unread, *eps, *score, *near_m, *near_l, *found_l;
     struct attn_state state, audit_state, probe_state;
     struct kv_append_args *append; /* [n_kv_heads] */
     struct attn_unit *seq_units;   /* [n_kv_heads] */

@@ -26,7 +26,7 @@ struct attn_device {
     void *block, *workspace;
     uint8_t *kinds, *audit_kinds;
     int32_t *list, *n_list, *n_chosen;
-    float *unread, *total, *score;
+    float *unread, *score;
     float *q; /* rotated, where the choice does it */
     struct attn_state state, dense;
 };
@@ -61,7 +61,6 @@ static void layout(struct arena *a, struct attn_device *d)
     d->n_list = static_cast<int32_t *>(sr_arena_take(a, n, sizeof(int32_t)));
     d->n_chosen = static_cast<int32_t *>(sr_arena_take(a, 2 * n, sizeof(int32_t)));
     d->unread = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
-    d->total = static_cast<float *>(sr_arena_take(a, heads, sizeof(float)));
     d->score = static_cast<float *>(sr_arena_take(a, n, sizeof(float)));
     d->q = static_cast<float *>(sr_arena_take(a, heads * dim, sizeof(float)));
     struct attn_state *states[] = {&d->state, &d->dense};
@@ -254,7 +253,6 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     t.trust = a->trust;
     t.plain_eps = r->is_corrected ? &r->terms->plain : NULL;
     t.n_chosen = r->is_corrected ? d->n_chosen : NULL;
-    t.total = r->is_watched ? d->total : NULL;
     t.kinds = d->kinds;
     t.list = d->list;
     t.n_list = d->n_list;
@@ -307,7 +305,6 @@ static sr_status audit(const struct attn_device *d, const struct attn_cuda *call
     u.kind = kind_of_all(a);
     u.eps = &r->terms->eps;
     u.unread = estimates ? d->unread : NULL;
-    u.total = estimates ? d->total : NULL;
     u.n_chosen = estimates && r->is_corrected ? d->n_chosen : NULL;
     u.state = d->state;
     u.out = a->out;

@@ -262,7 +262,7 @@ struct attn_cuda_audit {
     int keeps_near;                       /* steps not longer than sinks and window are not routed: window and mass */
     const uint8_t *routed;                /* [n_units] kinds of the step, or NULL: all are `kind` */
     enum attn_cuda_kind kind;
-    const float *eps, *unread, *total;    /* [n_seqs]; [n_units][group] estimates of the choice, or NULL */
+    const float *eps, *unread;            /* [n_seqs]; [n_units][group] estimate of the choice, or NULL */
     const int32_t *n_chosen;              /* [n_units][2] of the choice, or NULL: not counted */
     struct attn_state state;              /* routed */
     const float *out;

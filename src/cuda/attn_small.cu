@@ -259,7 +259,7 @@ static __device__ void count_case(struct attn_cuda_counters *c, double eps, doub
     if (!isnan(estimate)) c->estimate_sum += (double)estimate;
 }
 
-// What a watcher is told of row 0: its true share, that of the estimated total, and the mean cosine; by one warp.
+// What a watcher is told of row 0: its true share, that of the total which what was read and the estimate of the rest make, and the mean cosine; by one warp.
 static __device__ void probe_first(const audit_params &p, int u, const struct attn_state &all, struct attn_cuda_case *c)
 {
     const int lane = threadIdx.x % WARP, d = p.head_dim;
@@ -282,7 +282,7 @@ static __device__ void probe_first(const audit_params &p, int u, const struct at
         if (lane != 0) continue;
         const double share = exp(logit - (double)all.m[h]) / all.l[h];
         c->sink[g] = share > 1 ? 1.0f : (float)share; // attention rounds the query, this does not
-        c->sink_estimate[g] = p.a.total ? (float)exp(logit - (double)p.a.total[h]) : CUDART_NAN_F;
+        c->sink_estimate[g] = p.a.unread ? (float)(exp(logit - (double)p.a.state.m[h]) / p.a.state.l[h] * (1 - (double)p.a.unread[h])) : CUDART_NAN_F;
     }
     if (lane == 0) c->cosine = (float)(sum / p.group);
 }

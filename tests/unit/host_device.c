@@ -210,7 +210,7 @@ struct work {
     int32_t *list, n_list, n_chosen;
     const int32_t *found; /* far rows read in any case */
     int32_t n_found, top[SR_SKETCH_TOP], n_top;
-    float unread[MAX_HEADS], far_share[MAX_HEADS], near_m[MAX_HEADS], near_l[MAX_HEADS];
+    float unread[MAX_HEADS], near_m[MAX_HEADS], near_l[MAX_HEADS];
     float o[MAX_HEADS * MAX_DIM], m[MAX_HEADS], l[MAX_HEADS], dense_o[MAX_HEADS * MAX_DIM], dense_m[MAX_HEADS], dense_l[MAX_HEADS];
     float *out;
 };
@@ -242,7 +242,7 @@ static void choose(struct work *w, struct choice *x, float eps, int32_t **list, 
     x->a = (struct sketch_choose_args){
         .shape = w->shape, .sketch = &w->a->cache->sketch, .units = &w->u.a, .basis = &w->a->basis[w->g], .mask = &x->mask, .n_units = 1,
         .n_sinks = w->a->route->n_sinks, .window = w->a->route->window, .eps = &x->eps, .near_state = {NULL, w->near_m, w->near_l},
-        .list = list, .n_list = n_list, .unread = unread, .far_share = w->far_share, .touched = touched,
+        .list = list, .n_list = n_list, .unread = unread, .touched = touched,
         .found = w->a->route->looks ? &w->found : NULL, .n_found = &w->n_found,
         .top = w->a->route->trail ? w->top : NULL, .n_top = &w->n_top};
     w->cpu->ops->sketch_choose(w->cpu, &x->a);
@@ -472,8 +472,7 @@ static void probe(struct work *w, struct device_case *told)
     for (int32_t h = 0; h < w->shape->group; h++) {
         const double logit = (double)m[h];
         told->sink[h] = (float)(exp(logit - (double)(is_all ? w->m : w->dense_m)[h]) / (double)(is_all ? w->l : w->dense_l)[h]);
-        told->sink_estimate[h] =
-            isnan(w->unread[h]) ? NAN : (float)(exp(logit - (double)w->near_m[h]) / (double)w->near_l[h] * (1 - (double)w->far_share[h]));
+        told->sink_estimate[h] = (float)(exp(logit - (double)w->m[h]) / (double)w->l[h] * (1 - (double)w->unread[h]));
     }
     told->cosine = cosine(w, NULL);
 }
@@ -481,13 +480,11 @@ static void probe(struct work *w, struct device_case *told)
 static void count_uncorrected(struct work *w, struct device_counters *c)
 {
     int32_t *list = malloc(MAX_LEN * sizeof *list), n = 0;
-    float unread[MAX_HEADS], far_share[MAX_HEADS];
+    float unread[MAX_HEADS];
     struct attn_touched ignored = {0};
     struct choice x;
     assert(list);
-    memcpy(far_share, w->far_share, sizeof far_share); /* the step's own, by its own threshold, is what is told */
     choose(w, &x, w->a->route->terms->plain, &list, &n, unread, &ignored);
-    memcpy(w->far_share, far_share, sizeof far_share);
     c->far_rows += (uint64_t)w->n_chosen;
     c->far_rows_uncorrected += (uint64_t)n;
     free(list);
