@@ -106,7 +106,6 @@ static void detector_row(json_t *j, const struct detector *d)
     json_object_set_new(j, "sink_rate", number(sr_detector_rate(d)));
     json_object_set_new(j, "auprc_cosine", number(sr_detector_auprc(d, SCORE_COSINE)));
     json_object_set_new(j, "auprc_estimate", number(sr_detector_auprc(d, SCORE_ESTIMATE)));
-    json_object_set_new(j, "auprc_read", number(sr_detector_auprc(d, SCORE_READ)));
     json_object_set_new(j, "unread_at_eps", number(sr_detector_at_eps(d)));
 }
 

@@ -16,15 +16,6 @@ static float mean(const float *x, int32_t n)
     return (float)(sum / n);
 }
 
-/* The first row's share of the rows read is exact; of all rows it is that times what the estimate leaves for them. */
-static float share_when_read(const sr_route_case *c)
-{
-    double sum = 0;
-    for (int32_t h = 0; h < c->n_heads; h++)
-        sum += (double)c->sink[h] / fmax(1 - (double)c->unread[h], 1e-6) * (1 - (double)c->estimate[h]);
-    return (float)(sum / c->n_heads);
-}
-
 static void add_at_eps(struct detector *d, const sr_route_case *c)
 {
     for (int32_t h = 0; h < c->n_heads && c->is_routed; h++) {
@@ -51,7 +42,7 @@ void sr_detector_watch(void *user, const sr_route_case *c)
         d->room = v ? room : d->room;
     }
     if (d->is_short) return;
-    d->v[d->n++] = (struct decision){mean(c->sink, c->n_heads), mean(c->sink_estimate, c->n_heads), share_when_read(c), c->cosine,
+    d->v[d->n++] = (struct decision){mean(c->sink, c->n_heads), mean(c->sink_estimate, c->n_heads), c->cosine,
                                      c->layer, c->kv_len};
 }
 
@@ -72,11 +63,6 @@ struct scored {
     float score;
     int has_label;
 };
-
-static float score_of(const struct decision *v, enum detector_score which)
-{
-    return which == SCORE_COSINE ? v->cosine : which == SCORE_ESTIMATE ? v->estimate : v->read;
-}
 
 static int falling(const void *a, const void *b)
 {
@@ -102,7 +88,7 @@ double sr_detector_auprc(const struct detector *d, enum detector_score which)
     struct scored *s = malloc((d->n ? d->n : 1) * sizeof *s);
     size_t n = 0, n_label = 0;
     for (size_t i = 0; s && i < d->n; i++) {
-        float score = score_of(&d->v[i], which);
+        float score = which == SCORE_COSINE ? d->v[i].cosine : d->v[i].estimate;
         if (isnan(score)) continue;
         s[n++] = (struct scored){score, d->v[i].sink > label};
         n_label += d->v[i].sink > label;

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * How well a score finds the paper's label: the mean share of the first row over a group's heads is above .65. Scores
- * are the cosine of the paper, the router's estimate of the same share before it reads a far row, and the one when it has
- * read what it chose, of which only the unread rest is estimated. A watcher collects decisions; the area
+ * are the cosine of the paper and the router's estimate of the same share. A watcher collects decisions; the area
  * under the precision-recall curve is average precision, ties taken together. And how true the estimate of the unread mass
  * is where it decides: cases that it puts little below the threshold.
  */
@@ -12,7 +11,7 @@
 #include "sinkrouter/engine.h"
 
 struct decision {
-    float sink, estimate, read, cosine; /* means over the heads; estimate and read are NaN where there is no estimate */
+    float sink, estimate, cosine; /* means over the heads; estimate is NaN where there is none */
     int32_t layer, kv_len;
 };
 
@@ -25,7 +24,7 @@ struct detector {
     double unread_at_eps; /* sum of the true shares */
 };
 
-enum detector_score { SCORE_COSINE, SCORE_ESTIMATE, SCORE_READ };
+enum detector_score { SCORE_COSINE, SCORE_ESTIMATE };
 
 /* A sr_route_watch_fn; user is a struct detector, at first {0} but for eps. */
 void sr_detector_watch(void *user, const sr_route_case *c);

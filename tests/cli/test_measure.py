@@ -132,7 +132,7 @@ def bench_refusals():
 
 FIELDS = ["mode", "rank", "eps", "delta", "tau", "window", "budget", "prefill", "tile", "decoded", "read", "kl", "ppl", "ppl_ratio", "top1", "above_eps",
           "contract_broken", "audited", "threshold", "correction", "open", "sink_rate", "auprc_cosine", "auprc_estimate",
-          "auprc_read", "unread_at_eps"]
+          "unread_at_eps"]
 
 
 def perplexity(*args, f=TEXT):
@@ -155,8 +155,7 @@ def perplexity_rows():
     equal((dense["read"], dense["kl"], dense["ppl_ratio"], dense["top1"]), (1.0, 0.0, 1.0, 1.0))
     equal([r["audited"] for r in (window, mass)], [30 * 9 * 6] * 2)  # layers, query heads, steps
     equal(window["read"] < mass["read"] < 1, True)
-    equal([r for r in rows[4:] if not 0 < r["auprc_cosine"] < r["auprc_estimate"] <= r["auprc_read"] <= 1], [])
-    equal((dense["auprc_read"], window["auprc_read"]), (None, None))
+    equal([r for r in rows[4:] if not 0 < r["auprc_cosine"] < r["auprc_estimate"] <= 1], [])
     equal((dense["auprc_estimate"], window["auprc_estimate"], window["threshold"], mass["threshold"]), (None, None, None, 0.121951))  # 1.25 times the odds of .1
     equal([r for r in rows[4:] if not 0.3 < r["unread_at_eps"] < 1.5] + [r["unread_at_eps"] for r in (dense, window)], [None, None])
     equal(rows[5]["read"] < mass["read"], True)  # a larger eps reads less
