@@ -38,16 +38,23 @@ static void split_factors(const struct sketch_scan *a, int32_t g, struct head_fa
     h->more = a->more[g] - h->scale * sum;
 }
 
-/* Products of a word's fields of `bits` bits: sums of two in 16 bits. */
-SR_INLINE void add_word(const int bits, const int heads, const struct head_factors *h, __m256i word, int32_t at, __m256i *part)
+/* Products of a word's fields of `bits` bits, those i and i + 1 times that up: sums of two in 16 bits. */
+SR_INLINE void add_fields(const int bits, const int heads, const int i, const struct head_factors *h, __m256i word, int32_t at, __m256i *part)
 {
     const __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
-    SR_UNROLL for (int i = 0; i < 8 / bits; i += 2) {
-        const __m256i even = _mm256_and_si256(_mm256_srli_epi32(word, i * bits), mask), odd = _mm256_and_si256(_mm256_srli_epi32(word, (i + 1) * bits), mask);
-        SR_UNROLL for (int g = 0; g < heads; g++)
-            part[g] = _mm256_add_epi16(part[g], _mm256_add_epi16(_mm256_maddubs_epi16(even, _mm256_set1_epi32(h[g].four[at + i])),
-                                                                 _mm256_maddubs_epi16(odd, _mm256_set1_epi32(h[g].four[at + i + 1]))));
-    }
+    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(word, i * bits), mask), odd = _mm256_and_si256(_mm256_srli_epi32(word, (i + 1) * bits), mask);
+    SR_UNROLL for (int g = 0; g < heads; g++)
+        part[g] = _mm256_add_epi16(part[g], _mm256_add_epi16(_mm256_maddubs_epi16(even, _mm256_set1_epi32(h[g].four[at + i])),
+                                                             _mm256_maddubs_epi16(odd, _mm256_set1_epi32(h[g].four[at + i + 1]))));
+}
+
+SR_INLINE void add_word(const int bits, const int heads, const struct head_factors *h, __m256i word, int32_t at, __m256i *part)
+{
+    add_fields(bits, heads, 0, h, word, at, part);
+    if (bits <= 2) add_fields(bits, heads, 2, h, word, at, part);
+    if (bits > 1) return;
+    add_fields(bits, heads, 4, h, word, at, part);
+    add_fields(bits, heads, 6, h, word, at, part);
 }
 
 /* Words whose products 16 bits hold: each has 127 x (2^bits - 1) x 16 / bits at most. */

@@ -19,11 +19,12 @@ SR_INLINE void rest_of_block(const int bits, const int heads, const struct scan 
 /* The fields of a word, all of `bits` bits. Returns the factors of the next word's. */
 SR_INLINE const float *add_fields(const int bits, const int heads, __m512i word, const float *w, int32_t padded, __m512 *x)
 {
-    SR_UNROLL for (int j = 0; j < 32 / bits; j++) {
+    const int n = 32 / bits; /* outside of the condition: its check by a sanitizer would be the loop's */
+    SR_UNROLL for (int j = 0; j < n; j++) {
         const __m512 level = level_of(bits, word, bits * j);
         SR_UNROLL for (int g = 0; g < heads; g++) x[g] = _mm512_fmadd_ps(level, _mm512_set1_ps(w[g * padded + j]), x[g]);
     }
-    return w + 32 / bits;
+    return w + n;
 }
 
 SR_INLINE void rest_of_block(const int bits, const int heads, const struct scan *s, int32_t g0, int32_t row, __mmask16 lanes, __m512 *x)

@@ -70,7 +70,8 @@ SR_INLINE void rest_of_block(const int bits, const int heads, const struct scan 
 SR_INLINE void add_word(const int bits, const int heads, const int two, const struct head_factors *head, __m512i word, int32_t at, __m512i *even, __m512i *odd)
 {
     const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
-    SR_UNROLL for (int i = 0; i < 8 / bits; i++) {
+    const int n = 8 / bits; /* outside of the condition: its check by a sanitizer would be the loop's */
+    SR_UNROLL for (int i = 0; i < n; i++) {
         const __m512i fields = _mm512_and_si512(_mm512_srli_epi32(word, (unsigned)(i * bits)), mask);
         __m512i *to = two && i % 2 ? odd : even;
         SR_UNROLL for (int g = 0; g < heads; g++) to[g] = _mm512_dpbusd_epi32(to[g], fields, _mm512_set1_epi32(head[g].high[at + i]));
