@@ -32,9 +32,9 @@ svg { color: #737b84 } .title { font-size: 15px; font-weight: 600 } .note { font
 .grid { stroke: currentColor; stroke-opacity: .3 } circle { fill: currentColor }
 .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round } .line.mass { stroke-width: 3.2 }
 .line.topp, .line.topk { stroke-dasharray: 5 4 }
-.mass { color: #d9485f } .mass2 { color: #e58a97 } .topp, .topk { color: #2f81d6 } .quest { color: #a2772f }
+.mass { color: #d9485f } .mass2 { color: #e58a97 } .topp { color: #2f81d6 } .topk { color: #4a4fb0 } .quest { color: #a2772f }
 .pages { color: #6f8f4f } .h2o { color: #8a63d2 } .snapkv { color: #1b9e9e } .fastgen { color: #b5651d } .window { color: #7d8590 }
-@media (prefers-color-scheme: dark) { svg { color: #b1bac4 } .mass { color: #ff7b87 } .topp, .topk { color: #6cb6ff } }
+@media (prefers-color-scheme: dark) { svg { color: #b1bac4 } .mass { color: #ff7b87 } .topp { color: #6cb6ff } .topk { color: #a5a8ff } }
 """
 
 
@@ -144,7 +144,7 @@ def by_text(run, kind, name):
     for t in dict.fromkeys(r["text"] for r in run["results"]):
         one = averages({"results": [r for r in run["results"] if r["text"] == t]})
         mine = dict(one["mass"])[name]
-        other = kl_at(one[kind], mine["read"])
+        other = kl_at(one.get(kind, []), mine["read"])
         if other is not None:
             times.append(other / mine["kl"])
     return f" ({min(times):.1f} to {max(times):.1f})" if len(times) > 1 else ""
