@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DENSE_LAYERS = 2, LEAST_LENGTHS = 4, DEFAULT_SAMPLES = 50 };
+enum { DENSE_LAYERS = 2, LEAST_LENGTHS = 4, LEAST_LENGTH = 16, DEFAULT_SAMPLES = 50 };
 
 struct sweep {
     const struct options *o;
@@ -140,20 +140,23 @@ static sr_status measure_length(struct sweep *s, int32_t i, sr_error *err)
 
 /* ---- lengths ---- */
 
-/* -c's list, or eighths of the longest context that text and model allow. */
+/* --lengths, or eighths of the longest context that text and model allow. */
 static sr_status choose_lengths(struct sweep *s, int32_t trained, int32_t n_ids, sr_error *err)
 {
     static const int32_t eighths[] = {1, 2, 3, 4, 6, 8};
     int32_t most = (trained < n_ids ? trained : n_ids) - s->n_samples;
     const struct int_list *given = &s->o->lengths;
     s->n_lengths = given->n ? given->n : 6;
+    if (!given->n && most < 8 * LEAST_LENGTH)
+        return sr_refuse(err, SR_ERR_USAGE, "-f has %d tokens, the model was trained on %d: %d samples need %d of both, or --lengths",
+                         n_ids, trained, s->n_samples, 8 * LEAST_LENGTH + s->n_samples);
     for (int32_t i = 0; i < s->n_lengths; i++) {
         int64_t length = given->n ? given->v[i] : (int64_t)most * eighths[i] / 8;
         if (length > most)
             return sr_refuse(err, SR_ERR_USAGE, "--lengths %lld: with %d samples at most %d (-f has %d tokens, trained on %d)",
                              (long long)length, s->n_samples, most, n_ids, trained);
-        if (length < 16 || (i && length <= s->length[i - 1]))
-            return sr_refuse(err, SR_ERR_USAGE, "--lengths %lld: want rising lengths from 16 on", (long long)length);
+        if (length < LEAST_LENGTH || (i && length <= s->length[i - 1]))
+            return sr_refuse(err, SR_ERR_USAGE, "--lengths %lld: want rising lengths from %d on", (long long)length, LEAST_LENGTH);
         s->length[i] = (int32_t)length;
     }
     if (s->n_lengths < LEAST_LENGTHS)

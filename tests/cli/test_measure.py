@@ -296,6 +296,8 @@ def calibrate_paper():
     one_line(run(*args, "--lengths", "64,128,192", rc=2)[1], "--lengths", "at least 4")
     one_line(run(*args, "--lengths", "64,128,128,192", rc=2)[1], "--lengths 128", "rising")
     one_line(run(*args, "--lengths", "64,128,192,9000", rc=2)[1], "--lengths 9000")
+    short = write("short.txt", b"A text of a few words is too short for six lengths.")
+    one_line(run("calibrate", "--paper", "-m", MODEL, "-f", short, "-n", "6", "-o", file, rc=2)[1], "-f has ", "6 samples need 134")
 
 
 @test
