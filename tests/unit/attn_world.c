@@ -336,3 +336,27 @@ void sr_spoil_sketch(struct attn_seq *s)
         for (size_t at = 0; at < (size_t)n * sr_cache_sketch_chunk_bytes(s, &s->sketch); at++) p[at] = (uint8_t)~p[at];
     }
 }
+
+/* ---- session files ---- */
+
+sr_status sr_tape_record(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
+{
+    struct tape *t = ctx;
+    (void)what, (void)e;
+    t->data = realloc(t->data, t->used + bytes);
+    assert_non_null(t->data);
+    memcpy(t->data + t->used, data, bytes);
+    t->used += bytes;
+    t->n++;
+    return SR_OK;
+}
+
+sr_status sr_tape_play(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
+{
+    struct tape *t = ctx;
+    if (t->at + bytes > t->used) return sr_fail(e, SR_ERR_FORMAT, "tape ends at %s", what);
+    memcpy(data, t->data + t->at, bytes);
+    t->at += bytes;
+    t->n--;
+    return SR_OK;
+}

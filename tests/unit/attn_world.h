@@ -61,6 +61,12 @@ void sr_bench_again(struct attn_bench *b, const struct attn_world *w, int32_t la
 /* Every code of the sketch gets its sign turned. On memory that the host can write. */
 void sr_spoil_sketch(struct attn_seq *s);
 
+/* What a session file would keep, in memory: for sr_attn_seq_visit, first to be recorded, then to be played. data is the caller's
+ * to free; n: pieces recorded and not yet played. */
+struct tape { uint8_t *data; size_t used, at; int n; };
+sr_status sr_tape_record(void *tape, const char *what, void *data, size_t bytes, sr_error *err);
+sr_status sr_tape_play(void *tape, const char *what, void *data, size_t bytes, sr_error *err);
+
 /* No audits; a threshold of .3 for `paper`. */
 sr_route_options sr_world_route(sr_route_mode mode);
 

@@ -530,12 +530,30 @@ static void test_basis_definition(void **state)
     sr_world_free(w);
 }
 
+/* Rank, bits and bytes of a row by head size, group and what was asked for. */
+static void test_host_shape(void **state)
+{
+    static const struct { int32_t dim, group, rank, bits, want_rank, want_bits, want_bytes; } cases[] = {
+        {64, 3, 0, 4, 20, 4, 10},                {128, 4, 0, 4, 36, 4, 18},  {64, 3, 0, 8, 20, 8, 20},
+        {64, 7, 0, 4, 44, SR_SKETCH_MIXED, 10},  {64, 7, 28, 4, 28, 4, 14},  {64, 7, 0, 8, 20, 8, 20},
+        {128, 8, 0, 4, 84, SR_SKETCH_MIXED, 18}, {96, 5, 0, 4, 44, SR_SKETCH_MIXED, 10},
+        {256, 8, 0, 4, 164, SR_SKETCH_MIXED, 34}, {32, 8, 0, 4, 32, SR_SKETCH_MIXED, 10},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct sketch_shape s = sr_sketch_host_shape(cases[i].dim, cases[i].group, cases[i].rank, cases[i].bits);
+        if (s.rank != cases[i].want_rank || s.bits != cases[i].want_bits || s.row_bytes != (size_t)cases[i].want_bytes)
+            fail_msg("case %zu: rank %d, bits %d, %zu bytes", i, s.rank, s.bits, s.row_bytes);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rotation_averages), cmocka_unit_test(test_moments_sums), cmocka_unit_test(test_moments_extended),
         cmocka_unit_test(test_moments_file),      cmocka_unit_test(test_own_equals_file),
         cmocka_unit_test(test_full_rank),         cmocka_unit_test(test_basis_definition),
+        cmocka_unit_test(test_host_shape),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

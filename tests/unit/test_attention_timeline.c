@@ -159,39 +159,6 @@ static void test_batch_of_sequences(void **state)
 
 /* ---- saving ---- */
 
-struct tape {
-    uint8_t *data;
-    size_t used, room, at;
-    int n;
-};
-
-static sr_status record(void *ctx, const char *what, void *data, size_t bytes, sr_error *err)
-{
-    struct tape *t = ctx;
-    (void)what;
-    (void)err;
-    if (t->used + bytes > t->room) {
-        t->room = 2 * (t->used + bytes);
-        t->data = realloc(t->data, t->room);
-        assert_non_null(t->data);
-    }
-    memcpy(t->data + t->used, data, bytes);
-    t->used += bytes;
-    t->n++;
-    return SR_OK;
-}
-
-static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_error *err)
-{
-    struct tape *t = ctx;
-    (void)what;
-    if (t->at + bytes > t->used) return sr_fail(err, SR_ERR_FORMAT, "tape ends");
-    memcpy(data, t->data + t->at, bytes);
-    t->at += bytes;
-    t->n--;
-    return SR_OK;
-}
-
 static void check_restore(const sr_route_options *o, const char *moments, int32_t len)
 {
     struct attn_world *w = sr_shared.world;
@@ -209,8 +176,8 @@ static void check_restore(const sr_route_options *o, const char *moments, int32_
     sr_bench_step(&a, w, len, want);
     sr_attn_seq_state_get(a.seq, &st);
     assert_int_equal(st.len, len + 1);
-    assert_int_equal(sr_attn_seq_visit(a.seq, record, &t, &err), SR_OK);
-    if (sr_attn_seq_state_set(b.seq, &st, &err) || sr_attn_seq_visit(b.seq, play, &t, &err))
+    assert_int_equal(sr_attn_seq_visit(a.seq, sr_tape_record, &t, &err), SR_OK);
+    if (sr_attn_seq_state_set(b.seq, &st, &err) || sr_attn_seq_visit(b.seq, sr_tape_play, &t, &err))
         fail_msg("%s", err.text);
     assert_int_equal(t.at, t.used);
     assert_int_equal(t.n, 0);
@@ -283,7 +250,7 @@ static void test_restore_refuses(void **state)
     struct tape t = {0};
     sr_attn_seq_state_get(b.seq, &st);
     b.seq->sketch_to[1] = st.len + 1;
-    assert_int_equal(sr_attn_seq_visit(b.seq, record, &t, &err), SR_ERR_FORMAT);
+    assert_int_equal(sr_attn_seq_visit(b.seq, sr_tape_record, &t, &err), SR_ERR_FORMAT);
     assert_non_null(strstr(err.text, "layer 1"));
     free(t.data);
     sr_shared_assert_step(&b, 2402); /* it is encoded anew */

@@ -312,31 +312,6 @@ static void test_kept_rows(void **state)
 
 /* ---- session files ---- */
 
-struct tape {
-    uint8_t *data;
-    size_t used, at;
-};
-
-static sr_status record(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
-{
-    struct tape *t = ctx;
-    (void)what, (void)e;
-    t->data = realloc(t->data, t->used + bytes);
-    assert_non_null(t->data);
-    memcpy(t->data + t->used, data, bytes);
-    t->used += bytes;
-    return SR_OK;
-}
-
-static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
-{
-    struct tape *t = ctx;
-    if (t->at + bytes > t->used) return sr_fail(e, SR_ERR_FORMAT, "tape ends at %s", what);
-    memcpy(data, t->data + t->at, bytes);
-    t->at += bytes;
-    return SR_OK;
-}
-
 /* With the sinks found, the threshold and open breakers; the sketch is made anew. */
 static void test_restore(void **state)
 {
@@ -358,9 +333,9 @@ static void test_restore(void **state)
     }
     OK(sr_attn_seq_truncate(a.seq, AT + 18, &err));
     sr_attn_seq_state_get(a.seq, &st);
-    OK(sr_attn_seq_visit(a.seq, record, &t, &err));
+    OK(sr_attn_seq_visit(a.seq, sr_tape_record, &t, &err));
     OK(sr_attn_seq_state_set(b.seq, &st, &err));
-    OK(sr_attn_seq_visit(b.seq, play, &t, &err));
+    OK(sr_attn_seq_visit(b.seq, sr_tape_play, &t, &err));
     assert_true(t.at == t.used);
     OK(sr_attn_seq_check(b.seq, &err));
     sr_sketch_drop(a.seq); /* the spoiled one; files leave a device's sketch out */
@@ -396,9 +371,9 @@ static void test_host_file(void **state)
     sr_bench_step(&cpu, sr_shared.world, AT, out);
     sr_attn_seq_state_get(cpu.seq, &st);
     assert_int_equal(st.rank, DIM / 4 + 4);
-    OK(sr_attn_seq_visit(cpu.seq, record, &t, &err));
+    OK(sr_attn_seq_visit(cpu.seq, sr_tape_record, &t, &err));
     OK(sr_attn_seq_state_set(gpu.seq, &st, &err));
-    OK(sr_attn_seq_visit(gpu.seq, play, &t, &err));
+    OK(sr_attn_seq_visit(gpu.seq, sr_tape_play, &t, &err));
     assert_true(t.at == t.used);
     OK(sr_attn_seq_check(gpu.seq, &err));
     device_step(&gpu, AT + 1, out);
@@ -513,14 +488,14 @@ static void test_no_memory_to_begin(void **state)
     open_device(&b, &o, NULL);
     sr_bench_fill(&b, sr_shared.world, 0, SHORT);
     sr_attn_seq_state_get(b.seq, &saved);
-    OK(sr_attn_seq_visit(b.seq, record, &t, &err));
+    OK(sr_attn_seq_visit(b.seq, sr_tape_record, &t, &err));
     do {
         struct attn_seq *s = NULL;
         t.at = 0;
         sr_alloc_fail_at(++k);
         st = sr_attn_seq_new(&s, b.attention, &c, &err);
         if (st == SR_OK) st = sr_attn_seq_state_set(s, &saved, &err);
-        if (st == SR_OK) st = sr_attn_seq_visit(s, play, &t, &err);
+        if (st == SR_OK) st = sr_attn_seq_visit(s, sr_tape_play, &t, &err);
         sr_alloc_fail_at(0);
         assert_true(st == SR_OK || st == SR_ERR_RESOURCE);
         sr_attn_seq_free(s);

@@ -164,36 +164,14 @@ static void test_reads(void **state)
 
 /* ---- session files ---- */
 
-struct tape { uint8_t *data; size_t used, at; };
-
-static sr_status record(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
-{
-    struct tape *t = ctx;
-    (void)what, (void)e;
-    t->data = realloc(t->data, t->used + bytes);
-    assert_non_null(t->data);
-    memcpy(t->data + t->used, data, bytes);
-    t->used += bytes;
-    return SR_OK;
-}
-
-static sr_status play(void *ctx, const char *what, void *data, size_t bytes, sr_error *e)
-{
-    struct tape *t = ctx;
-    if (t->at + bytes > t->used) return sr_fail(e, SR_ERR_FORMAT, "tape ends at %s", what);
-    memcpy(data, t->data + t->at, bytes);
-    t->at += bytes;
-    return SR_OK;
-}
-
 static void copy(struct attn_bench *from, struct attn_bench *to)
 {
     struct tape t = {0};
     struct attn_seq_state st;
     sr_attn_seq_state_get(from->seq, &st);
-    OK(sr_attn_seq_visit(from->seq, record, &t, &err));
+    OK(sr_attn_seq_visit(from->seq, sr_tape_record, &t, &err));
     OK(sr_attn_seq_state_set(to->seq, &st, &err));
-    OK(sr_attn_seq_visit(to->seq, play, &t, &err));
+    OK(sr_attn_seq_visit(to->seq, sr_tape_play, &t, &err));
     assert_true(t.at == t.used);
     OK(sr_attn_seq_check(to->seq, &err));
     free(t.data);
