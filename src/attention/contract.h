@@ -4,9 +4,9 @@
  * that fails and is tried again gives the same bits:
  *
  * - the correction (delta > 0): the threshold given to the estimate is eps over a quantile of
- *   (true unread / threshold in force), over the last audited cases, and at most what it is without a correction; its level moves by adaptive conformal
- *   inference (Gibbs and Candes, arXiv 2106.00170), which makes the share of cases above eps tend to delta
- *   whatever the text does;
+ *   (true unread / threshold in force), over the last audited cases, and at most what it is without a
+ *   correction; its level moves by adaptive conformal inference (Gibbs and Candes, arXiv 2106.00170), which
+ *   makes the share of cases above eps tend to delta whatever the text does;
  * - the breaker: a unit (layer, KV group) whose audits fail is read whole for a while, then tried again.
  *
  * Audits of a step are noted as they are made and settled when the next position is decoded.

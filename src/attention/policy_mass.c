@@ -91,9 +91,9 @@ static void attend_near(const struct route_step *step)
         step->bytes[u] = step->whole[u] ? ATTN_ALL : o->look && step->n_found[u] > 0 ? ATTN_NEAR_LIST : ATTN_NEAR;
     step->backend->ops->attn_rows(step->backend, &rows);
     for (int32_t h = 0; h < step->n_units * group; h++) {
-        const float before = step->near_l[h] * expf(step->near_m[h] - step->state.m[h]);
-        const int has_list = step->bytes[h / group] == ATTN_NEAR_LIST;
-        step->found_l[h] = has_list ? step->state.l[h] - before : o->look ? 0 : INFINITY; /* listed, if not attended now */
+        step->found_l[h] = o->look ? 0 : INFINITY; /* listed, if not attended now */
+        if (step->bytes[h / group] == ATTN_NEAR_LIST)
+            step->found_l[h] = step->state.l[h] - step->near_l[h] * expf(step->near_m[h] - step->state.m[h]);
     }
 }
 

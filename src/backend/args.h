@@ -291,7 +291,7 @@ struct sketch_choose_args {
     int32_t **list;                  /* [n_units] out: chosen rows, rising; room for kv_len each */
     int32_t *n_list;                 /* [n_units] out */
     float *unread;                   /* [n_units][group] out: estimated unread share */
-    float *far_share;                /* [n_units][group] out or NULL: estimated share of all far rows */
+    float *far_share;                /* NULL, or for tests [n_units][group] out: estimated share of all far rows */
     float *const *logits;            /* NULL, or for tests [n_units] -> [group][kv_len] estimated logits of far rows */
     struct attn_touched *touched;    /* [n_units], y_rows and y_bytes added */
     const int32_t *const *found;     /* NULL, or [n_units] far rows, rising, that near_state has too: they are neither

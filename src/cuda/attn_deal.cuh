@@ -75,16 +75,6 @@ static __device__ __forceinline__ share share_apart(int u, int32_t tiles, int32_
     return share{u, t0, t0 + each + (i < rest), i, n, first, first + 1, 1};
 }
 
-static __device__ __forceinline__ int32_t sum_up_to(int32_t x)
-{
-#pragma unroll
-    for (int i = 1; i < WARP; i *= 2) {
-        const int32_t y = __shfl_up_sync(~0u, x, i);
-        if ((int)(threadIdx.x % WARP) >= i) x += y;
-    }
-    return x;
-}
-
 // ---- up to 32 head blocks: a warp's own work ----
 
 struct warp_deal { bool apart, has_share; unsigned empty; share s; unit_rows rows; };

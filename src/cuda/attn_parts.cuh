@@ -227,6 +227,19 @@ static __device__ __forceinline__ uint32_t mul_half2(uint32_t x, uint32_t y)
     return *(const uint32_t *)&z;
 }
 
+// ---- a warp ----
+
+// The sum of x over this lane and those before it.
+static __device__ __forceinline__ int32_t sum_up_to(int32_t x)
+{
+#pragma unroll
+    for (int i = 1; i < WARP; i *= 2) {
+        const int32_t y = __shfl_up_sync(~0u, x, i);
+        if ((int)(threadIdx.x % WARP) >= i) x += y;
+    }
+    return x;
+}
+
 } // namespace sr
 
 #endif

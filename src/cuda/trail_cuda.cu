@@ -42,16 +42,6 @@ static __device__ __forceinline__ int32_t take_largest(const int32_t *rows, cons
     return min(n, (int32_t)SR_TRAIL_NOTED);
 }
 
-static __device__ __forceinline__ int32_t sum_up_to_lane(int32_t x)
-{
-#pragma unroll
-    for (int i = 1; i < WARP; i *= 2) {
-        const int32_t y = __shfl_up_sync(~0u, x, i);
-        if ((int)(threadIdx.x % WARP) >= i) x += y;
-    }
-    return x;
-}
-
 // The rows about n noted ones, as far as they are in [first, last), rising: to s.rows. A warp, two lanes a noted row.
 static __device__ __forceinline__ void add_neighbours(int32_t n, int32_t first, int32_t last, follow_space &s)
 {
@@ -65,7 +55,7 @@ static __device__ __forceinline__ void add_neighbours(int32_t n, int32_t first, 
     const int i = lane / 2;
     const int32_t row = i < n ? s.noted[i] - SR_TRAIL_BEFORE + lane % 2 * 2 : INT32_MIN, least = max(first, i > 0 && i < n ? s.noted[i - 1] + SR_TRAIL_AFTER + 1 : 0);
     const bool is_in[2] = {row >= least && row < last, row + 1 >= least && row + 1 < last};
-    const int32_t mine = is_in[0] + is_in[1], upto = sum_up_to_lane(mine);
+    const int32_t mine = is_in[0] + is_in[1], upto = sum_up_to(mine);
     if (is_in[0]) s.rows[upto - mine] = row;
     if (is_in[1]) s.rows[upto - 1] = row + 1;
     if (lane == WARP - 1) s.n = upto;

@@ -303,8 +303,9 @@ static const char *chat_name(const struct sr_model *m)
     return m->chat ? sr_chat_template_name(m->chat) : "unknown";
 }
 
-/* On an H200 with the shape of Llama-3.1-8B mass is 1.00 to 1.09 times dense at 32,768 tokens, 1.3 to 1.8 at 131,072 (docs/speed-gpu.md).
- * On a CPU it is ahead from 2,048 on, but where more than 4 heads share a key, dense has few rows to read (docs/routing.md). */
+/* On an H200 with the shape of Llama-3.1-8B mass is 1.05 to 1.10 times as fast as dense at 32,768 tokens and 1.4 to 1.8 at 131,072,
+ * both where 8 % are read, and real texts have more read at 32,768 (docs/speed-gpu.md). On a CPU it is ahead from 2,048 on; where more
+ * than 4 heads share a key dense has fewer rows to read for them, and it is ahead from 4,096 on (docs/routing.md, "`--route-min`"). */
 static int32_t route_min_of(const struct sr_model *m)
 {
     const int has_many = m->config.n_heads > 4 * m->config.n_kv_heads;

@@ -312,22 +312,6 @@ SR_INLINE void multiply_values(struct work *w, int32_t group, int32_t turn, cons
     in_memory();
 }
 
-/* o: the block's 32 elements of the first head. */
-SR_INLINE void add_values(const struct work *w, const struct attn_block *a, int32_t turn, float scale, const float *top,
-                          const float *shrink, float *o)
-{
-    const int32_t group = a->shape->group;
-    for (int32_t g = 0; g < group; g++, o += a->shape->head_dim) {
-        const __m512 by = _mm512_set1_ps(top[g] * scale), old = _mm512_set1_ps(shrink[g]);
-        SR_UNROLL for (int h = 0; h < 2; h++) {
-            const __m512i low = _mm512_load_si512(w->outs[turn][h][g]), mid = _mm512_load_si512(w->outs[turn][h][group + g]);
-            const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(w->outs[turn][h][2 * group + g]), 8), mid);
-            const __m512 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low));
-            _mm512_storeu_ps(o + 16 * h, _mm512_fmadd_ps(x, by, _mm512_mul_ps(_mm512_loadu_ps(o + 16 * h), old)));
-        }
-    }
-}
-
 SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int fast, const struct attn_block *a, struct work *w,
                           sr_block_weights p)
 {
@@ -361,7 +345,7 @@ SR_INLINE void outputs_of(const sr_dtype type, const int32_t n_blocks, const int
             turn_values(type, rows + (size_t)i * row_bytes + b * sr_kv_block_bytes(type), row_bytes, w->values[b % 2][0] + 64 * i,
                         w->values[b % 2][1] + 64 * i);
         }
-        if (b > 1) add_values(w, a, b % 2, most[b - 2], top, shrink, a->o + (b - 2) * SR_KV_BLOCK);
+        if (b > 1) add_values(w->outs[b % 2][0], w->outs[b % 2][1], a, most[b - 2], top, shrink, a->o + (b - 2) * SR_KV_BLOCK);
     }
     *a->v_rows += a->n;
 }

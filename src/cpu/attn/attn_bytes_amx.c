@@ -64,22 +64,6 @@ SR_INLINE void multiply_values(struct sr_codes_work *w, int32_t group, int32_t t
     in_memory();
 }
 
-/* o: the block's 32 elements of the first head. */
-SR_INLINE void add_values(const struct sr_codes_work *w, const struct attn_block *a, int32_t turn, float scale, const float *top,
-                          const float *shrink, float *o)
-{
-    const int32_t group = a->shape->group;
-    for (int32_t g = 0; g < group; g++, o += a->shape->head_dim) {
-        const __m512 by = _mm512_set1_ps(top[g] * scale), old = _mm512_set1_ps(shrink[g]);
-        SR_UNROLL for (int h = 0; h < 2; h++) {
-            const int32_t(*out)[16] = w->outs[turn].half[h];
-            const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(out[2 * group + g]), 8), _mm512_load_si512(out[group + g]));
-            const __m512 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256), _mm512_cvtepi32_ps(_mm512_load_si512(out[g])));
-            _mm512_storeu_ps(o + 16 * h, _mm512_fmadd_ps(x, by, _mm512_mul_ps(_mm512_loadu_ps(o + 16 * h), old)));
-        }
-    }
-}
-
 /* Of block b of the rows, [i, end) of 16 lanes of 4 rows. */
 SR_INLINE void turn_block(const int32_t n_blocks, struct sr_codes_work *w, const uint8_t *rows, int32_t b, const int32_t first,
                           const int32_t end, struct ahead *h)
@@ -121,7 +105,7 @@ SR_INLINE void outputs_of(const int32_t n_blocks, const struct attn_block *a, st
         if (multiplies) multiply_values(w, group, (b - 1) % 2, 0);
         if (b > 0 && b < n_blocks) turn_block(n_blocks, w, rows, b, 0, 16, &ahead);
         if (multiplies) multiply_values(w, group, (b - 1) % 2, 1);
-        if (b > 1) add_values(w, a, b % 2, most[b - 2], top, shrink, a->o + (b - 2) * SR_KV_BLOCK);
+        if (b > 1) add_values(w->outs[b % 2].half[0], w->outs[b % 2].half[1], a, most[b - 2], top, shrink, a->o + (b - 2) * SR_KV_BLOCK);
     }
     *a->v_rows += a->n;
 }

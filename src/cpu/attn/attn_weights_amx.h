@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What the kernels of codes on the matrix units do alike (attn_block_amx.c, attn_bytes_amx.c and attn_keys_amx.c): rows put
- * together, requests for rows to come, values of Q8_0 turned, logits made weights relative to the largest of their block.
+ * together, requests for rows to come, values of Q8_0 turned, logits made weights relative to the largest of their block, sums
+ * added to the output.
  */
 #ifndef SR_CPU_ATTN_ATTN_WEIGHTS_AMX_H
 #define SR_CPU_ATTN_ATTN_WEIGHTS_AMX_H
@@ -144,6 +145,25 @@ SR_INLINE void split_weights(const float *p, const __m512 *scale, uint8_t *low, 
     _mm512_store_si512(low, _mm512_xor_si512(flip, _mm512_mask_blend_epi16(odd, t[0], _mm512_slli_epi32(t[2], 16))));
     _mm512_store_si512(mid, _mm512_xor_si512(flip, _mm512_mask_blend_epi16(odd, t[1], _mm512_slli_epi32(t[3], 16))));
     _mm512_store_si512(high, _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(t[0], 16), t[2]));
+}
+
+/* ---- outputs ---- */
+
+/* Sums of a block's 32 elements, [byte of the weights][group] rows of 16, those of its first half and of its second, go to o, its elements of
+ * the first head. */
+SR_INLINE void add_values(int32_t (*first)[16], int32_t (*second)[16], const struct attn_block *a, float scale, const float *top,
+                          const float *shrink, float *o)
+{
+    const int32_t group = a->shape->group;
+    for (int32_t g = 0; g < group; g++, o += a->shape->head_dim) {
+        const __m512 by = _mm512_set1_ps(top[g] * scale), old = _mm512_set1_ps(shrink[g]);
+        SR_UNROLL for (int h = 0; h < 2; h++) {
+            int32_t(*out)[16] = h ? second : first;
+            const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(out[2 * group + g]), 8), _mm512_load_si512(out[group + g]));
+            const __m512 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256), _mm512_cvtepi32_ps(_mm512_load_si512(out[g])));
+            _mm512_storeu_ps(o + 16 * h, _mm512_fmadd_ps(x, by, _mm512_mul_ps(_mm512_loadu_ps(o + 16 * h), old)));
+        }
+    }
 }
 
 #endif
