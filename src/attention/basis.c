@@ -19,7 +19,7 @@
 #include "base/pool.h"
 
 /* Range of a coordinate, in its standard deviations. A coarse step costs more than the outliers that are clipped, a fine one
- * less (docs/routing.md). */
+ * less (docs/notes/routing-experiments.md). */
 static double sigmas(int32_t code_bits)
 {
     static const double of[] = {0, 1.6, 2.1, 2.8, 3.5, 0, 0, 0, 4.5};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * See trail.h. The constants were chosen on hidden numbers (docs/routing.md): of the heads that missed more than a quarter of
+ * See trail.h. The constants were chosen on hidden numbers (docs/notes/routing-experiments.md): of the heads that missed more than a quarter of
  * their mass nine in ten missed a row that this names.
  */
 #include "attention/trail.h"

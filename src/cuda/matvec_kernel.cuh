@@ -18,7 +18,7 @@
 enum { TAKE_BATCH = 9 }; // times 16 bytes of a thread
 
 // A choice's first kernel that starts early takes instructions and memory from the product before it; one that starts late shares its SMs
-// with the choice, which asks for its pages meanwhile: better with up to so many rows (docs/speed-gpu.md).
+// with the choice, which asks for its pages meanwhile: better with up to so many rows (docs/notes/gpu-routed.md).
 constexpr int32_t LATE_BELOW = 65536;
 
 struct matvec_params {

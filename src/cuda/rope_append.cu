@@ -67,6 +67,6 @@ void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, cons
     const turn_params p = turn_params_of(&turn, cache, a->cache->n_kv_heads, s->group, s->head_dim, elem_of(s->k_type));
     const int heads = p.n_kv_heads * (1 + p.group);
     // The next kernel starts when this one ends, not before: an SM that still holds a block of it cannot be divided anew
-    // between shared memory and L1, and attention would run there with little of the latter (docs/speed-gpu.md).
+    // between shared memory and L1, and attention would run there with little of the latter (docs/notes/gpu-engine.md).
     sr_cuda_launch(c, "rope and append", turn_kernel, dim3((unsigned)((heads + HEAD_WARPS - 1) / HEAD_WARPS)), dim3(HEAD_WARPS * WARP), 0, p);
 }

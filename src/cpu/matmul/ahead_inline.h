@@ -3,7 +3,7 @@
  * Weights are read once and in order, by more instructions than the processor's own prefetcher can look past: each kernel
  * asks for the lines ahead of what it reads, into the second cache first and near their turn into the first. Every line is
  * asked for once at each distance, and requests are spread among the products: several at once, or the same line again, take
- * the place of others under way (docs/speed.md, "Few tokens"). Beyond the end of a task lies the next one, mostly this thread's.
+ * the place of others under way (docs/notes/cpu-products.md). Beyond the end of a task lies the next one, mostly this thread's.
  */
 #ifndef SR_CPU_MATMUL_AHEAD_INLINE_H
 #define SR_CPU_MATMUL_AHEAD_INLINE_H
