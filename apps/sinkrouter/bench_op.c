@@ -74,12 +74,11 @@ static sr_status one_row(struct op_bench *b, sr_probe *p, const char *mode, doub
     if (!o.tau.n && !o.tau_file) o.tau.n = 1; /* paper's threshold is the probe's */
     sr_status st = sr_setup_route(&route, &o, mode, err);
     if (b->o->audit < 0) route.audit = 0;
-    /* 0 turns the lot off: a share that draws nothing instead */
-    route.keep = keep < 0 ? 0 : keep == 0 ? 1e-12f : (float)keep;
+    route.keep = keep < 0 ? 0 : sr_setup_keep(keep);
     if (!st) st = sr_probe_run(p, &route, skipped, (int32_t)b->o->repetitions, b->samples, &r, err);
     if (st) return st;
     json_t *j = json_object();
-    sr_bench_put_build(j);
+    sr_bench_put_build(j, sr_probe_backend(p));
     put_shape(j, b, p, &r);
     json_object_set_new(j, "route", json_string(mode));
     json_object_set_new(j, "route_keep", keep < 0 ? json_null() : json_real(keep));
@@ -174,14 +173,14 @@ static void cell_backend(char *dst, size_t n, const json_t *row)
 
 static void cell_route(char *dst, size_t n, const json_t *row)
 {
-    const double keep = sr_field(row, "route_keep"), skipped = sr_field(row, "groups_skipped");
-    const int used = snprintf(dst, n, "%s", json_string_value(json_object_get(row, "route")));
-    if (keep == keep) snprintf(dst + used, n - (size_t)used, " %g %%", 100 * keep);
-    if (skipped == skipped) snprintf(dst + used, n - (size_t)used, " -%.0f/%.0f", skipped, sr_field(row, "n_kv_heads"));
+    const double skipped = sr_field(row, "groups_skipped");
+    sr_bench_route_cell(dst, n, row);
+    const size_t used = strlen(dst);
+    if (skipped == skipped) snprintf(dst + used, n - used, " -%.0f/%.0f", skipped, sr_field(row, "n_kv_heads"));
 }
 
 TABLE_CELL(cell_dim, "head_dim", "%.0f", 1)
-TABLE_CELL(cell_depth, "n_depth", "%.0f", 1)
+TABLE_CELL(cell_depth, "n_depth", "%.0f random", 1)
 TABLE_CELL(cell_us, "layer_ns", "%.1f", 1e-3)
 TABLE_CELL(cell_bytes, "bytes", "%.3f", 1e-6)
 TABLE_CELL(cell_gbs, "gbs", "%.1f", 1)
@@ -216,6 +215,8 @@ sr_status sr_bench_op_check(const struct options *o, sr_error *err)
               {"--op-size", o->op_bytes != 0}};
     for (size_t i = 0; o->op && i < sizeof model / sizeof model[0]; i++)
         if (model[i].given) return sr_refuse(err, SR_ERR_USAGE, "%s: not with --op, which runs no model", model[i].name);
+    for (int32_t i = 0; o->op && i < o->depth.n; i++)
+        if (o->depth.v[i] < 1) return sr_refuse(err, SR_ERR_USAGE, "-d %lld: --op wants at least one row", (long long)o->depth.v[i]);
     for (size_t i = 0; !o->op && i < sizeof op / sizeof op[0]; i++)
         if (op[i].given) return sr_refuse(err, SR_ERR_USAGE, "%s: only with --op", op[i].name);
     if (!o->op && o->keep.n > 1) return sr_refuse(err, SR_ERR_USAGE, "--route-keep: more than one value only with --op");
@@ -242,6 +243,8 @@ static sr_status read_shapes(struct op_bench *b, sr_error *err)
             (s[used] && s[used] != ',') || x->n_heads < 1 || x->n_kv_heads < 1)
             return sr_refuse(err, SR_ERR_USAGE, "--heads %s: want query heads / KV heads, as 32/8,9/3",
                              sr_visible(shown, sizeof shown, o->heads));
+        if (x->n_heads % x->n_kv_heads)
+            return sr_refuse(err, SR_ERR_USAGE, "--heads %d/%d: want a multiple of the KV heads as query heads", x->n_heads, x->n_kv_heads);
         x->head_dim = n_dims ? (int32_t)o->head_dim.v[i < n_dims ? i : n_dims - 1] : 128;
         b->n_shapes++;
         s += used;
@@ -289,6 +292,7 @@ int sr_bench_op(const struct options *given, sr_error *err)
     sr_status st = read_shapes(&b, err);
     if (!st) st = check_skipped(&b, err);
     if (st) return st;
+    sr_setup_note_unused(&o);
     b.samples = calloc((size_t)o.repetitions, sizeof *b.samples);
     if (!b.samples) return sr_refuse(err, SR_ERR_RESOURCE, "-r %lld: no memory", (long long)o.repetitions);
     b.rows = json_array();

@@ -40,12 +40,19 @@ static void put(json_t *j, const char *key, json_t *value)
     json_object_set_new(j, key, value ? value : json_null());
 }
 
-void sr_bench_put_build(json_t *j)
+/* "cuda, NAME, compute capability 9.0": the name. "" for the CPU. */
+static json_t *gpu_name(const char *backend)
+{
+    const char *name = strncmp(backend, "cuda, ", 6) == 0 ? backend + 6 : "", *end = strstr(name, ", compute");
+    return json_stringn(name, end ? (size_t)(end - name) : strlen(name));
+}
+
+void sr_bench_put_build(json_t *j, const char *backend)
 {
     put(j, "build_commit", json_string(sr_version()));
     put(j, "build_number", json_integer(0));
     put(j, "cpu_info", json_string(cpu_name()));
-    put(j, "gpu_info", json_string(""));
+    put(j, "gpu_info", gpu_name(backend));
 }
 
 void sr_bench_put_time(json_t *j)
@@ -61,12 +68,13 @@ static void put_machine(json_t *j, const struct bench_test *t)
 {
     char type[96];
     snprintf(type, sizeof type, "%s %s", t->model->architecture, t->model->type_name);
-    sr_bench_put_build(j);
+    sr_bench_put_build(j, t->model->backend);
     put(j, "backends", json_string(t->model->backend));
     put(j, "model_filename", json_string(t->model->path));
     put(j, "model_type", json_string(type));
     put(j, "model_size", json_integer((json_int_t)t->model->file_bytes));
     put(j, "model_n_params", json_integer((json_int_t)t->model->n_params));
+    put(j, "weights", json_string(t->model->is_synthetic ? "random" : "file"));
     put(j, "n_batch", json_integer(t->n_batch));
     put(j, "n_ubatch", json_integer(t->n_ubatch));
     put(j, "n_threads", json_integer(t->model->n_threads));
@@ -120,6 +128,7 @@ static void put_routing(json_t *j, const struct bench_test *t)
     const sr_route_stats *s = t->stats;
     int is_mass = t->route.mode == SR_ROUTE_MASS;
     put(j, "route", s ? json_string(sr_route_mode_name(t->route.mode)) : json_string("exact"));
+    put(j, "route_keep", s && is_mass && t->route.keep > 0 ? number(round((double)t->route.keep * 1e6) / 1e6) : NULL);
     put(j, "read", s ? share((double)s->kv_bytes, (double)s->dense_bytes) : NULL);
     put(j, "kv_bytes_per_token", s ? share((double)s->kv_bytes, (double)s->steps) : NULL);
     put(j, "audit_bytes_per_token", s ? share((double)s->audit_bytes, (double)s->steps) : NULL);
@@ -176,7 +185,7 @@ static const char *text_of(const json_t *row, const char *key)
 static void cell_model(char *dst, size_t n, const json_t *row)
 {
     const char *path = text_of(row, "model_filename"), *base = strrchr(path, '/');
-    snprintf(dst, n, "%.40s", base ? base + 1 : path);
+    snprintf(dst, n, "%.40s%s", base ? base + 1 : path, strcmp(text_of(row, "weights"), "random") ? "" : ", random");
 }
 
 static void cell_types(char *dst, size_t n, const json_t *row)
@@ -203,9 +212,11 @@ static void cell_speed(char *dst, size_t n, const json_t *row)
     snprintf(dst, n, "%.2f ± %.2f", sr_field(row, "avg_ts"), sr_field(row, "stddev_ts"));
 }
 
-static void cell_route(char *dst, size_t n, const json_t *row)
+void sr_bench_route_cell(char *dst, size_t n, const json_t *row)
 {
-    snprintf(dst, n, "%s", text_of(row, "route"));
+    const double keep = sr_field(row, "route_keep");
+    const int used = snprintf(dst, n, "%s", text_of(row, "route"));
+    if (keep == keep) snprintf(dst + used, n - (size_t)used, " %g %% random", 100 * keep);
 }
 
 TABLE_CELL(cell_threads, "n_threads", "%.0f", 1)
@@ -218,7 +229,7 @@ TABLE_CELL(cell_broken, "contract_broken", "%.2f %%", 100)
 
 const struct column sr_bench_columns[] = {
     {"model", 0, cell_model},   {"threads", 1, cell_threads}, {"K/V", 0, cell_types},
-    {"ubatch", 1, cell_ubatch}, {"test", 1, cell_test},       {"route", 0, cell_route},
+    {"ubatch", 1, cell_ubatch}, {"test", 1, cell_test},       {"route", 0, sr_bench_route_cell},
     {"t/s", 1, cell_speed},     {"x dense", 1, cell_ratio},   {"KV read/token", 1, cell_bytes},
     {"read", 1, cell_read},     {"KL", 1, cell_kl},           {"> 2 eps", 1, cell_broken}};
 const int sr_bench_n_columns = (int)(sizeof sr_bench_columns / sizeof sr_bench_columns[0]);

@@ -25,8 +25,8 @@ struct bench_test {
     const struct comparison *compared; /* with -f; NULL otherwise */
 };
 
-/* Fields of every row: build and machine; when. */
-void sr_bench_put_build(json_t *j);
+/* Fields of every row: build and machine (backend: as sr_model_info.backend has it); when. */
+void sr_bench_put_build(json_t *j, const char *backend);
 void sr_bench_put_time(json_t *j);
 
 json_t *sr_bench_row(const struct bench_test *t);
@@ -34,6 +34,8 @@ json_t *sr_bench_row(const struct bench_test *t);
  */
 void sr_bench_ratios(json_t *rows, size_t first);
 
+/* The mode, and where its choice was replaced by a lot the share drawn. */
+void sr_bench_route_cell(char *dst, size_t n, const json_t *row);
 extern const struct column sr_bench_columns[];
 extern const int sr_bench_n_columns;
 

@@ -330,7 +330,8 @@ void sr_flags_note_idle(const struct options *o)
 static sr_status set_layers(const struct use *u, int64_t *out)
 {
     *out = strcmp(u->value, "auto") ? -1 : SR_GPU_LAYERS_AUTO;
-    return strcmp(u->value, "all") && strcmp(u->value, "auto") ? set_int(u, out) : SR_OK;
+    if (!strcmp(u->value, "all") || !strcmp(u->value, "auto")) return SR_OK;
+    return set_int(u, out) ? bad(u, "must be all, auto or 0 to 2147483647") : SR_OK;
 }
 
 static sr_status add_text(const struct use *u, struct text_list *l)

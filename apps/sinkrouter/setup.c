@@ -56,15 +56,15 @@ static sr_status set_rope(sr_rope_options *r, const struct options *o, sr_error 
     return SR_OK;
 }
 
-/* Routing flags for a mode that was not asked for. */
-static void note_unused(const struct options *o)
+void sr_setup_note_unused(const struct options *o)
 {
     const struct {
         int is_given;
         const char *flag, *mode;
     } of[] = {{o->delta.n, "--route-delta", "mass"}, {o->rank.n, "--route-rank", "mass"}, {o->bits >= 0, "--route-bits", "mass"},
               {o->look != CHOICE_UNSET, "--route-look", "mass"}, {o->trail != CHOICE_UNSET, "--route-trail", "mass"},
-              {o->keep.n, "--route-keep", "mass"}, {o->tau.n, "--route-tau", "paper"}, {o->tau_file != NULL, "--route-tau-file", "paper"}};
+              {o->keep.n, "--route-keep", "mass"}, {o->tau.n, "--route-tau", "paper"}, {o->tau_file != NULL, "--route-tau-file", "paper"},
+              {o->skip_groups.n, "--skip-groups", "paper"}};
     if (o->command == CMD_CHAT) return; /* /route may ask for any */
     for (size_t i = 0; i < sizeof of / sizeof of[0]; i++) {
         int is_used = !o->route.n && strcmp(of[i].mode, "mass") == 0; /* the default */
@@ -80,10 +80,12 @@ static void note_idle(const sr_model *m, const struct options *o)
     static int was_said;
     sr_model_info info;
     if (was_said++) return;
-    note_unused(o);
+    sr_setup_note_unused(o);
     sr_model_get_info(m, &info);
     if (o->gpu_layers && o->gpu_layers != SR_GPU_LAYERS_AUTO && !o->device && !info.n_gpu_layers)
         sr_note("-ngl: there is no GPU to put layers on, the CPU runs them (--device cuda says why)");
+    if (o->keep.n && (o->command == CMD_CHAT || (o->command == CMD_RUN && (!o->route.n || strcmp(o->route.v[0], "mass") == 0))))
+        sr_note("--route-keep %g: mass reads keys drawn at random, so answers mean nothing", o->keep.v[0]);
 }
 
 sr_status sr_setup_model(sr_model **out, const struct options *o, int32_t i, int threads, sr_error *err)
@@ -171,6 +173,8 @@ void sr_setup_warn_min(const sr_route_options *r, int32_t len)
     sr_note("--route-min %d: contexts of at most %d tokens are read whole in every mode", r->min_len, len);
 }
 
+float sr_setup_keep(double share) { return share > 0 ? (float)share : 1e-12f; }
+
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err)
 {
     sr_route_options r = sr_route_options_default();
@@ -189,7 +193,8 @@ sr_status sr_setup_route(sr_route_options *out, const struct options *o, const c
     if (o->min_len >= 0) r.min_len = (int32_t)o->min_len;
     if (o->bits >= 0) r.bits = (int32_t)o->bits;
     if (o->audit >= 0) r.audit = (float)o->audit;
-    if (o->keep.n) r.keep = (float)o->keep.v[0];
+    if (o->keep.n) r.keep = sr_setup_keep(o->keep.v[0]);
+    if (o->keep.n && o->audit < 0) r.audit = 0; /* a lot keeps no promise, and breakers would read more than its share */
     if (o->route_seed >= 0) r.seed = (uint64_t)o->route_seed;
     if (r.bits != 4 && r.bits != 8)
         return sr_refuse(err, SR_ERR_USAGE, "--route-bits %d: must be 4 or 8", r.bits);

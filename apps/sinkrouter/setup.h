@@ -18,6 +18,10 @@ void sr_setup_warn_tau(const sr_route_options *r, int32_t len);
 void sr_setup_warn_min(const sr_route_options *r, int32_t len);
 /* Routing for a mode by name (NULL: --route, or the library's default), with the first of each list. */
 sr_status sr_setup_route(sr_route_options *out, const struct options *o, const char *mode, sr_error *err);
+/* --route-keep as the library takes it, whose 0 turns the lot off: a share that draws nothing instead. */
+float sr_setup_keep(double share);
+/* Says which routing flags are for a mode that was not asked for. */
+void sr_setup_note_unused(const struct options *o);
 sr_status sr_setup_session(sr_session_options *out, const struct options *o, sr_error *err);
 /* What the flags say, the rest as the model's authors advise for answers with or without thinking, or as the library has it.
  * *seed: the one to use; sr_setup_seed draws it where none was given. */

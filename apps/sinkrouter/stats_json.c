@@ -51,6 +51,7 @@ static json_t *route_settings(const sr_route_options *r)
     put_count(j, "bits", r->bits);
     json_object_set_new(j, "audit", setting(r->audit));
     put_count(j, "seed", (double)r->seed);
+    json_object_set_new(j, "keep", r->keep > 0 ? setting(r->keep) : json_null()); /* keys drawn at random */
     json_object_set_new(j, "tau",
                         r->tau_set ? json_pack("[f,f,f,f]", r->tau[0], r->tau[1], r->tau[2], r->tau[3])
                                    : json_null());

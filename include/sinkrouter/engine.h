@@ -89,6 +89,7 @@ typedef struct sr_model_info {
     int32_t n_parts, n_tensors, n_threads;
     int32_t n_gpu_layers;
     int is_mapped;               /* the weights are read from the mapped file */
+    int is_synthetic;            /* random weights: a file of sr_model_make_random */
     int32_t route_min;           /* the min_len from which routed steps were measured faster than dense ones on this device */
 } sr_model_info;
 

@@ -9,6 +9,7 @@
 #include "base/memory.h"
 #include "base/pool.h"
 #include "engine/pick_device.h"
+#include "engine/random_vocab.h"
 #include "formats/settle.h"
 
 #include <ctype.h>
@@ -111,6 +112,9 @@ static void read_names(struct sr_model *m)
         sr_escape(m->architecture, sizeof(m->architecture), s.data, s.bytes);
     if (sr_gguf_get_str(m->file, "general.name", &s, &found, NULL) == SR_OK && found)
         sr_escape(m->name, sizeof(m->name), s.data, s.bytes);
+    const size_t n = strlen(SR_SYNTHETIC);
+    m->is_synthetic = sr_gguf_get_str(m->file, "general.description", &s, &found, NULL) == SR_OK && found && s.bytes > n &&
+                      memcmp(s.data, SR_SYNTHETIC, n) == 0 && ((const char *)s.data)[n] == ':';
 }
 
 /* A template that cannot be used is no fault until somebody asks for it. */
@@ -330,7 +334,7 @@ void sr_model_get_info(const sr_model *m, sr_model_info *out)
         .n_tensors = (int32_t)sr_gguf_n_tensors(m->file),
         .n_threads = m->backend ? sr_pool_threads(sr_backend_pool(m->backend)) : 0,
         .n_gpu_layers = m->backend && m->backend->has_own_memory ? c->n_layers - m->n_lower : 0,
-        .is_mapped = m->backend && !m->weights.copy,
+        .is_mapped = m->backend && !m->weights.copy, .is_synthetic = m->is_synthetic,
         .route_min = route_min_of(m)};
 }
 

@@ -27,6 +27,7 @@ struct sr_model {
     struct attention *attention;
     struct chat_template *chat; /* NULL: the file has none that can be used */
     int has_chat;               /* the file has a template, whatever it is */
+    int is_synthetic;           /* its weights are random, as it says */
     char architecture[48], name[96], type_name[16];
     int64_t n_params;
     uint64_t identity[2];       /* hash of every part's header and of samples of each tensor */

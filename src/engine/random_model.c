@@ -118,7 +118,7 @@ static sr_status put_values(struct maker *m)
     SR_TRY(sr_gguf_put_str(m->w, "general.architecture", s->architecture, m->err));
     SR_TRY(sr_gguf_put_str(m->w, "general.type", "model", m->err));
     SR_TRY(sr_gguf_put_str(m->w, "general.name", name, m->err));
-    SR_TRY(sr_gguf_put_str(m->w, "general.description", "synthetic: random weights, a vocabulary of bytes padded to the true size", m->err));
+    SR_TRY(sr_gguf_put_str(m->w, "general.description", SR_SYNTHETIC ": random weights, a vocabulary of bytes padded to the true size", m->err));
     SR_TRY(sr_gguf_put_u32(m->w, "general.quantization_version", 2, m->err));
     const struct { const char *name; int32_t v; } numbers[] = {
         {"block_count", s->n_layers}, {"context_length", s->n_ctx}, {"embedding_length", s->n_embd}, {"feed_forward_length", s->n_ff},

@@ -84,6 +84,21 @@ def flags_that_work():
 def devices():
     out, err = run("run", "--list-devices")
     equal((out.splitlines()[0], err), ("Available devices:", ""))
+    model = path("tiny.gguf")
+    run("inspect", "--make-random", "tiny-llama3", "-o", model)
+    for command in ("run", "bench", "perplexity", "calibrate"):
+        refused = lambda rc, *args: run(command, "-m", model, *BASE[command], *args, rc=rc)[1]
+        for name in ("tpu", "cuda-1", "CUDA1x", "cudaa"):
+            one_line(refused(2, "--device", name), f'device "{name}": want none, cuda, or a name')
+        for n in ("-1", "12abc", "9223372036854775808", "some"):
+            one_line(refused(2, "-ngl", n), f'-ngl "{n}": must be all, auto or 0 to 2147483647')
+        for flag in ("--device", "-ngl"):
+            one_line(refused(2, flag, ""), f"{flag}: empty value")
+        if "(none)" in out:  # this build, or this machine
+            for name in ("cuda", "CUDA0", "CUDA7"):
+                one_line(refused(6, "--device", name), "device cuda: ")
+        else:
+            one_line(refused(2, "--device", "CUDA99"), "device CUDA99: the driver lists CUDA0 to")
 
 
 @test

@@ -103,6 +103,33 @@ def bench_of_route_modes_on_a_text():
 
 
 @test
+def tables_of_random_numbers_say_so():
+    file = path("random.gguf")
+    run("inspect", "--make-random", "tiny-llama3", "-o", file)
+    args = ("bench", "-m", file, "-m", MODEL, "-p", "2", "-n", "2", "-r", "1", "-d", "0,2500", "--fill", "random", "--route", "dense,mass",
+            "--route-keep", "0.1")
+    want = [(w, fill, route, keep) for w in ("random", "file") for fill in ("prefill", "random")
+            for route, keep in (("exact", None), ("dense", None), ("mass", 0.1))]
+    pick = lambda r: (r["weights"], r["fill"], r["route"], r["route_keep"])
+    equal([pick(r) for r in json.loads(run(*args, "-o", "json")[0])], want)
+    equal([pick(json.loads(line)) for line in run(*args, "-o", "jsonl")[0].splitlines()], want)
+    equal([pick(r) for r in csv.DictReader(io.StringIO(run(*args, "-o", "csv")[0]))], [(*w[:3], "" if w[3] is None else "0.1") for w in want])
+    lines = [[c.strip() for c in line.split("|")] for line in run(*args)[0].splitlines()[2:]]
+    equal([(line[1].endswith(", random"), line[5].endswith(" random"), line[6]) for line in lines],
+          [(w == "random", fill == "random", route + (" 10 % random" if keep else "")) for w, fill, route, keep in want])
+
+
+@test
+def a_lot_takes_its_share_and_nothing_is_audited():
+    args = ("-p", "0", "-n", "2", "-r", "1", "-d", "3000", "--fill", "random", "--route", "mass")
+    none, half = bench(*args, "--route-keep", "0")[0], bench(*args, "--route-keep", "0.5")[0]
+    equal((none["route_keep"], half["route_keep"], none["route_audit"], half["audit_bytes_per_token"]), (0.0, 0.5, 0.0, 0.0))
+    far = 30 * 3 * (3001.5 - 260) * 64 * 2 * 2
+    equal(abs((half["kv_bytes_per_token"] - none["kv_bytes_per_token"]) / far - 0.5) < 0.02, True, f"{none} {half}")
+    equal(bench(*args, "--route-keep", "0.5", "--route-audit", "1")[0]["audit_bytes_per_token"] > 0, True)
+
+
+@test
 def bench_formats():
     table = bench("-p", "8", "-n", "2", "-d", "0,16", "-r", "1", fmt="md")
     lines = table.splitlines()

@@ -87,6 +87,9 @@ def formats():
     args = ("-d", "400", "--heads", "6/2", "--head-dim", "64")
     table = op(*args, fmt="md").splitlines()
     equal((len(table), "us/layer" in table[0], "6/2" in table[2]), (3, True, True))
+    table = op("-d", "400", "--heads", "6/2", "--head-dim", "64", "--route-keep", "0,0.1", "--skip-groups", "1", fmt="md").splitlines()
+    equal(["400 random" in line for line in table[2:]], 4 * [True])  # what is in the cache, and who chose
+    equal([line.split("|")[6].strip() for line in table[2:]], ["dense", "mass 0 % random", "mass 10 % random", "paper -1/2"])
     rows = list(csv.DictReader(io.StringIO(op(*args, fmt="csv"))))
     equal((len(rows), rows[0]["n_kv_heads"], rows[0]["op"]), (1, "2", "attention"))
     equal(json.loads(op(*args, fmt="jsonl"))["n_depth"], 400)
@@ -94,16 +97,19 @@ def formats():
 
 @test
 def refusals():
-    for args, part in ((["--heads", "9/2"], "n_heads"), (["--heads", "8"], "--heads 8"), (["--heads", "8/2,"], "--heads"),
+    for args, part in ((["--heads", "9/2"], "--heads 9/2"), (["--heads", "8"], "--heads 8"), (["--heads", "8/2,"], "--heads"),
                        (["--heads", "0/1"], "--heads"), (["--heads", "8/2x"], "--heads"), (["--heads", "64/2"], "limit 16"),
                        (["--head-dim", "64"], "--heads"), (["--heads", "8/2", "--head-dim", "7"], "--head-dim"),
                        (["-m", "/absent"], "-m: not with --op"), (["-p", "4"], "-p: not with --op"), (["-f", "x"], "-f: not"),
                        (["-npl", "2"], "-npl"), (["-n", "2"], "-n: not"), (["--profile"], "--profile"), (["--fill", "random"], "--fill"),
-                       (["--op", "matmul"], "attention"), (["--route-keep", "1.5"], "--route-keep"), (["-d", "0"], "len 0"),
+                       (["--op", "matmul"], "attention"), (["--route-keep", "1.5"], "--route-keep"), (["-d", "0"], "-d 0"),
                        (["--route", "quest"], "--route"), (["--skip-groups", "-1"], "--skip-groups"),
                        (["--heads", "8/2,9/3", "--skip-groups", "1,4"], "--skip-groups 4: the shapes have at most 3 KV heads")):
         err = run("bench", "--op", "attention", "--op-size", "1", "--device", "none", "-d", "64", *args, rc=None)[1]
         one_line(err, part)
+    for flag, mode in (("--route-keep", "mass"), ("--skip-groups", "paper")):
+        err = run("bench", "--op", "attention", "--op-size", "1", "--device", "none", "-d", "64", "--heads", "8/2", "--route", "dense", flag, "1")[1]
+        one_line(err, flag, mode, "not asked for")
     for args in (["--heads", "8/2"], ["--head-dim", "64"], ["--skip-groups", "1"], ["--op-size", "4"]):
         one_line(run("bench", "-m", "/absent", *args, rc=2)[1], args[0], "only with --op")
     one_line(run("bench", "-m", "/absent", "--route-keep", "0.1,0.2", rc=2)[1], "--route-keep", "--op")

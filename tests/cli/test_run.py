@@ -208,7 +208,7 @@ def stats_file():
                  "--route-seed", "3", "-s", "5", "--route-delta", "0.05", "--route-breaker", "off", "--route-look", "off",
                  "--route-trail", "off")
     equal(s["route"], {"mode": "mass", "eps": 0.2, "delta": 0.05, "breaker": False, "look": False, "trail": False, "window": 100, "sinks": 2, "min": 16, "rank": 8, "bits": 8,
-                       "audit": 1.0, "seed": 3, "tau": None})
+                       "audit": 1.0, "seed": 3, "keep": None, "tau": None})
     a = s["answers"][0]
     equal(a["prompt_tokens"], a["reused"] + a["prefilled"])
     equal(a["routing"]["steps"], a["decoded"])
@@ -376,6 +376,10 @@ def wrong_inputs_are_one_line():
 
 @test
 def what_has_nothing_to_act_on_is_said():
+    one_line(answer("-p", "x", "--greedy", "-n", "1", "--no-show-timings", "--route-keep", ".1")[1], "--route-keep 0.1", "drawn at random")
+    for given, want in (([], (None, 0.01)), (["--route-keep", "0"], (0, 0)), (["--route-keep", ".1", "--route-audit", ".5"], (0.1, 0.5))):
+        route = stats_of("run", "-m", MODEL, "--greedy", "-p", "x", "-n", "1", *given)["route"]
+        equal((route["keep"], route["audit"]), want)
     for args, said in ((["--route-tau", ".5"], "--route-tau is for the mode paper"), (["--route", "dense", "--route-keep", ".1"], "--route-keep is for the mode mass"),
                        (["--route", "paper", "--route-tau", ".5"], ""), (["--route-rank", "8", "--route-look", "off"], "")):
         err = answer("-p", "x", "--greedy", "-n", "1", "--no-show-timings", *args)[1]
