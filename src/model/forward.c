@@ -42,8 +42,9 @@ struct forward {
     void *block;         /* owns all of these; the backend's memory */
     int32_t *ids;        /* [max_n] and logits [LOGIT_ROWS][n_vocab]: only where memory is not the host's */
     float *logits;
-    struct recording *step[STEP_PARTS]; /* decode step `step_key`, or NULL */
-    uint64_t step_key, step_generation;
+    struct recording *step[STEP_PARTS]; /* the decode step of these n_keys sequences, or NULL */
+    uint64_t *step_keys, step_generation; /* [max_n] */
+    int32_t n_keys;
     int64_t clock_ns;    /* when the last op ended */
     int64_t ns[N_OPS], calls[N_OPS];
 };
@@ -93,6 +94,10 @@ static sr_status new_part(struct forward **out, const struct model_config *c, co
     forward_layout(f, &a, c, max_n);
     const int64_t widest = max3(c->n_embd, c->n_ff, f->q_dim);
     SR_TRY_GOTO(b->ops->matmul_reserve(b, max_n, widest, max3(widest, c->n_vocab, 0), err));
+    if (b->has_own_memory && !(f->step_keys = sr_alloc((size_t)max_n * sizeof(*f->step_keys)))) {
+        st = sr_fail_memory(err, (size_t)max_n * sizeof(*f->step_keys), "forward pass");
+        goto fail;
+    }
     const struct moe_shape moe = {.max_n = max_n, .n_used = c->n_experts_used, .n_experts = c->n_experts, .n_embd = c->n_embd,
                                   .n_ff = c->n_ff};
     if (c->n_experts) SR_TRY_GOTO(b->ops->moe_reserve(b, &moe, err));
@@ -140,6 +145,7 @@ void sr_forward_free(struct forward *f)
     sr_forward_free(f->lower);
     sr_free(f->lower_seqs);
     drop_step(f);
+    sr_free(f->step_keys);
     f->b->ops->mem_free(f->b, f->block);
     sr_free(f);
 }
@@ -393,32 +399,53 @@ static sr_status decode_layers(struct forward *f, struct attention *a, struct at
     return SR_OK;
 }
 
-static sr_status record_part(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t from, int32_t to,
-                             struct recording **out, sr_error *err)
+static sr_status record_part(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, int32_t from,
+                             int32_t to, struct recording **out, sr_error *err)
 {
     const struct backend_ops *ops = f->b->ops;
     SR_TRY(ops->record_begin(f->b, err));
-    const sr_status st = decode_layers(f, a, seqs, f->ids, 1, from, to, err);
-    if (to == f->end) project_logits(f, 0, 1, f->logits);
+    const sr_status st = decode_layers(f, a, seqs, f->ids, n_seqs, from, to, err);
+    if (to == f->end && n_seqs <= LOGIT_ROWS) project_logits(f, 0, n_seqs, f->logits);
     SR_TRY(ops->record_end(f->b, out, err));
     return st;
 }
 
-/* The launches of a step are recorded once, with the logits, and replayed until the sequence asks for other ones: its key
- * changes when its policy or its tables do. Handing a recording over takes the host longer the longer it is, so a step is
- * two: while the device does the first layers, the host hands over the others. */
-static sr_status replay_step(struct forward *f, struct attention *a, struct attn_seq *const *seqs, sr_error *err)
+/* Whether the last step was of these sequences, each with the tables and the policy that it has now. */
+static int is_same_step(const struct forward *f, struct attn_seq *const *seqs, int32_t n_seqs)
+{
+    int same = f->n_keys == n_seqs && f->step_generation == f->b->generation;
+    for (int32_t s = 0; s < n_seqs && same; s++) same = f->step_keys[s] == sr_attn_step_key(seqs[s]);
+    return same;
+}
+
+/* The launches of a step are recorded, with the logits, and replayed until a sequence asks for other ones: its key changes
+ * when its policy or its tables do. Handing a recording over takes the host longer the longer it is, so a step is two: while
+ * the device does the first layers, the host hands over the others. */
+static sr_status record_step(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, sr_error *err)
+{
+    const int32_t some = f->first + (f->end - f->first + 7) / 8;
+    f->n_keys = 0; /* should this fail */
+    SR_TRY(record_part(f, a, seqs, n_seqs, f->first, some, &f->step[0], err));
+    if (some < f->end) SR_TRY(record_part(f, a, seqs, n_seqs, some, f->end, &f->step[1], err));
+    f->n_keys = n_seqs;
+    return SR_OK;
+}
+
+/* A step of several sequences is recorded when the same ones come again: in a batch that changes each time it would not pay. */
+static sr_status launch_step(struct forward *f, struct attention *a, struct attn_seq *const *seqs, int32_t n_seqs, sr_error *err)
 {
     const struct backend_ops *ops = f->b->ops;
-    const uint64_t key = sr_attn_step_key(seqs[0]);
-    if (!f->step[0] || f->step_key != key || f->step_generation != f->b->generation) {
-        const int32_t some = f->first + (f->end - f->first + 7) / 8;
-        drop_step(f);
-        SR_TRY(record_part(f, a, seqs, f->first, some, &f->step[0], err));
-        if (some < f->end) SR_TRY(record_part(f, a, seqs, some, f->end, &f->step[1], err));
-        f->step_key = key;
-        f->step_generation = f->b->generation;
+    const int is_same = is_same_step(f, seqs, n_seqs), is_kept = is_same && f->step[0];
+    if (!is_kept) drop_step(f);
+    for (int32_t s = 0; s < n_seqs; s++) f->step_keys[s] = sr_attn_step_key(seqs[s]);
+    f->step_generation = f->b->generation;
+    f->n_keys = n_seqs;
+    if (!ops->record_begin || (n_seqs > 1 && !is_same)) {
+        SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, f->first, f->end, err));
+        if (n_seqs <= LOGIT_ROWS) project_logits(f, 0, n_seqs, f->logits);
+        return SR_OK;
     }
+    if (!is_kept) SR_TRY(record_step(f, a, seqs, n_seqs, err));
     for (int i = 0; i < STEP_PARTS; i++)
         if (f->step[i]) ops->replay(f->b, f->step[i]);
     return SR_OK;
@@ -427,16 +454,11 @@ static sr_status replay_step(struct forward *f, struct attention *a, struct attn
 static sr_status decode_on_device(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
                                   int32_t n_seqs, float *logits, sr_error *err)
 {
-    const struct backend_ops *ops = f->b->ops;
+    const size_t bytes = (size_t)n_seqs * (size_t)f->c->n_vocab * sizeof(float);
     for (int32_t s = 0; s < n_seqs; s++) SR_TRY(sr_attn_step_begin(seqs[s], err));
     if (!f->lower) place_ids(f, ids, n_seqs);
-    if (n_seqs > 1 || !ops->record_begin) {
-        SR_TRY(decode_layers(f, a, seqs, f->ids, n_seqs, f->first, f->end, err));
-        SR_TRY(bring_logits(f, n_seqs, logits, err));
-    } else {
-        SR_TRY(replay_step(f, a, seqs, err));
-        SR_TRY(ops->download(f->b, logits, f->logits, (size_t)f->c->n_vocab * sizeof(float), err));
-    }
+    SR_TRY(launch_step(f, a, seqs, n_seqs, err));
+    SR_TRY(n_seqs <= LOGIT_ROWS ? f->b->ops->download(f->b, logits, f->logits, bytes, err) : bring_logits(f, n_seqs, logits, err));
     for (int32_t s = 0; s < n_seqs; s++) sr_attn_step_end(seqs[s]);
     return SR_OK;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Tiny random models on a GPU against the CPU: every head size and pairing that kernels know, experts, types of weights and
- * of the cache, some layers on the CPU, session files from one to the other. Logits within what half-precision products
- * explain; twice the same on the GPU: the same bits. Skipped without a GPU.
+ * of the cache, some layers on the CPU, session files from one to the other, several sessions in a step. Logits within what
+ * half-precision products explain; twice the same on the GPU: the same bits. Skipped without a GPU.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -251,6 +251,92 @@ static void some_layers(void **state)
     unlink(path);
 }
 
+/* ---- several sessions in one step ---- */
+
+enum { MANY = 17, STEPS = 8 };
+
+/* Lengths that pass the end of a page, of a chunk and of what is read whole, and short ones. */
+static int32_t length_of(int i)
+{
+    static const int32_t lengths[] = {1020, 60, 2100, 5};
+    return i < 4 ? lengths[i] : 20 + 7 * i;
+}
+
+/* n sessions, STEPS steps of all of them; kept: by one batch, else by a new one each time. Logits [STEPS][n][n_vocab]. */
+static float *steps_of(sr_model *m, const sr_session_options *o, const int32_t *ids, int n, int32_t n_vocab, int is_kept)
+{
+    sr_session *s[MANY];
+    sr_batch *b = NULL;
+    float *out = malloc((size_t)STEPS * (size_t)n * (size_t)n_vocab * sizeof *out);
+    for (int i = 0; i < n; i++) {
+        OK(sr_session_new(&s[i], m, o, &cuda_err));
+        OK(sr_session_prefill(s[i], ids + i, length_of(i), NULL, NULL, NULL, &cuda_err));
+    }
+    for (int t = 0; t < STEPS; t++) {
+        int32_t next[MANY];
+        for (int i = 0; i < n; i++) next[i] = ids[i + length_of(i) + t];
+        if (!b) OK(sr_batch_new(&b, m, n, &cuda_err));
+        OK(sr_batch_decode(b, s, next, n, &cuda_err));
+        for (int i = 0; i < n; i++)
+            memcpy(out + ((size_t)t * (size_t)n + (size_t)i) * (size_t)n_vocab, sr_session_logits(s[i]), (size_t)n_vocab * sizeof *out);
+        if (!is_kept) sr_batch_free(b), b = NULL;
+    }
+    sr_batch_free(b);
+    for (int i = 0; i < n; i++) sr_session_free(s[i]);
+    return out;
+}
+
+/* A batch that stays is recorded and replayed, one that is new each time never: the same bits. And near what each session gives alone. */
+static void several_case(sr_dtype dtype, int n, sr_route_mode mode, double tolerance)
+{
+    struct tiny_case c = small_case(64, 2, dtype, "llama", tolerance);
+    sr_session_options o = sr_session_options_default();
+    int32_t ids[2200];
+    double worst = 0;
+    c.spec.n_ctx = o.n_ctx = 4096;
+    const char *path = write_case(&c);
+    tiny_tokens(13, ids, 2200);
+    o.route.mode = mode;
+    o.route.min_len = 512;
+    o.route.window = 64;
+    struct run r = open_run(path, "cuda", &o);
+    const size_t row = (size_t)r.n_vocab;
+    float *direct = steps_of(r.m, &o, ids, n, r.n_vocab, 0), *replayed = steps_of(r.m, &o, ids, n, r.n_vocab, 1);
+    assert_memory_equal(direct, replayed, (size_t)STEPS * (size_t)n * row * sizeof *direct);
+    for (int i = 0; i < n && i < 4; i++) {
+        sr_session *alone;
+        OK(sr_session_new(&alone, r.m, &o, &cuda_err));
+        OK(sr_session_prefill(alone, ids + i, length_of(i), NULL, NULL, NULL, &cuda_err));
+        for (int t = 0; t < STEPS; t++) {
+            double top = 0, off = 0;
+            OK(sr_session_decode(alone, ids[i + length_of(i) + t], &cuda_err));
+            for (size_t v = 0; v < row; v++) {
+                const double x = (double)sr_session_logits(alone)[v];
+                top = fmax(top, fabs(x));
+                off = fmax(off, fabs(x - (double)replayed[((size_t)t * (size_t)n + (size_t)i) * row + v]));
+            }
+            worst = fmax(worst, off / top);
+        }
+        sr_session_free(alone);
+    }
+    print_message("%d sessions in a step, %s, %s: %.1e of the largest logit from each alone\n", n, sr_dtype_name(dtype), sr_route_mode_name(mode), worst);
+    if (!(worst <= tolerance)) fail_msg("%d sessions in a step, %s: %g of the largest logit, want %g", n, sr_dtype_name(dtype), worst, tolerance);
+    free(direct);
+    free(replayed);
+    close_run(&r);
+    unlink(path);
+}
+
+static void several(void **state)
+{
+    (void)state;
+    need_gpu();
+    several_case(SR_DTYPE_F32, 3, SR_ROUTE_DENSE, 1e-5); /* sums in another order */
+    several_case(SR_DTYPE_Q4_0, 3, SR_ROUTE_WINDOW, 2e-3); /* codes of 15 bits with other scales */
+    several_case(SR_DTYPE_F32, 4, SR_ROUTE_MASS, 5e-2);
+    several_case(SR_DTYPE_Q8_0, MANY, SR_ROUTE_DENSE, 4e-2); /* products of prefill */
+}
+
 /* ---- session files ---- */
 
 /* Tokens [from, to) decoded on both; logits of the last. */
@@ -331,7 +417,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiny_models), cmocka_unit_test(tiny_quantized), cmocka_unit_test(mixtures), cmocka_unit_test(cache_types),
-        cmocka_unit_test(fp8_codes),   cmocka_unit_test(fp8_first_row),  cmocka_unit_test(some_layers), cmocka_unit_test(sessions),
+        cmocka_unit_test(fp8_codes),   cmocka_unit_test(fp8_first_row),  cmocka_unit_test(some_layers), cmocka_unit_test(sessions), cmocka_unit_test(several),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -213,6 +213,32 @@ static void test_recordings(void **state)
     sr_bench_close(&b);
 }
 
+/* New chunks of rows, at 1,024 and 2,048, change tables and not what is launched. */
+static void test_growth(void **state)
+{
+    static const sr_route_mode modes[] = {SR_ROUTE_DENSE, SR_ROUTE_WINDOW, SR_ROUTE_PAPER, SR_ROUTE_MASS};
+    float out[LAYERS * STRIDE];
+    (void)state;
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)
+        for (int32_t end = SR_CHUNK_ROWS; end <= 2 * SR_CHUNK_ROWS; end += SR_CHUNK_ROWS) {
+            struct attn_bench b;
+            uint64_t before, after, sketch;
+            sr_route_options o = options(modes[i]);
+            o.min_len = 512;
+            o.tau_set = 1;
+            o.tau[0] = .35;
+            open_device(&b, &o, sr_shared.moments);
+            sr_bench_fill(&b, sr_shared.world, 0, end - 5);
+            device_step(&b, end - 5, out);
+            const uint64_t key = sr_attn_step_key(b.seq);
+            sr_attn_seq_memory(b.seq, &before, &sketch);
+            for (int32_t p = end - 4; p < end + 5; p++) device_step(&b, p, out);
+            sr_attn_seq_memory(b.seq, &after, &sketch);
+            assert_true(after > before && sr_attn_step_key(b.seq) == key);
+            sr_bench_close(&b);
+        }
+}
+
 /* What a step that failed has left is not taken for the next one's. */
 static void test_failed_step(void **state)
 {
@@ -546,7 +572,7 @@ static int make_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_modes),       cmocka_unit_test(test_contract), cmocka_unit_test(test_recordings),
+        cmocka_unit_test(test_modes),       cmocka_unit_test(test_contract), cmocka_unit_test(test_recordings), cmocka_unit_test(test_growth),
         cmocka_unit_test(test_failed_step), cmocka_unit_test(test_own_moments), cmocka_unit_test(test_kept_rows),
         cmocka_unit_test(test_restore), cmocka_unit_test(test_host_file), cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_no_memory_for_a_step), cmocka_unit_test(test_no_memory_to_begin),
