@@ -290,8 +290,9 @@ SR_API sr_status sr_batch_new(sr_batch **out, sr_model *m, int32_t max_sessions,
 SR_API void sr_batch_free(sr_batch *b);
 /* Session i takes token ids[i]: n (1..max_sessions) different sessions of the batch's model, of any lengths, each routed by
  * its own options. All of them step or, on failure, none. Which sessions take part may change from step to step. Logits are
- * in each session (sr_session_logits); each session's decode_ms counts the whole step. Up to SR_BATCH_SAME sessions give the
- * bits that each would give alone; with more the weights' products are those of prefill. */
+ * in each session (sr_session_logits); each session's decode_ms counts the whole step. On the CPU up to SR_BATCH_SAME
+ * sessions give the bits that each would give alone; with more the weights' products are those of prefill. On a GPU logits
+ * are those of each alone up to rounding. */
 #define SR_BATCH_SAME 15
 SR_API sr_status sr_batch_decode(sr_batch *b, sr_session *const *sessions, const int32_t *ids, int32_t n, sr_error *err);
 
