@@ -93,8 +93,8 @@ static uint64_t need_of(const sr_session_options *o, int32_t n_ctx, int32_t n_lo
 static void refuse_session(const sr_session_options *o, uint64_t free_bytes)
 {
     const uint64_t all = sr_weights_upper_bytes(model->file, &model->config, 0), need = need_of(o, o->n_ctx, 0);
-    unsigned long long missing;
-    int fits, layers;
+    unsigned long long missing = 0;
+    int fits = 0, layers = 0;
     sr_session *s;
     left = free_bytes;
     assert_int_equal(sr_session_new(&s, model, o, &err), SR_ERR_RESOURCE);
