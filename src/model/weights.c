@@ -106,6 +106,16 @@ static void set_weight(struct loader *l, const struct backend *b, struct weight 
     w->data = dst;
 }
 
+/* What a device has no kernel for is told by name, and where there is one. */
+static sr_status prepare(struct loader *l, struct backend *b, const char *name, struct weight *w)
+{
+    sr_error why;
+    const sr_status st = b->ops->weight_prepare(b, w, &why);
+    if (st == SR_ERR_UNSUPPORTED && b->has_own_memory)
+        return sr_fail(l->err, st, "%s: %s; --device none computes with it on the CPU", name, why.text);
+    return st == SR_OK ? st : sr_fail(l->err, st, "%s", why.text);
+}
+
 /* shape: n_in, n_out, number of experts or 0. */
 static sr_status take_matrix(struct loader *l, struct backend *b, const char *name, int required, const int64_t shape[3],
                              struct weight *w)
@@ -115,7 +125,7 @@ static sr_status take_matrix(struct loader *l, struct backend *b, const char *na
     if (!t) return SR_OK;
     set_weight(l, b, w, t);
     w->n_experts = (int32_t)shape[2];
-    return b->ops->weight_prepare(b, w, l->err);
+    return prepare(l, b, name, w);
 }
 
 /* Whose layer i is. */
@@ -176,7 +186,7 @@ static sr_status take_all(struct loader *l)
     if (!w->output.data && w->n_lower && w->embd.data) { /* tied, but the two are on different devices */
         w->output = w->embd;
         w->output.packed = NULL;
-        SR_TRY(l->backend->ops->weight_prepare(l->backend, &w->output, l->err));
+        SR_TRY(prepare(l, l->backend, "token_embd.weight", &w->output));
     }
     w->tied = w->output.data == NULL;
     if (w->tied) w->output = w->embd;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A device without room: weights and sessions that do not fit are refused before anything is sent, in one line with the
- * bytes that are missing and the context or -ngl that fits, and that does fit. The device is a number of free bytes.
+ * bytes that are missing and the context or -ngl that fits, and that does fit. And weights that it has no kernel for. The
+ * device is a number of free bytes.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -26,11 +27,23 @@ static uint64_t left; /* on the device */
 static uint64_t mem_available(struct backend *b) { return (void)b, left; }
 static void mem_free(struct backend *b, void *block) { (void)b, assert_null(block); }
 static void weight_release(struct backend *b, struct weight *w) { (void)b, assert_null(w->packed); }
+static sr_status mem_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *e)
+{
+    return (void)b, (void)bytes, (void)what, (void)e, *out = NULL, SR_OK;
+}
+
+/* Of all tensors those of feed-forwards are of a type that is not known. */
+static sr_status weight_prepare(struct backend *b, struct weight *w, sr_error *e)
+{
+    (void)b;
+    return w->n_in == w->n_out || w->n_out == TINY_VOCAB || w->n_out < w->n_in ? SR_OK : sr_fail(e, SR_ERR_UNSUPPORTED, "weights of type f32: want others");
+}
+
 static size_t row_bytes(int32_t rank, int32_t bits) { return (size_t)(rank * bits / 8 + 3); }
 
 static const struct device_attn_ops device_attn = {.sketch_row_bytes = row_bytes};
 static const struct backend_ops device_ops = {.device_attn = &device_attn, .mem_available = mem_available, .mem_free = mem_free,
-                                             .weight_release = weight_release};
+                                             .weight_release = weight_release, .mem_new = mem_new, .weight_prepare = weight_prepare};
 static struct backend device = {.ops = &device_ops, .has_own_memory = 1};
 
 static char path[64];
@@ -78,6 +91,16 @@ static void weights(void **state)
         expect_text(want);
         expect_text(path);
     }
+}
+
+static void no_kernel(void **state)
+{
+    (void)state;
+    struct model_weights w = {0};
+    const struct weights_options o = {0};
+    left = (uint64_t)1 << 40;
+    assert_int_equal(sr_weights_load(&w, model->file, &model->config, &device, &o, &err), SR_ERR_UNSUPPORTED);
+    assert_string_equal(err.text, "blk.0.ffn_gate.weight: weights of type f32: want others; --device none computes with it on the CPU");
 }
 
 static uint64_t need_of(const sr_session_options *o, int32_t n_ctx, int32_t n_lower)
@@ -147,7 +170,7 @@ static void layers_that_fit(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(weights), cmocka_unit_test(sessions), cmocka_unit_test(layers_that_fit)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(weights), cmocka_unit_test(no_kernel), cmocka_unit_test(sessions), cmocka_unit_test(layers_that_fit)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
