@@ -508,11 +508,11 @@ static void look(int len, float spread, float factor)
         TRY(sr_attn_cuda_choose(&p.c, &p.cache[i % p.copies], &a, &err));
         attn_cuda_attend t = {};
         t.q = p.q, t.scale = p.scale(), t.kinds = kinds, t.list = list, t.n_list = n_list, t.list_stride = len;
-        t.n_sinks = 4, t.window = 256, t.out = p.out;
+        t.n_sinks = 4, t.window = 256, t.out = p.out, t.counters = looks > 3 ? counters : NULL;
         if (looks > 0) t.state = state;
-        TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &t, &err));
-        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, looks > 3 ? counters : NULL, looks == 3 ? trail : NULL, len, always, 0};
-        if (looks > 1) TRY(sr_attn_cuda_look(&p.c, &p.cache[i % p.copies], &l, &err));
+        const attn_cuda_look l = {p.q, t.scale, eps_2, kinds, list, n_list, len, NULL, state, p.out, t.counters, looks == 3 ? trail : NULL, len, always, 0};
+        if (looks > 1) TRY(sr_attn_cuda_attend_and_look(&p.c, &p.cache[i % p.copies], &t, &l, &err));
+        else TRY(sr_attn_cuda_attend(&p.c, &p.cache[i % p.copies], &t, &err));
     };
     const int calls = std::max(p.copies, 8);
     float us[4];
@@ -524,8 +524,10 @@ static void look(int len, float spread, float factor)
     CHECK(cudaMemcpy(counts.data(), n_list, n * sizeof(int32_t), cudaMemcpyDeviceToHost));
     CHECK(cudaMemcpy(more.data(), counters, n * sizeof more[0], cudaMemcpyDeviceToHost));
     int rows = 0, added = 0, units = 0;
-    for (int c : counts) rows += c;
-    for (const auto &c : more) added += (int)c.k_rows, units += c.k_rows > 0;
+    for (int u = 0; u < n; u++) {
+        const int more_rows = (int)more[u].k_rows - 260 - counts[u]; // attention's own: near rows and the list
+        rows += counts[u], added += more_rows, units += more_rows > 0;
+    }
     printf("look %8d: %6d rows listed, %6d added in %d of %d units; choice and attention %.2f us, with state and rest %.2f us, with the look %.2f us, with a trail of 64 rows %.2f us\n", len,
            rows, added, units, n, us[0], us[1], us[2], us[3]);
     fflush(stdout);

@@ -264,13 +264,11 @@ static sr_status plan_mass(const struct attn_device *d, const struct attn_cuda *
     return sr_cuda_turn_and_choose(call, &rows, &t, turn, err);
 }
 
-static sr_status look(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
+static struct attn_cuda_look look_of(const struct attn_device *d, const struct device_step_args *a, float scale)
 {
-    const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
     const struct device_trail *t = a->route->trail;
-    const struct attn_cuda_look l = {a->q, scale, &a->route->terms->threshold, d->kinds, d->list, d->n_list, d->limits.max_len, d->unread, d->state, a->out,
+    return attn_cuda_look{a->q, scale, &a->route->terms->threshold, d->kinds, d->list, d->n_list, d->limits.max_len, d->unread, d->state, a->out,
                                      counters_of(a->counters), t ? t->words : NULL, t ? t->max_len : 0, always_of(a), !a->route->looks};
-    return sr_attn_cuda_look(call, &rows, &l, err);
 }
 
 /* Whether a plan was made; else all units are of one kind. */
@@ -315,7 +313,7 @@ static sr_status audit(const struct attn_device *d, const struct attn_cuda *call
     return sr_attn_cuda_audit(call, &rows, &u, err);
 }
 
-/* Whether attention is followed by a kernel that reads on, or notes rows, or both. */
+/* Whether attention reads on, or notes rows, or both. */
 static bool looks_again(const struct device_step_args *a) { return is_planned(a) && a->route->rule == RULE_MASS && (a->route->looks || a->route->trail); }
 
 static sr_status attend(const struct attn_device *d, const struct attn_cuda *call, const struct device_step_args *a, float scale, sr_error *err)
@@ -337,7 +335,9 @@ static sr_status attend(const struct attn_device *d, const struct attn_cuda *cal
     t.out = a->out;
     if (r->has_audits || looks_again(a)) t.state = d->state;
     t.counters = counters_of(a->counters);
-    return sr_attn_cuda_attend(call, &rows, &t, err);
+    if (!looks_again(a)) return sr_attn_cuda_attend(call, &rows, &t, err);
+    const struct attn_cuda_look l = look_of(d, a, scale);
+    return sr_attn_cuda_attend_and_look(call, &rows, &t, &l, err);
 }
 
 static __global__ void keep_kernel(const float *row, float *kept, int32_t n, const int32_t *kv_len)
@@ -397,7 +397,6 @@ static void step(struct backend *b, const struct device_step_args *args)
     if (is_planned(&a) && a.route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, &a, &err);
     if (is_planned(&a) && a.route->rule == RULE_MASS) st = plan_mass(c->attn, &call, &a, is_left ? &turn : NULL, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, &a, scale, &err);
-    if (st == SR_OK && looks_again(&a)) st = look(c->attn, &call, &a, scale, &err);
     if (st == SR_OK && a.route->has_audits) st = audit(c->attn, &call, &a, scale, &err);
     note(c, st, &err);
 }

@@ -134,7 +134,7 @@ sr_status sr_attn_cuda_scales(const struct attn_cuda *c, const struct attn_cuda_
     return launched(launch(scales_kernel, 2 * c->shape.n_kv_heads, 8 * WARP, 0, c, p), "scales", err);
 }
 
-static attend_params params_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a)
+attend_params sr::sr_attend_params(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a)
 {
     struct attn_work w;
     sr_attn_work_place(&w, c->workspace, &c->card, &c->limits);
@@ -175,7 +175,7 @@ sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_
 {
     const attend_code code = code_of(&c->shape, c->card.capability);
     if (!code.kernel) return sr_attn_cuda_check(&c->shape, err);
-    attend_params p = params_of(c, cache, a);
+    attend_params p = sr_attend_params(c, cache, a);
     const int n = p.n_units * p.n_sub;
     if (n > MAX_UNITS)
         return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of %d KV heads: at most %d units a launch", cache->n_seqs,

@@ -16,7 +16,7 @@
  *     sr_attn_cuda_attend(set ATTN_ALL)                dense
  *     sr_attn_cuda_attend(set ATTN_NEAR)               window
  *     sr_attn_cuda_paper, then attend(kinds)           paper
- *     sr_attn_cuda_choose, attend(kinds), look         mass, every far row but the newest being encoded; with a trail,
+ *     sr_attn_cuda_choose, attend_and_look             mass, every far row but the newest being encoded; with a trail,
  *                                                      sr_attn_cuda_follow before the first layer
  *     sr_attn_cuda_audit                               window, paper and mass, where audits are on
  */
@@ -240,6 +240,11 @@ struct attn_cuda_look {
 };
 sr_status sr_attn_cuda_look(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                             const struct attn_cuda_look *a, sr_error *err);
+
+/* Both, of what a choice made of one sequence (no unit is NONE), by one kernel where there is one for the shape. `a` has lists, a state that `l` has
+ * too, and no `merge`. */
+sr_status sr_attn_cuda_attend_and_look(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a,
+                                       const struct attn_cuda_look *l, sr_error *err);
 
 /* ---- audit ---- */
 

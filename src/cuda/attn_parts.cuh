@@ -47,6 +47,9 @@ struct attend_params {
 // lists, if there is one.
 struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; void (*plain)(attend_params); };
 
+// Of a call.
+attend_params sr_attend_params(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a);
+
 // Instances by head size and by blocks of 8 heads (1 or 2); no kernel where there is none. has_ring: the code is Hopper's.
 attend_code attend_bf16(int d, int nt, bool has_ring);
 attend_code attend_f16(int d, int nt, bool has_ring);

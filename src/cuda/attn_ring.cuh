@@ -72,7 +72,8 @@ extern __shared__ __align__(128) uint8_t ring_memory[];
 // Where a tile lies, by lane: the page of a row, and the row.
 struct where { uint64_t page; int32_t row; };
 
-template <int D, int NT, int T> struct ring {
+// MIXED: neighbouring rows of a page are looked for, and copied as one.
+template <int D, int NT, int T, bool MIXED = true> struct ring {
     using S = ring_shape<D, NT, T>;
     void *const *pages;      // of K or V, by lane
     int slot;                // of the item that is used next
@@ -92,9 +93,9 @@ template <int D, int NT, int T> struct ring {
         const int lane = own_lane();
         const uint32_t to = (uint32_t)__cvta_generic_to_shared(memory()) + to_slot * S::SLOT;
         const uint64_t mine = x.page + (uint32_t)(x.row % SR_PAGE_ROWS * S::ROW);
-        const int32_t first = __shfl_sync(~0u, x.row, v * TILE);
+        const int32_t first = MIXED ? __shfl_sync(~0u, x.row, v * TILE) : 0;
         const bool follows = lane / TILE != v || (x.row == first + lane % TILE && first % SR_PAGE_ROWS <= SR_PAGE_ROWS - TILE);
-        if (__all_sync(~0u, follows)) {
+        if (MIXED && __all_sync(~0u, follows)) {
             const uint64_t from = __shfl_sync(~0u, mine, v * TILE) + 16 * lane;
             S::template copy<true>(to, from, lane);
         } else {
@@ -155,14 +156,15 @@ __device__ __forceinline__ void fill_ring(ring<D, NT, T> &flow, const share_spac
     if (!is_fresh) wait_for_previous();
 }
 
-template <int D, int NT, int T>
-__device__ __forceinline__ void attend_tiles_of(const attend_params &p, const share_space &ss, ring<D, NT, T> &flow, warp_state<D, NT, T, 1> &state, const uint2 *q)
+// LIST: rows that lie anywhere, and tiles of a warp `stride` apart.
+template <int D, int NT, int T, bool LIST = false>
+__device__ __forceinline__ void attend_tiles_of(const attend_params &p, const share_space &ss, ring<D, NT, T, !LIST> &flow, warp_state<D, NT, T, 1> &state, const uint2 *q)
 {
     using S = ring_shape<D, NT, T>;
     const volatile unit_rows &rows = ss.rows; // what is rarely wanted is read anew each time: half of the registers are the next kernel's
-    const int32_t t1 = ss.s.t1;
+    const int32_t t1 = ss.s.t1, stride = LIST ? ss.stride : S::WARPS;
 #pragma unroll 1
-    for (int32_t tile = ss.s.t0 + threadIdx.x / WARP; tile < t1; tile += S::WARPS) {
+    for (int32_t tile = ss.s.t0 + threadIdx.x / WARP; tile < t1; tile += stride) {
         float x[1][NT][4];
         uint32_t weights[1][NT][2];
         {
@@ -172,7 +174,7 @@ __device__ __forceinline__ void attend_tiles_of(const attend_params &p, const sh
             k.load_local(rows_k, S::STEP, S::turn_of(lane >> 2), lane);
             k.template logits<NT>(x[0], q + lane);
         }
-        flow.next(S::SLOTS % 2, tile + S::V_AHEAD * S::WARPS < t1);
+        flow.next(S::SLOTS % 2, tile + S::V_AHEAD * stride < t1);
         const int g = own_lane() >> 2;
         const float scale = *(const volatile float *)&ss.scale;
         const int32_t left = *(const volatile int32_t *)&ss.limit - tile * TILE;
@@ -190,9 +192,9 @@ __device__ __forceinline__ void attend_tiles_of(const attend_params &p, const sh
             const uint8_t *rows_v = flow.wait() + (lane & 3) * 2 * S::STEP;
             v.template add_local<NT>(state.o, weights[0], rows_v, S::STEP, S::turn_of((lane & 3) * 2), S::turn_of((lane & 3) * 2 + 1), lane >> 2);
         }
-        flow.next(1 - S::SLOTS % 2, tile + S::K_AHEAD * S::WARPS < t1);
+        flow.next(1 - S::SLOTS % 2, tile + S::K_AHEAD * stride < t1);
         flow.now = flow.find(flow.row);
-        flow.row = lane_row(rows, tile + ((own_lane() < TILE ? S::K_AHEAD : S::V_AHEAD) + 2) * S::WARPS);
+        flow.row = lane_row(rows, tile + ((own_lane() < TILE ? S::K_AHEAD : S::V_AHEAD) + 2) * stride);
     }
 }
 

@@ -148,6 +148,7 @@ struct share_space {
     int32_t limit;   // rows before the share's end
     int32_t at, end; // of the line or of the blocks
     unsigned empty;  // head blocks that read nothing, where they are few
+    int32_t stride;  // of a list, from a tile of a warp to its next
     bool few, more;
 };
 

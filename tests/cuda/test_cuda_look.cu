@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Checks the second look of `mass` on a GPU against plain loops in double: what a choice leaves for it, how far it reads on
-// for a state that is made up so that the estimate was right, too high or too low, and what becomes of that state. Without a
-// GPU it says SKIP. SR_PLANT=1 spoils one output, so that the program must fail.
+// for a state that is made up so that the estimate was right, too high or too low, and what becomes of that state; then the same
+// within attention, by thresholds other than the choice's. Without a GPU it says SKIP. SR_PLANT=1 spoils one output, so that the program must fail.
 #include "attn_cache_cuda.h"
 #include "cuda/sketch_parts.cuh"
 
@@ -163,6 +163,7 @@ struct looked { int none, some, all; }; // units that needed no more, more, and 
 // A state whose far part is `times` what the estimate has for it.
 struct made_state {
     std::vector<float> o, m, l;
+    made_state(std::vector<float> o_, std::vector<float> m_, std::vector<float> l_) : o(std::move(o_)), m(std::move(m_)), l(std::move(l_)) {}
     made_state(const chosen &c, const std::vector<shares> &s, double times)
         : o(normals((size_t)c.w.n_units * c.w.s.group * c.w.s.d, 1.0f)), m((size_t)c.w.n_units * c.w.s.group), l(m.size())
     {
@@ -285,6 +286,108 @@ static void check_look(const shape &s, int rank, float eps, looked &seen, double
     }
 }
 
+// ---- within attention ----
+
+static attn_cuda_attend attend_of(const chosen &c, const attn_state &state, float *out, attn_cuda_counters *counters)
+{
+    attn_cuda_attend a = {};
+    a.q = c.w.q.p, a.scale = (float)c.w.scale(), a.kinds = c.kinds.p, a.list = c.list.p, a.n_list = c.n_list.p, a.list_stride = c.w.s.len;
+    a.n_sinks = SINKS, a.window = WINDOW, a.out = out, a.state = state, a.counters = counters;
+    return a;
+}
+
+// The state that attention alone leaves.
+static made_state attended(const chosen &c)
+{
+    const size_t heads = (size_t)c.w.n_units * c.w.s.group;
+    const array<float> o(heads * c.w.s.d, 0xff), m(heads, 0xff), l(heads, 0xff), out(heads * c.w.s.d);
+    const attn_cuda_attend a = attend_of(c, {o.p, m.p, l.p}, out.p, NULL);
+    TRY(sr_attn_cuda_attend(&c.w.c, &c.w.cache, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    return made_state(o.get(), m.get(), l.get());
+}
+
+struct result {
+    std::vector<float> o, m, l, out, unread;
+    std::vector<uint8_t> kinds;
+    std::vector<attn_cuda_counters> counters;
+    bool guarded;
+};
+
+static result attend_and_look(chosen &c, float eps)
+{
+    const size_t heads = (size_t)c.w.n_units * c.w.s.group;
+    const array<float> o(heads * c.w.s.d, 0xff), m(heads, 0xff), l(heads, 0xff), out(heads * c.w.s.d, 0xff), de(std::vector<float>(1, eps));
+    const array<attn_cuda_counters> counters(c.w.n_units);
+    c.run();
+    const attn_cuda_attend a = attend_of(c, {o.p, m.p, l.p}, out.p, counters.p);
+    const attn_cuda_look k = {a.q, a.scale, de.p, c.kinds.p, c.list.p, c.n_list.p, a.list_stride, c.unread.p, a.state, out.p, counters.p, NULL, 0, NULL, 0};
+    TRY(sr_attn_cuda_attend_and_look(&c.w.c, &c.w.cache, &a, &k, &err));
+    CHECK(cudaDeviceSynchronize());
+    return {o.get(), m.get(), l.get(), out.get(), c.unread.get(), c.kinds.get(), counters.get(), out.guarded() && o.guarded() && m.guarded() && l.guarded() && counters.guarded()};
+}
+
+// Of a unit that read these rows: the largest error of state and output, in tolerances.
+static double error_of(const world &w, int u, const std::vector<int> &rows, const result &r)
+{
+    double worst = 0;
+    for (int h = 0; h < w.s.group; h++) {
+        const truth t = attend(w, u, h, rows);
+        const size_t at = (size_t)u * w.s.group + h;
+        worst = larger(worst, std::fabs(r.m[at] + std::log(r.l[at]) - t.m - std::log(t.l)) / (16 * unit_of(w.s.type)));
+        for (int j = 0; j < w.s.d; j++) {
+            const double tolerance = tolerance_of(w, t, t.size[j]);
+            worst = larger(larger(worst, std::fabs(r.out[at * w.s.d + j] - t.o[j]) / tolerance), std::fabs(r.o[at * w.s.d + j] / r.l[at] - t.o[j]) / tolerance);
+        }
+    }
+    return worst;
+}
+
+static void check_within(const shape &s, int rank, float eps, looked &seen)
+{
+    const world w(s, rank);
+    chosen c(w, eps, 0);
+    const made_state made = attended(c);
+    std::vector<shares> shares;
+    for (int u = 0; u < w.n_units; u++) shares.push_back(c.kh[u] == CUDA_READ_ALL ? ::shares{} : shares_of(c, u));
+    for (float factor : {3.0f, 1.0f, 0.6f, 0.2f, 0.01f}) {
+        result r = attend_and_look(c, eps * factor);
+        const result again = attend_and_look(c, eps * factor);
+        std::string why = !r.guarded ? "guard" : "";
+        if (memcmp(r.out.data(), again.out.data(), r.out.size() * sizeof(float)) || memcmp(r.o.data(), again.o.data(), r.o.size() * sizeof(float))) why = "other bits";
+        if (plant) r.out[r.out.size() / 2] += 0.1f;
+        double worst = 0;
+        c.eps = eps * factor;
+        for (int u = 0; u < w.n_units && why.empty(); u++) {
+            const bool can = c.kh[u] != CUDA_READ_ALL && c.rest[u].end < CHOOSE_BINS;
+            const std::vector<int> listed(&c.lh[(size_t)u * s.len], &c.lh[(size_t)u * s.len] + c.nh[u]), rest = can ? rest_of(c, u) : std::vector<int>();
+            std::vector<int> rows = rows_of(c.kh[u], w.len[0], SINKS, WINDOW, listed);
+            const int n = (int)r.counters[u].k_rows - (int)rows.size();
+            const int kind = n > 0 && c.kh[u] == CUDA_READ_NEAR ? (int)CUDA_READ_NEAR_LIST : c.kh[u];
+            const int counted = n == 0 && kind == CUDA_READ_NEAR_LIST && c.nh[u] == (int)c.found_of(u).size() ? (int)CUDA_READ_NEAR : kind; // sinks count as near
+            if (r.counters[u].v_rows != r.counters[u].k_rows || r.kinds[u] != kind || r.counters[u].kinds[counted] != 1) why = "counters or kind";
+            if (n < 0 || n > (int)rest.size()) why = std::to_string(n) + " rows";
+            else if (can) check_extent(c, u, shares[u], made, n, rest, r.unread, seen, why);
+            for (int i = 0; i < n && why.empty(); i++) rows.push_back(rest[i] >> 9);
+            if (why.empty()) worst = larger(worst, error_of(w, u, rows, r));
+        }
+        c.eps = eps;
+        char text[64];
+        snprintf(text, sizeof text, " eps %g times %g", eps, factor);
+        report(why.empty() && worst <= 1, "attention and look " + name_of(s) + text, why + " worst " + std::to_string(worst) + " of the tolerance");
+    }
+}
+
+static void check_all_within(sr_dtype t, bool quick, looked &seen)
+{
+    check_within(shape{128, 4, 2, 1, 1200, t}, 32, 0.1f, seen);
+    check_within(shape{64, 7, 3, 1, 900, t}, 16, 0.3f, seen);
+    if (quick) return;
+    check_within(shape{64, 3, 8, 1, 4000, t}, 16, 0.1f, seen);
+    check_within(shape{128, 8, 1, 1, 9000, t}, 32, 0.05f, seen); // many blocks of one unit
+    check_within(shape{96, 4, 2, 1, 1500, t}, 24, 0.1f, seen);   // one after the other
+}
+
 int main(void)
 {
     want_gpu();
@@ -292,6 +395,7 @@ int main(void)
     const bool quick = getenv("SR_QUICK") != NULL;
     looked seen = {0, 0, 0};
     for (sr_dtype t : {SR_DTYPE_BF16, SR_DTYPE_F16, SR_DTYPE_F8_E4M3, SR_DTYPE_Q8_0}) {
+        check_all_within(t, quick, seen);
         check_look(shape{128, 4, 2, 1, 1200, t}, 32, 0.1f, seen);
         if (quick) continue;
         check_look(shape{64, 3, 3, 2, 900, t}, 16, 0.3f, seen);

@@ -112,7 +112,7 @@ struct run_of {
     std::vector<attn_cuda_counters> counters;
 };
 
-// follow, choose, attend, and a look that reads on or only notes; m and l are those of attention.
+// follow, choose, attention, and a look that reads on or only notes: m and l are those of attention alone.
 static run_of run(const world &w, const bases &b, const array<float> &q, const std::vector<found_sinks> &found, const words &before, const setting &x)
 {
     const size_t heads = (size_t)w.n_units * w.s.group;
@@ -134,14 +134,15 @@ static run_of run(const world &w, const bases &b, const array<float> &q, const s
     TRY(sr_attn_cuda_choose(&w.c, &w.cache, &a, &err));
     attn_cuda_attend t = {};
     t.q = q.p, t.scale = a.scale, t.kinds = kinds.p, t.list = list.p, t.n_list = n_list.p, t.list_stride = w.s.len, t.n_sinks = SINKS, t.window = WINDOW;
-    t.out = out.p, t.state = {o.p, m.p, l.p}, t.counters = counters.p;
+    t.out = out.p, t.state = {o.p, m.p, l.p};
     TRY(sr_attn_cuda_attend(&w.c, &w.cache, &t, &err));
     CHECK(cudaDeviceSynchronize());
     run_of r;
     r.m = m.get(), r.l = l.get();
     const attn_cuda_look k = {q.p, a.scale, eps.p, kinds.p, list.p, n_list.p, w.s.len, unread.p, {o.p, m.p, l.p}, out.p, counters.p, words.p, before.max_len, always.p, !x.look};
     r.kinds = kinds.get(), r.list = list.get(), r.n_list = n_list.get();
-    TRY(sr_attn_cuda_look(&w.c, &w.cache, &k, &err));
+    t.counters = counters.p;
+    TRY(sr_attn_cuda_attend_and_look(&w.c, &w.cache, &t, &k, &err));
     CHECK(cudaDeviceSynchronize());
     r.always = always.get(), r.words = words.get(), r.out = out.get(), r.logits = logits.get(), r.total = total.get(), r.counters = counters.get();
     if (!words.guarded() || !always.guarded() || !list.guarded() || !counters.guarded()) report(false, "guards", "written beyond the end");
