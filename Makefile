@@ -61,6 +61,7 @@ NVCCFLAGS  = -std=c++20 -O3 -MMD -MP $(CUDA_CODE) -DSR_BUILD -D_GNU_SOURCE -Iinc
 , := ,
 ifneq ($(CUDA),)
 LIB_OBJ   += $(patsubst %.cu,$(BUILD)/%.o,$(sort $(wildcard src/cuda/*.cu)))
+TEST_BIN  += $(patsubst %.cu,$(BUILD)/%,$(sort $(wildcard tests/cuda/test_*.cu)))
 LDLIBS    += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -lstdc++ -lrt -ldl
 endif
 
@@ -105,7 +106,7 @@ $(BUILD)/%.o: %.cu | deps
 	$(call say,NVCC)
 	$(Q)$(CUDA_HOME)/bin/nvcc $(NVCCFLAGS) -c $< -o $@
 
-# With CUDA=1: build/bench/attn_gpu, and build/tests/cuda/test_cuda_attn by the rule of the tests.
+# With CUDA=1: build/bench/attn_gpu and the like.
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsinkrouter.a
 	$(call say,LINK)
 	$(Q)$(CC) $(SAN) -o $@ $^ $(LDLIBS)

@@ -3,7 +3,8 @@
 #
 # run.sh [PROGRAM...]: runs test programs and scripts that print TAP and adds them up. A PROGRAM may be preceded by
 # VAR=value words and a launcher in one argument: "SR_ISA=scalar build/tests/golden/test_forward".
-# run.sh --found: every test of $BUILD and every script of tests/cli and tests/checks.
+# run.sh --found: every test of $BUILD and every script of tests/cli and tests/checks; of a build with CUDA those of
+# tests/cuda too.
 # run.sh --all: the same and what `make test` adds: builds, sanitizers, scalar only, NEON under qemu.
 #
 # A program that dies, stops before its plan is done, fails without saying so or says nothing counts as a failure.
@@ -75,6 +76,12 @@ run_built() { # run_built SUFFIX KIND... : test programs of the sources, so that
     done
 }
 
+run_cuda() { # where the build has it; without a GPU they say SKIP
+    local source
+    [ -f "$BUILD/src/cuda/backend_cuda.o" ] || return 0
+    for source in tests/cuda/test_*.cu; do run_one "cuda/$(basename "${source%.cu}")" "$BUILD/${source%.cu}"; done
+}
+
 run_scripts() { # run_scripts FOLDER
     local script
     for script in tests/"$1"/*.sh tests/"$1"/*.py; do
@@ -100,6 +107,7 @@ prefix='' launch=()
 case ${1:-} in
 --found | '')
     run_built '' unit kernels golden fault
+    run_cuda
     run_scripts cli
     run_scripts checks
     ;;
