@@ -10,7 +10,7 @@
 #include "cuda/matvec_kernel.cuh"
 
 enum {
-    LARGE_BYTES = 116 * 1024,
+    LARGE_BYTES = 118 * 1024,
     SMALL_BYTES = 108 * 1024,
 };
 
@@ -97,7 +97,8 @@ static struct matvec_choice choose(const struct matmul_args *a, int from, int32_
 /* What of a block's memory does not depend on the ring. */
 static size_t fixed_bytes(const struct matvec_choice *k, const struct matvec_params *p, int32_t n)
 {
-    return (n > 1 ? sr_space_bytes<MATVEC_TOKENS>(k->quantized) : sr_space_bytes<1>(k->quantized)) + (size_t)(n > 1 ? MATVEC_TOKENS : 1) * (size_t)p->act_bytes;
+    const bool makes = k->quantized && !p->takes.codes;
+    return (n > 1 ? sr_space_bytes<MATVEC_TOKENS>(makes) : sr_space_bytes<1>(makes)) + (size_t)(n > 1 ? MATVEC_TOKENS : 1) * (size_t)p->act_bytes;
 }
 
 /* Bytes of a block; p->depth is set. 0: they do not suffice. */

@@ -29,65 +29,96 @@ enum { MOST_DEPTH = 4 };
 
 static __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+// Words of shared memory by 32-bit addresses, which need no generic pointer to be made anew at each turn of a loop.
+static __device__ __forceinline__ uint4 load_shared16(uint32_t at)
+{
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+static __device__ __forceinline__ uint2 load_shared8(uint32_t at)
+{
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+    return v;
+}
+static __device__ __forceinline__ uint32_t load_shared4(uint32_t at)
+{
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+    return v;
+}
+static __device__ __forceinline__ uint32_t load_shared2(uint32_t at)
+{
+    uint16_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at));
+    return v;
+}
+static __device__ __forceinline__ float4 load_shared_floats(uint32_t at)
+{
+    const uint4 v = load_shared16(at);
+    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+
 // Bytes that come in one piece, by the copy engine (9.0) or 16 at a time. `bar` is the stage's barrier.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-static __device__ __forceinline__ void ring_begin(uint64_t *bars, int lane)
+static __device__ __forceinline__ void ring_begin(uint32_t bars, int lane)
 {
-    if (lane < MOST_DEPTH) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(bars + lane)) : "memory");
+    if (lane < MOST_DEPTH) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bars + 8 * lane) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
 }
-static __device__ __forceinline__ void ring_expect(uint64_t *bar, int bytes)
+static __device__ __forceinline__ void ring_expect(uint32_t bar, int bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 // Read once a step, weights are the first to leave the card's cache: kernels' code and small tables are needed again in the next layer.
-static __device__ __forceinline__ void ring_piece(uint64_t *bar, void *to, const void *from, int bytes)
+static __device__ __forceinline__ void ring_piece(uint32_t bar, uint32_t to, const void *from, int bytes)
 {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(bar)), "l"(policy) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(bar), "l"(policy) : "memory");
 }
 // One piece, by the first lane.
-static __device__ __forceinline__ void ring_copy(uint64_t *bar, uint8_t *to, const uint8_t *from, int bytes, int lane)
+static __device__ __forceinline__ void ring_copy(uint32_t bar, uint32_t to, const uint8_t *from, int bytes, int lane)
 {
     if (lane != 0) return;
     ring_expect(bar, bytes);
     ring_piece(bar, to, from, bytes);
 }
 // TILE_ROWS pieces, each by a lane.
-static __device__ __forceinline__ void ring_copy_rows(uint64_t *bar, uint8_t *to, const uint8_t *from, int bytes, int lane)
+static __device__ __forceinline__ void ring_copy_rows(uint32_t bar, uint32_t to, const uint8_t *from, int bytes, int lane)
 {
     if (lane == 0) ring_expect(bar, TILE_ROWS * bytes);
     __syncwarp();
     if (lane < TILE_ROWS) ring_piece(bar, to, from, bytes);
 }
 static __device__ __forceinline__ void ring_filled() {}
-static __device__ __forceinline__ void ring_wait(uint64_t *bar, uint32_t phase, int)
+static __device__ __forceinline__ void ring_wait(uint32_t bar, uint32_t phase, int)
 {
     uint32_t done = 0;
     while (!done)
         asm volatile("{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
-                     : "=r"(done) : "r"(shared_address(bar)), "r"(phase) : "memory");
+                     : "=r"(done) : "r"(bar), "r"(phase) : "memory");
 }
 #else
-static __device__ __forceinline__ void ring_begin(uint64_t *, int) { __syncwarp(); }
-static __device__ __forceinline__ void copy16(void *to, const void *from)
+static __device__ __forceinline__ void ring_begin(uint32_t, int) { __syncwarp(); }
+static __device__ __forceinline__ void copy16(uint32_t to, const void *from)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-static __device__ __forceinline__ void ring_copy(uint64_t *, uint8_t *to, const uint8_t *from, int bytes, int lane)
+static __device__ __forceinline__ void ring_copy(uint32_t, uint32_t to, const uint8_t *from, int bytes, int lane)
 {
     for (int i = lane * 16; i < bytes; i += 512) copy16(to + i, from + i);
 }
-static __device__ __forceinline__ void ring_copy_rows(uint64_t *, uint8_t *to, const uint8_t *from, int bytes, int lane)
+static __device__ __forceinline__ void ring_copy_rows(uint32_t, uint32_t to, const uint8_t *from, int bytes, int lane)
 {
     for (int i = 0; lane < TILE_ROWS && i < bytes; i += 16) copy16(to + i, from + i);
 }
 static __device__ __forceinline__ void ring_filled() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-static __device__ __forceinline__ void ring_wait(uint64_t *, uint32_t, int depth)
+static __device__ __forceinline__ void ring_wait(uint32_t, uint32_t, int depth)
 {
     asm volatile("{\n\t.reg .pred p, q, r;\n\tsetp.eq.s32 p, %0, 4;\n\tsetp.eq.s32 q, %0, 3;\n\tsetp.eq.s32 r, %0, 2;\n\t"
                  "@p cp.async.wait_group 3;\n\t@q cp.async.wait_group 2;\n\t@r cp.async.wait_group 1;\n\t}" ::"r"(depth) : "memory");
@@ -125,28 +156,54 @@ template <int TYPE> static __device__ __forceinline__ void unpack_raised(const g
     }
 }
 
-// Where a lane reads activations: zeros everywhere but in the columns of its own group.
+// Where a lane reads activations: zeros everywhere but in the columns of its own group. Those of eight neighbouring lanes lie in
+// banks that their own activations leave free.
 struct act_reader {
-    const uint8_t *codes, *meta;
-    int32_t stride, token_stride, act_bytes;
+    uint32_t codes, meta, stride; // addresses in shared memory
+    int32_t token_stride, act_bytes;
+    uint32_t byte; // of Q4_K's and Q5_K's rows: picks byte t of two words
 
-    __device__ __forceinline__ act_reader(const uint8_t *acts, const uint8_t *zeros, int32_t quads, int32_t bytes, int lane)
+    __device__ __forceinline__ act_reader(const uint8_t *from, const uint8_t *zero, int32_t quads, int32_t bytes, int lane)
     {
-        const int g = lane / 4, t = lane % 4;
+        const uint32_t acts = shared_address(from), zeros = shared_address(zero);
+        const uint32_t g = (uint32_t)lane >> 2, t = lane & 3;
         const bool own = g / 2 == t;
-        codes = own ? acts + g % 2 * 64 + t * 16 : zeros;
+        codes = own ? acts + g % 2 * 64 + t * 16 : zeros + (g / 2 + 1) % 4 * 16;
         meta = acts + quads * 256 + t * 16;
         stride = own ? 256 : 0;
         token_stride = own ? bytes : 0;
         act_bytes = bytes;
+        byte = 0x4040u + t * 0x1111u;
+        asm volatile("" : "+r"(codes), "+r"(meta), "+r"(stride), "+r"(byte)); // not to be made anew from their parts
     }
 };
+
+// Activations of a lane's group: codes of both halves; d of both, and d times the sum of codes of both.
+struct act_bits { uint4 codes[2]; float4 meta; };
+
+static __device__ __forceinline__ act_bits load_acts(const act_reader &r, int32_t quad, int n)
+{
+    const uint32_t at = r.codes + quad * r.stride + n * r.token_stride;
+    return act_bits{{load_shared16(at), load_shared16(at + 128)}, load_shared_floats(r.meta + quad * (QUAD * 16) + n * r.act_bytes)};
+}
+
+// A code's place in a sum: element = scale * (code - CENTER), or scale * code + offset.
+static constexpr __host__ __device__ float center_of(int type)
+{
+    return type == SR_DTYPE_Q4_0 ? 8.0f : type == SR_DTYPE_Q5_0 ? 16.0f : type == SR_DTYPE_Q6_K ? 32.0f : 0.0f;
+}
+static constexpr __host__ __device__ bool has_offset(int type) { return sr_is_k45(type) || type == SR_DTYPE_Q4_1 || type == SR_DTYPE_Q5_1; }
+
+// Sums of codes of a half group of rows g and g + 8, in two parts: 128 times the first and the second.
+typedef int code_sums[4];
+
+static __device__ __forceinline__ float sum_of(const code_sums &c, int i) { return (float)(128 * c[2 * i] + c[2 * i + 1]); }
 
 // A step is a record.
 template <int TYPE> struct quant_format {
     static constexpr plane_record F = sr_record(TYPE);
-    static constexpr int BYTES = F.bytes, STAGE = (F.bytes + 127) / 128 * 128, PER_STEP = F.quads * QUAD * 32;
-    static constexpr bool QUANTIZED = true;
+    static constexpr int BYTES = F.bytes, STAGE = F.bytes, PER_STEP = F.quads * QUAD * 32, QUADS = F.quads;
+    static constexpr bool QUANTIZED = true, MIXED = false;
     typedef act_reader reader;
 
     struct source {
@@ -156,52 +213,139 @@ template <int TYPE> struct quant_format {
             at = m.w + ((int64_t)tile * steps + step) * BYTES;
         }
         // The next step, to be called in order.
-        __device__ __forceinline__ void copy(uint64_t *bar, uint8_t *to, int lane)
+        __device__ __forceinline__ void copy(uint32_t bar, uint32_t to, int lane)
         {
             ring_copy(bar, to, at, BYTES, lane);
             at += BYTES;
         }
     };
 
-    template <int N>
-    static __device__ __forceinline__ void consume(const uint8_t *stage, int32_t step, const reader &r, float (&acc)[2][N], int lane, bool = false)
+    // What a lane has of a record, as it is stored: of rows g and g + 8. Of each type some of these; Q4_K and Q5_K have headers for scales.
+    struct bits {
+        group_bits codes[QUADS][2];
+        uint4 headers[2];
+        uint32_t scales[QUADS][2];
+        float d[2];
+    };
+
+    // A group's place among those of a record is u * 64 + 32 * i + lane (sr_place_index).
+    static __device__ __forceinline__ void load(bits &b, uint32_t stage, int lane)
     {
-        const int g = lane / 4, t = lane % 4;
+        const uint32_t codes = stage + lane * 16, high = stage + F.high + lane * F.high_bytes, scales = stage + F.scales + lane * F.scale_bytes;
 #pragma unroll
-        for (int u = 0; u < F.quads; u++) {
-            uint32_t w[2][8];
-            group_scale scale[2];
+        for (int i = 0; i < 2; i++) {
+            if constexpr (sr_is_k45(TYPE)) b.headers[i] = load_shared16(stage + F.scales + (lane / 4 + 8 * i) * 16);
+            if constexpr (TYPE == SR_DTYPE_Q6_K) b.d[i] = __uint_as_float(load_shared4(stage + F.extra + (lane / 4 + 8 * i) * 4));
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const plane_place place = {stage, g + 8 * i, u * QUAD + t};
-                unpack_raised<TYPE>(load_bits<TYPE>(place), w[i]);
-                scale[i] = load_scale<TYPE>(place);
-            }
-            const int32_t quad = step * F.quads + u;
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                const uint8_t *b = r.codes + quad * r.stride + n * r.token_stride;
-                const uint4 first = *reinterpret_cast<const uint4 *>(b), second = *reinterpret_cast<const uint4 *>(b + 128);
-                const uint32_t b0[4] = {first.x, first.y, first.z, first.w}, b1[4] = {second.x, second.y, second.z, second.w};
-                // d of both halves of the group, and d times the sum of codes of both
-                const float4 meta = *reinterpret_cast<const float4 *>(r.meta + quad * (QUAD * 16) + n * r.act_bytes);
-                const float second_d = raises(TYPE) ? meta.y * 0.0625f : meta.y;
-                int c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
-#pragma unroll
-                for (int k = 0; k < 4; k += 2) { // eight elements of a half, of each of four groups
-                    mma_bytes<!raises(TYPE)>(c, w[0][k], w[1][k], w[0][k + 1], w[1][k + 1], b0[k], b0[k + 1]);
-                    mma_bytes<!raises(TYPE)>(e, w[0][4 + k], w[1][4 + k], w[0][5 + k], w[1][5 + k], b1[k], b1[k + 1]);
-                }
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    float &a = acc[i][n];
-                    a = fmaf(scale[i].scale[0] * meta.x, (float)(128 * c[2 * i] + c[2 * i + 1]), a);
-                    a = fmaf(scale[i].scale[1] * second_d, (float)(128 * e[2 * i] + e[2 * i + 1]), a);
-                    if constexpr (TYPE == SR_DTYPE_Q6_K) a = fmaf(scale[i].offset[0], meta.z, fmaf(scale[i].offset[1], meta.w, a));
-                    else if constexpr (TYPE != SR_DTYPE_Q8_0) a = fmaf(scale[i].offset[0], meta.z + meta.w, a);
-                }
+            for (int u = 0; u < QUADS; u++) {
+                const int at = u * 64 + i * 32;
+                group_bits &c = b.codes[u][i];
+                c.codes = load_shared16(codes + u * 64 * F.code_bytes + i * 512);
+                if constexpr (F.code_bytes == 32) c.more = load_shared16(codes + u * 64 * F.code_bytes + 1024 + i * 512);
+                if constexpr (F.high_bytes == 4) c.high.x = load_shared4(high + at * 4);
+                if constexpr (F.high_bytes == 8) c.high = load_shared8(high + at * 8);
+                if constexpr (F.scale_bytes == 2) b.scales[u][i] = load_shared2(scales + at * 2);
+                if constexpr (F.scale_bytes == 4) b.scales[u][i] = load_shared4(scales + at * 4);
             }
         }
+    }
+
+    struct scales { float scale[QUADS][2][2], offset[QUADS][2]; }; // [unit][row][half of a group]
+
+    // Bytes t of four words, those of Q4_K's and Q5_K's rows.
+    static __device__ __forceinline__ void k_scales(const bits &b, uint32_t byte, scales &s)
+    {
+        const uint32_t low = __byte_perm(b.headers[0].y, b.headers[1].y, byte), mid = __byte_perm(b.headers[0].z, b.headers[1].z, byte);
+        const uint32_t top = __byte_perm(b.headers[0].w, b.headers[1].w, byte), both = __byte_perm(low, mid, 0x5410);
+        const uint32_t nibbles = (top & 0x0f0fu) | (top >> 4 & 0x0f0f0000u);
+        const uint32_t six[2] = {both & 0x3f3f3f3fu, nibbles | (both >> 2 & 0x30303030u)}; // [unit]: scales of both rows, offsets of both
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const __half2 d = *reinterpret_cast<const __half2 *>(&b.headers[i].x);
+#pragma unroll
+            for (int u = 0; u < 2; u++) {
+                s.scale[u][i][0] = s.scale[u][i][1] = __low2float(d) * small_float(six[u], i);
+                s.offset[u][i] = -__high2float(d) * small_float(six[u], 2 + i);
+            }
+        }
+    }
+    // Byte i of a word: 2^23 more than it, less 2^23.
+    static __device__ __forceinline__ float small_float(uint32_t w, int i) { return __uint_as_float(__byte_perm(w, 0x4b000000u, 0x7440u | (uint32_t)i)) - 8388608.0f; }
+
+    static __device__ __forceinline__ void decode(const bits &b, uint32_t byte, scales &s)
+    {
+        if constexpr (sr_is_k45(TYPE)) {
+            k_scales(b, byte, s);
+        } else {
+#pragma unroll
+            for (int u = 0; u < QUADS; u++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const group_scale one = plain_scale<TYPE>(reinterpret_cast<const uint8_t *>(&b.scales[u][i]), reinterpret_cast<const uint8_t *>(&b.d[i]));
+                    s.scale[u][i][0] = one.scale[0];
+                    s.scale[u][i][1] = one.scale[1];
+                    s.offset[u][i] = one.offset[0];
+                }
+        }
+    }
+
+    static __device__ __forceinline__ void multiply(const uint32_t (&w)[2][8], const act_bits &a, code_sums (&c)[2])
+    {
+        const uint32_t b0[4] = {a.codes[0].x, a.codes[0].y, a.codes[0].z, a.codes[0].w}, b1[4] = {a.codes[1].x, a.codes[1].y, a.codes[1].z, a.codes[1].w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) c[0][i] = c[1][i] = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) { // eight elements of a half, of each of four groups
+            mma_bytes<!raises(TYPE)>(c[0], w[0][k], w[1][k], w[0][k + 1], w[1][k + 1], b0[k], b0[k + 1]);
+            mma_bytes<!raises(TYPE)>(c[1], w[0][4 + k], w[1][4 + k], w[0][5 + k], w[1][5 + k], b1[k], b1[k + 1]);
+        }
+    }
+
+    static __device__ __forceinline__ float add(const scales &s, int u, int i, const float4 &meta, const code_sums (&c)[2], float to)
+    {
+        constexpr float CENTER = center_of(TYPE);
+        const float second_d = raises(TYPE) ? meta.y * 0.0625f : meta.y;
+        if constexpr (TYPE == SR_DTYPE_Q6_K) {
+            to = fmaf(s.scale[u][i][0], fmaf(meta.x, sum_of(c[0], i), -CENTER * meta.z), to);
+            return fmaf(s.scale[u][i][1], fmaf(second_d, sum_of(c[1], i), -CENTER * meta.w), to);
+        } else {
+            float sum = fmaf(second_d, sum_of(c[1], i), meta.x * sum_of(c[0], i));
+            if constexpr (CENTER != 0) sum = fmaf(-CENTER, meta.z + meta.w, sum);
+            to = fmaf(s.scale[u][i][0], sum, to);
+            if constexpr (has_offset(TYPE)) to = fmaf(s.offset[u][i], meta.z + meta.w, to);
+            return to;
+        }
+    }
+
+    // Adds a record's products, whose bits are here. give() is called when its memory may be filled anew, next() when its bits may.
+    template <int N, class G, class A>
+    static __device__ __forceinline__ void consume(bits &b, int32_t step, const reader &r, float (&acc)[2][N], int lane, G give, A next)
+    {
+        act_bits a[QUADS];
+#pragma unroll
+        for (int u = 0; N == 1 && u < QUADS; u++) a[u] = load_acts(r, step * QUADS + u, 0);
+        give();
+        scales s;
+        decode(b, r.byte, s);
+        code_sums c[QUADS][2];
+#pragma unroll
+        for (int u = 0; u < QUADS; u++) {
+            uint32_t w[2][8];
+#pragma unroll
+            for (int i = 0; i < 2; i++) unpack_raised<TYPE>(b.codes[u][i], w[i]);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                if constexpr (N > 1) a[u] = load_acts(r, step * QUADS + u, n);
+                multiply(w, a[u], c[u]);
+#pragma unroll
+                for (int i = 0; N > 1 && i < 2; i++) acc[i][n] = add(s, u, i, a[u].meta, c[u], acc[i][n]);
+            }
+        }
+        next();
+#pragma unroll
+        for (int u = 0; N == 1 && u < QUADS; u++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) acc[i][0] = add(s, u, i, a[u].meta, c[u], acc[i][0]);
     }
 };
 
@@ -211,7 +355,7 @@ template <int A, int B> struct mixed_format {
     typedef quant_format<B> other;
     static_assert(first::PER_STEP == other::PER_STEP, "steps of the same length");
     static constexpr int STAGE = first::STAGE > other::STAGE ? first::STAGE : other::STAGE, PER_STEP = first::PER_STEP;
-    static constexpr bool QUANTIZED = true;
+    static constexpr bool QUANTIZED = true, MIXED = true;
     typedef act_reader reader;
 
     struct source {
@@ -222,19 +366,12 @@ template <int A, int B> struct mixed_format {
             bytes = m.second ? other::BYTES : first::BYTES;
             at = m.w + ((int64_t)tile * steps + step) * bytes;
         }
-        __device__ __forceinline__ void copy(uint64_t *bar, uint8_t *to, int lane)
+        __device__ __forceinline__ void copy(uint32_t bar, uint32_t to, int lane)
         {
             ring_copy(bar, to, at, bytes, lane);
             at += bytes;
         }
     };
-
-    template <int N>
-    static __device__ __forceinline__ void consume(const uint8_t *stage, int32_t step, const reader &r, float (&acc)[2][N], int lane, bool second)
-    {
-        if (second) other::template consume<N>(stage, step, r, acc, lane);
-        else first::template consume<N>(stage, step, r, acc, lane);
-    }
 };
 
 // ---- float ----
@@ -270,7 +407,7 @@ struct float_reader {
 // bank twice. Where a row ends within a step, what follows meets zeros, and must be no NaN: the ring is cleared first.
 template <typename T> struct float_format {
     static constexpr int PER = 16 / (int)sizeof(T), ROW = 256, STRIDE = ROW + 64, STAGE = TILE_ROWS * STRIDE, PER_STEP = ROW / (int)sizeof(T);
-    static constexpr bool QUANTIZED = false;
+    static constexpr bool QUANTIZED = false, MIXED = false;
     typedef float_reader reader;
 
     struct source {
@@ -284,7 +421,7 @@ template <typename T> struct float_format {
         }
         __device__ __forceinline__ void copy(uint64_t *bar, uint8_t *to, int lane)
         {
-            ring_copy_rows(bar, to + lane * STRIDE, row, left < ROW ? left : ROW, lane);
+            ring_copy_rows(shared_address(bar), shared_address(to + lane * STRIDE), row, left < ROW ? left : ROW, lane);
             row += ROW;
             left -= ROW;
         }

@@ -12,28 +12,13 @@
 #ifndef SR_CUDA_MATVEC_KERNEL_CUH
 #define SR_CUDA_MATVEC_KERNEL_CUH
 
-#include "cuda/matvec_cuda.h"
-#include "cuda/matvec_formats.cuh"
+#include "cuda/matvec_streams.cuh"
 
 enum { TAKE_BATCH = 9 }; // times 16 bytes of a thread
 
 // A choice's first kernel that starts early takes instructions and memory from the product before it; one that starts late shares its SMs
 // with the choice, which asks for its pages meanwhile: better with up to so many rows (docs/notes/gpu-routed.md).
 constexpr int32_t LATE_BELOW = 65536;
-
-struct matvec_params {
-    struct matvec_product p[SR_MATMUL_MAX];
-    int32_t n_products, n_units, parts; // parts 2: a unit is a tile of p[0] and one of p[1]
-    int32_t steps;                      // of a tile
-    int32_t depth;                      // of a warp's ring
-    int32_t n_tokens, quads, act_bytes;
-    struct act_source acts;             // of the first token
-    int64_t x_stride;
-    float *add_to;
-    struct made_acts takes, makes;      // activations of this product, if they are there; what it makes for the next one
-    bool clears;                        // the ring is cleared first
-    const int32_t *late;                // of matvec_extra
-};
 
 typedef void matvec_kernel(matvec_params);
 
@@ -46,65 +31,10 @@ template <int N> struct matvec_space {
 };
 
 // Of what lies before the activations: that, and room to arrange them anew where they become codes.
-template <int N> static constexpr __host__ __device__ size_t sr_space_bytes(bool quantized)
+template <int N> static constexpr __host__ __device__ size_t sr_space_bytes(bool makes)
 {
-    return (sizeof(matvec_space<N>) + 127) / 128 * 128 + (quantized ? (size_t)ACT_STAGING : 0);
+    return (sizeof(matvec_space<N>) + 127) / 128 * 128 + (makes ? (size_t)ACT_STAGING : 0);
 }
-
-// The work of a warp: places [begin, end) of the block's, each a step of a unit.
-struct matvec_span { int32_t begin, end, unit_steps, total, unit, step; }; // unit, step: of begin
-
-static __device__ __forceinline__ int32_t bound_of(int32_t total, int warp) { return (int32_t)((uint32_t)total * (uint32_t)warp / ACT_WARPS); }
-
-static __device__ __forceinline__ int32_t unit_at(int32_t i) { return (int32_t)(blockIdx.x + i * gridDim.x); }
-
-// The product that a unit belongs to, and its tile in it.
-static __device__ __forceinline__ int product_of(const matvec_params &p, int32_t unit, int32_t *tile)
-{
-    int i = 0;
-    *tile = unit;
-    if (p.parts == 2) return 0;
-#pragma unroll 1
-    for (; i + 1 < p.n_products && unit >= p.p[i].end_unit; i++) *tile = unit - p.p[i].end_unit;
-    return i;
-}
-
-// Goes through a span ahead of the products, step by step.
-template <class F> struct matvec_walk {
-    typename F::source source;
-    int32_t unit, part, left;  // of the block; of the unit; steps of this tile, 0: not yet looked up
-    int32_t first;             // step of the tile to come
-    int32_t steps;             // still to be copied
-
-    __device__ __forceinline__ void seek(const matvec_params &p, int32_t at, int lane)
-    {
-        int32_t tile;
-        const int i = product_of(p, unit_at(unit), &tile);
-        left = p.steps - at;
-        source.seek(p.p[i + part], tile, at, p.steps, lane);
-    }
-    __device__ __forceinline__ void start(const matvec_params &p, const matvec_span &s, int lane)
-    {
-        unit = s.unit;
-        part = s.step >= p.steps;
-        steps = s.end - s.begin;
-        left = 0;
-        first = s.step - part * p.steps;
-    }
-    __device__ __forceinline__ void copy(const matvec_params &p, uint64_t *bar, uint8_t *to, int lane)
-    {
-        if (steps == 0) return;
-        if (left == 0) {
-            seek(p, first, lane);
-            first = 0;
-        }
-        source.copy(bar, to, lane);
-        steps--;
-        if (--left) return;
-        part = part + 1 < p.parts;
-        unit += !part;
-    }
-};
 
 // ---- results ----
 
@@ -195,41 +125,16 @@ template <int N> static __device__ __forceinline__ void gather_rows(float (&acc)
         }
 }
 
-// Places [at, at + n) of a span, all of one tile.
-template <class F, int N> struct matvec_stream {
-    uint8_t *ring;
-    uint64_t *bars;
-    uint32_t stage, phase;
-
-    __device__ __forceinline__ void multiply(const matvec_params &p, matvec_walk<F> &fill, const typename F::reader &reader, int32_t first, int32_t n,
-                                             bool second, float (&acc)[2][N], int lane)
-    {
-#pragma unroll 1
-        for (int32_t i = 0; i < n; i++) {
-            uint8_t *here = ring + stage * F::STAGE;
-            ring_wait(bars + stage, phase, p.depth);
-            F::template consume<N>(here, first + i, reader, acc, lane, second);
-            __syncwarp();
-            fill.copy(p, bars + stage, here, lane);
-            ring_filled();
-            stage++;
-            if (stage < (uint32_t)p.depth) continue;
-            stage = 0;
-            phase ^= 1u;
-        }
-    }
-};
-
 // All of a warp's span, unit by unit, and at last the unit that it joins (`join`, or negative). What ends a unit is there once,
 // for both: a kernel waits for the instructions of what it seldom does.
 template <class F, int N>
-static __device__ __forceinline__ void multiply_span(const matvec_params &p, const matvec_span &s, matvec_walk<F> &fill, uint8_t *ring,
+static __device__ __forceinline__ void multiply_span(const matvec_params &p, const matvec_span &s, walk_of<F> &fill, const ring_of<F> &ring,
                                                      const typename F::reader &reader, matvec_space<N> &space, int32_t join, float join_old, int lane)
 {
     const int warp = (int)threadIdx.x / 32;
     float acc[2][N] = {};
     unit_sums<N> sums = {};
-    matvec_stream<F, N> stream = {ring, space.bars[warp], 0, 0};
+    stream_of<F, N> stream = {ring.at, ring.bars, 0, 0};
     int32_t at = s.begin, unit = s.unit, step = s.step, tile;
     bool begins = step == 0;
 #pragma unroll 1
@@ -292,27 +197,28 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
     extern __shared__ __align__(128) uint8_t shared[];
     matvec_space<N> &space = *reinterpret_cast<matvec_space<N> *>(shared);
     float *staging = reinterpret_cast<float *>(shared + sr_space_bytes<N>(false));
-    uint8_t *acts = shared + sr_space_bytes<N>(F::QUANTIZED);
+    const bool takes = F::QUANTIZED && N == 1 && p.takes.codes;
+    uint8_t *acts = shared + sr_space_bytes<N>(F::QUANTIZED && !takes);
     // From one lane: so the compiler knows that it is one for all, and what hangs on it needs neither loops nor votes.
     const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0), lane = (int)threadIdx.x % 32;
-    uint8_t *ring = acts + N * p.act_bytes + (size_t)warp * p.depth * F::STAGE;
+    uint8_t *memory = acts + N * p.act_bytes + (size_t)warp * p.depth * F::STAGE;
     const bool late = p.late && *p.late < LATE_BELOW;
     if (!late) sr_grid_next();
     const int32_t units = (p.n_units - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x, unit_steps = p.parts * p.steps;
     const int32_t total = units * unit_steps;
     const int32_t begin = bound_of(total, warp);
     const matvec_span span = {begin, bound_of(total, warp + 1), unit_steps, total, begin / unit_steps, begin % unit_steps};
-    matvec_walk<F> fill;
-    fill.start(p, span, lane);
+    walk_of<F> fill;
+    fill.start(p, span);
     if (p.clears)
-        for (int i = lane * 16; i < p.depth * F::STAGE; i += 512) *reinterpret_cast<uint4 *>(ring + i) = make_uint4(0, 0, 0, 0);
-    ring_begin(space.bars[warp], lane);
+        for (int i = lane * 16; i < p.depth * F::STAGE; i += 512) *reinterpret_cast<uint4 *>(memory + i) = make_uint4(0, 0, 0, 0);
+    const ring_of<F> ring(memory, space.bars[warp]);
+    ring.begin(lane);
 #pragma unroll 1
     for (int i = 0; i < p.depth; i++) {
-        fill.copy(p, space.bars[warp] + i, ring + i * F::STAGE, lane);
+        fill.copy(p, ring.bar(i), ring.stage(i), lane);
         ring_filled();
     }
-    const bool takes = F::QUANTIZED && N == 1 && p.takes.codes;
     act_pieces norm_w;
     if (!takes) first_weights(p.acts, norm_w);
     if (threadIdx.x < 16) reinterpret_cast<uint4 *>(space.zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
