@@ -14,22 +14,23 @@ struct sr_batch {
     int32_t max_sessions;
     struct forward *forward;
     struct attn_seq **seqs; /* [max_sessions] */
-    float *logits;          /* [max_sessions][n_vocab] */
+    float *logits;          /* [max_sessions][n_vocab]; NULL where a device writes each session's own */
+    float **rows;           /* [max_sessions] of a step */
 };
 
 sr_status sr_sessions_step(struct forward *f, sr_session *const *s, struct attn_seq *const *seqs, const int32_t *ids,
-                           int32_t n, float *logits, sr_error *err)
+                           int32_t n, float *const *logits, sr_error *err)
 {
-    const int64_t n_vocab = s[0]->model->config.n_vocab;
+    const size_t row_bytes = (size_t)s[0]->model->config.n_vocab * sizeof(float);
     const double t0 = sr_session_clock_ms();
     sr_status st = SR_OK;
     for (int32_t i = 0; i < n; i++) SR_TRY(sr_session_check_ids(s[i], &ids[i], 1, err));
     for (int32_t i = 0; i < n; i++) SR_TRY(sr_attn_seq_reserve(seqs[i], s[i]->len + 1, err));
     SR_TRY_GOTO(sr_forward_decode(f, s[0]->model->attention, seqs, ids, n, logits, err));
-    for (int32_t i = 0; i < n; i++) SR_TRY_GOTO(sr_session_check_step(s[i], logits + i * n_vocab, 1, err));
+    for (int32_t i = 0; i < n; i++) SR_TRY_GOTO(sr_session_check_step(s[i], logits[i], 1, err));
     const double ms = sr_session_clock_ms() - t0;
     for (int32_t i = 0; i < n; i++) {
-        if (s[i]->spare != logits) memcpy(s[i]->spare, logits + i * n_vocab, (size_t)n_vocab * sizeof(float));
+        if (s[i]->spare != logits[i]) memcpy(s[i]->spare, logits[i], row_bytes);
         s[i]->tokens[s[i]->len++] = ids[i];
         sr_session_keep_logits(s[i]);
         s[i]->stats.decode_tokens++;
@@ -47,15 +48,16 @@ sr_status sr_batch_new(sr_batch **out, sr_model *m, int32_t max_sessions, sr_err
     if (!m->backend) return sr_fail(err, SR_ERR_USAGE, "%s: opened without its weights: nothing can be decoded", m->path);
     if (max_sessions < 1 || max_sessions > SR_BATCH_MAX)
         return sr_fail(err, SR_ERR_USAGE, "a batch of %d sessions, want 1..%d", max_sessions, SR_BATCH_MAX);
-    const size_t n = (size_t)max_sessions, floats = n * (size_t)m->config.n_vocab;
+    const size_t n = (size_t)max_sessions, floats = m->backend->has_own_memory ? 0 : n * (size_t)m->config.n_vocab;
     struct sr_batch *b = sr_alloc_zero(1, sizeof(*b));
     if (!b) return sr_fail_memory(err, sizeof(*b), "batch");
     *b = (struct sr_batch){.model = m, .max_sessions = max_sessions};
     sr_status st = SR_ERR_RESOURCE;
     b->seqs = sr_alloc(n * sizeof(*b->seqs));
-    b->logits = sr_alloc(floats * sizeof(float));
-    if (!b->seqs || !b->logits) {
-        sr_fail_memory(err, n * sizeof(*b->seqs) + floats * sizeof(float), "batch");
+    b->rows = sr_alloc(n * sizeof(*b->rows));
+    if (floats) b->logits = sr_alloc(floats * sizeof(float));
+    if (!b->seqs || !b->rows || (floats && !b->logits)) {
+        sr_fail_memory(err, n * (sizeof(*b->seqs) + sizeof(*b->rows)) + floats * sizeof(float), "batch");
         goto fail;
     }
     SR_TRY_GOTO(sr_forward_new(&b->forward, &m->config, &m->weights, m->backend, max_sessions, err));
@@ -71,6 +73,7 @@ void sr_batch_free(sr_batch *b)
     if (!b) return;
     sr_forward_free(b->forward);
     sr_free(b->logits);
+    sr_free(b->rows);
     sr_free(b->seqs);
     sr_free(b);
 }
@@ -87,6 +90,7 @@ sr_status sr_batch_decode(sr_batch *b, sr_session *const *sessions, const int32_
             if (sessions[k] == sessions[i])
                 return sr_fail(err, SR_ERR_USAGE, "sessions %d and %d of the batch are the same", k, i);
         b->seqs[i] = sessions[i]->seq;
+        b->rows[i] = b->logits ? b->logits + (int64_t)i * b->model->config.n_vocab : sessions[i]->spare;
     }
-    return sr_sessions_step(b->forward, sessions, b->seqs, ids, n, b->logits, err);
+    return sr_sessions_step(b->forward, sessions, b->seqs, ids, n, b->rows, err);
 }

@@ -270,7 +270,7 @@ fail:
 
 sr_status sr_session_decode(sr_session *s, int32_t id, sr_error *err)
 {
-    return sr_sessions_step(s->forward, &s, &s->seq, &id, 1, s->spare, err);
+    return sr_sessions_step(s->forward, &s, &s->seq, &id, 1, &s->spare, err);
 }
 
 /* ---- editing the timeline ---- */

@@ -39,8 +39,8 @@ sr_status sr_session_logits_new(const struct sr_model *m, float **out, sr_error 
 void sr_session_logits_free(const struct sr_model *m, float *logits);
 
 /* One decode step of n sessions of one model: all of them step, or none does. seqs[i] is the sequence of s[i]; f has room
- * for n tokens; logits [n][n_vocab] is scratch, and the session's own `spare` where n is 1. */
+ * for n tokens; logits[i] is scratch as sr_forward_decode wants it, or the `spare` of s[i]. */
 sr_status sr_sessions_step(struct forward *f, sr_session *const *s, struct attn_seq *const *seqs, const int32_t *ids,
-                           int32_t n, float *logits, sr_error *err);
+                           int32_t n, float *const *logits, sr_error *err);
 
 #endif

@@ -451,14 +451,25 @@ static sr_status launch_step(struct forward *f, struct attention *a, struct attn
     return SR_OK;
 }
 
-static sr_status decode_on_device(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
-                                  int32_t n_seqs, float *logits, sr_error *err)
+/* Logits of all, each to where its own are wanted: they are many bytes to be copied once more. */
+static sr_status bring_each(struct forward *f, int32_t n_seqs, float *const *logits, sr_error *err)
 {
-    const size_t bytes = (size_t)n_seqs * (size_t)f->c->n_vocab * sizeof(float);
+    const size_t n_vocab = (size_t)f->c->n_vocab;
+    for (int32_t s = 0; s < n_seqs; s++) {
+        const int32_t row = s % LOGIT_ROWS, left = n_seqs - s;
+        if (n_seqs > LOGIT_ROWS && row == 0) project_logits(f, s, left < LOGIT_ROWS ? left : LOGIT_ROWS, f->logits);
+        SR_TRY(f->b->ops->download(f->b, logits[s], f->logits + (size_t)row * n_vocab, n_vocab * sizeof(float), err));
+    }
+    return SR_OK;
+}
+
+static sr_status decode_on_device(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
+                                  int32_t n_seqs, float *const *logits, sr_error *err)
+{
     for (int32_t s = 0; s < n_seqs; s++) SR_TRY(sr_attn_step_begin(seqs[s], err));
     if (!f->lower) place_ids(f, ids, n_seqs);
     SR_TRY(launch_step(f, a, seqs, n_seqs, err));
-    SR_TRY(n_seqs <= LOGIT_ROWS ? f->b->ops->download(f->b, logits, f->logits, bytes, err) : bring_logits(f, n_seqs, logits, err));
+    SR_TRY(bring_each(f, n_seqs, logits, err));
     for (int32_t s = 0; s < n_seqs; s++) sr_attn_step_end(seqs[s]);
     return SR_OK;
 }
@@ -474,12 +485,14 @@ static sr_status decode_lower(struct forward *f, struct attention *a, struct att
 }
 
 sr_status sr_forward_decode(struct forward *f, struct attention *a, struct attn_seq *const *seqs, const int32_t *ids,
-                            int32_t n_seqs, float *logits, sr_error *err)
+                            int32_t n_seqs, float *const *logits, sr_error *err)
 {
     assert(n_seqs > 0 && n_seqs <= f->max_n);
     f->clock_ns = now_ns();
     if (f->lower) SR_TRY(decode_lower(f, a, seqs, ids, n_seqs, err));
     if (f->b->has_own_memory) return decode_on_device(f, a, seqs, ids, n_seqs, logits, err);
     SR_TRY(decode_layers(f, a, seqs, ids, n_seqs, f->first, f->end, err));
-    return bring_logits(f, n_seqs, logits, err);
+    assert(logits[n_seqs - 1] == logits[0] + (int64_t)(n_seqs - 1) * f->c->n_vocab);
+    project_logits(f, 0, n_seqs, logits[0]);
+    return SR_OK;
 }

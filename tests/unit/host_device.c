@@ -18,10 +18,12 @@ enum { MAX_CHUNKS = 16, MAX_HEADS = 16, MAX_DIM = 256, MAX_LEN = MAX_CHUNKS * SR
 
 struct host_device {
     struct backend base;
+    struct backend_ops ops;
     struct backend *cpu;
 };
 
-static struct backend *cpu_of(struct backend *b) { return ((struct host_device *)b)->cpu; }
+struct backend *sr_host_device_cpu(struct backend *b) { return ((struct host_device *)b)->cpu; }
+static struct backend *cpu_of(struct backend *b) { return sr_host_device_cpu(b); }
 
 /* ---- memory ---- */
 
@@ -590,7 +592,9 @@ sr_status sr_host_device_open(struct backend **out, int n_threads, sr_error *err
         free(d);
         return st;
     }
-    d->base = (struct backend){.ops = &ops, .pool = d->cpu->pool, .has_own_memory = 1};
+    d->ops = ops;
+    sr_host_pass_ops(&d->ops);
+    d->base = (struct backend){.ops = &d->ops, .pool = d->cpu->pool, .has_own_memory = 1};
     *out = &d->base;
     return SR_OK;
 }

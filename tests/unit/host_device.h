@@ -11,4 +11,8 @@
 
 sr_status sr_host_device_open(struct backend **out, int n_threads, sr_error *err);
 
+/* The backend whose ops it is made of; and, for its table, those of a pass of a dense model (host_pass.c). */
+struct backend *sr_host_device_cpu(struct backend *b);
+void sr_host_pass_ops(struct backend_ops *o);
+
 #endif

@@ -155,7 +155,7 @@ static void split_case(const char *what, sr_route_mode mode, int32_t n_lower, in
     for (int32_t t = N; t < ALL; t++) {
         OK(sr_session_decode(whole, ids[t], &err));
         OK(sr_attn_seq_reserve(s.seq, t + 1, &err));
-        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, out, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, &out, &err));
         expect_same(out, sr_session_logits(whole), n_vocab, what, t);
     }
     /* and from an edited timeline */
@@ -204,7 +204,7 @@ static void mass(void **state)
     for (int32_t t = N; t < ALL; t++) {
         OK(sr_session_decode(whole, ids[t], &err));
         OK(sr_attn_seq_reserve(s.seq, t + 1, &err));
-        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, out, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, &out, &err));
         expect_same(out, sr_session_logits(whole), n_vocab, "mass", t);
     }
     expect_stats(&s, whole);
@@ -245,7 +245,7 @@ static void moments_file(void **state)
     for (int32_t t = 900; t < 920; t++) {
         OK(sr_session_decode(whole, ids[t], &err));
         OK(sr_attn_seq_reserve(s.seq, t + 1, &err));
-        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, out, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, &out, &err));
         expect_same(out, sr_session_logits(whole), s.m->config.n_vocab, "mass with a file", t);
     }
     expect_stats(&s, whole);
@@ -266,11 +266,12 @@ static void several(void **state)
     struct attn_seq *seqs[SEQS] = {s.seq};
     const struct attn_seq_config q = {.k_type = o.k_type, .v_type = o.v_type, .max_len = o.n_ctx, .route = o.route};
     const int32_t n_vocab = s.m->config.n_vocab;
-    float *out = malloc((size_t)(SEQS * n_vocab) * sizeof *out);
+    float *out = malloc((size_t)(SEQS * n_vocab) * sizeof *out), *rows[SEQS];
     sr_session *whole[SEQS];
     int32_t ids[64], next[SEQS];
     tiny_tokens(4, ids, 64);
     for (int i = 0; i < SEQS; i++) {
+        rows[i] = out + i * n_vocab;
         if (i) OK(sr_attn_seq_new(&seqs[i], s.attention, &q, &err));
         OK(sr_session_new(&whole[i], s.m, &o, &err));
         OK(sr_session_prefill(whole[i], ids, 20 + 7 * i, NULL, NULL, NULL, &err));
@@ -279,8 +280,8 @@ static void several(void **state)
     }
     for (int t = 0; t < 5; t++) {
         for (int i = 0; i < SEQS; i++) OK(sr_session_decode(whole[i], next[i] = ids[20 + 7 * i + t], &err));
-        OK(sr_forward_decode(s.forward, s.attention, seqs, next, SEQS, out, &err));
-        for (int i = 0; i < SEQS; i++) expect_same(out + i * n_vocab, sr_session_logits(whole[i]), n_vocab, "several", t);
+        OK(sr_forward_decode(s.forward, s.attention, seqs, next, SEQS, rows, &err));
+        for (int i = 0; i < SEQS; i++) expect_same(rows[i], sr_session_logits(whole[i]), n_vocab, "several", t);
     }
     for (int i = 0; i < SEQS; i++) {
         if (i) sr_attn_seq_free(seqs[i]);
@@ -334,7 +335,7 @@ static void pieces(void **state)
     prefill(&s, ids, N, o.n_batch, 0, NULL);
     for (int32_t t = N; t < N + 2; t++) {
         OK(sr_attn_seq_reserve(s.seq, t + 1, &err));
-        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, out, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &s.seq, &ids[t], 1, &out, &err));
     }
     sr_attn_seq_state_get(first, &held);
     assert_int_equal(held.len, N + 2);
@@ -342,7 +343,7 @@ static void pieces(void **state)
     OK(sr_attn_seq_visit(first, keep, &all, &err));
     for (int t = 0; t < 20; t++) {
         OK(sr_attn_seq_reserve(first, N + 3 + t, &err));
-        OK(sr_forward_decode(s.forward, s.attention, &first, &ids[N + 2 + t], 1, want + t * n_vocab, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &first, &ids[N + 2 + t], 1, (float *[]){want + t * n_vocab}, &err));
     }
     const struct attn_seq_config q = {.k_type = o.k_type, .v_type = o.v_type, .max_len = o.n_ctx, .route = o.route};
     OK(sr_attn_seq_new(&second, s.attention, &q, &err));
@@ -355,7 +356,7 @@ static void pieces(void **state)
     OK(sr_attn_seq_check(second, &err));
     for (int t = 0; t < 20; t++) {
         OK(sr_attn_seq_reserve(second, N + 3 + t, &err));
-        OK(sr_forward_decode(s.forward, s.attention, &second, &ids[N + 2 + t], 1, out, &err));
+        OK(sr_forward_decode(s.forward, s.attention, &second, &ids[N + 2 + t], 1, &out, &err));
         expect_same(out, want + t * n_vocab, n_vocab, "restored", N + 2 + t);
     }
     sr_attn_seq_free(second);
