@@ -407,19 +407,35 @@ const int32_t *sr_attn_step_len(const struct attn_seq *s) { return s->device->kv
 
 uint64_t sr_attn_step_key(const struct attn_seq *s) { return s->device->key; }
 
-void sr_attn_step(struct attn_seq *s, int32_t layer, const float *q, const float *k, const float *v, float *out)
+/* `route` is the sequence's, of the step at hand. */
+static struct device_step_args step_args(const struct attn_seq *s, struct device_route *route, int32_t layer)
 {
-    struct device_seq *d = s->device;
+    const struct device_seq *d = s->device;
     const int32_t n_kv = s->a->c.n_kv_heads;
-    struct device_route route = d->route;
-    route.rule = d->policy->rule;
-    ops_of(s)->step(s->a->backend, &(struct device_step_args){
-                                       .cache = &d->cache, .route = &route, .q = q, .k = k, .v = v, .out = out, .layer = layer,
-                                       .basis = d->basis ? d->basis + layer * n_kv : NULL, .counters = d->counters + layer * n_kv,
-                                       .trust = d->trust + layer * n_kv,
-                                       .cases = (struct device_case *)d->cases_there + layer * n_kv,
-                                       .q_kept = d->collects ? kept_rows(s, layer, 0) : NULL,
-                                       .k_kept = d->collects ? kept_rows(s, layer, 1) : NULL});
+    *route = d->route;
+    route->rule = d->policy->rule;
+    return (struct device_step_args){
+        .cache = &d->cache, .route = route, .layer = layer, .basis = d->basis ? d->basis + layer * n_kv : NULL,
+        .counters = d->counters + layer * n_kv, .trust = d->trust + layer * n_kv,
+        .cases = (struct device_case *)d->cases_there + layer * n_kv,
+        .q_kept = d->collects ? kept_rows(s, layer, 0) : NULL, .k_kept = d->collects ? kept_rows(s, layer, 1) : NULL};
+}
+
+void sr_attn_step(struct attn_seq *const *seqs, int32_t n, int32_t layer, const float *q, const float *k, const float *v, float *out)
+{
+    struct device_step_args a[SR_STEP_SEQS];
+    struct device_route routes[SR_STEP_SEQS];
+    const struct attention_config *c = &seqs[0]->a->c;
+    const int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+    assert(n >= 1 && n <= SR_STEP_SEQS);
+    for (int32_t i = 0; i < n; i++) {
+        a[i] = step_args(seqs[i], &routes[i], layer);
+        a[i].q = q + i * q_dim;
+        a[i].k = k ? k + i * kv_dim : NULL;
+        a[i].v = v ? v + i * kv_dim : NULL;
+        a[i].out = out + i * q_dim;
+    }
+    ops_of(seqs[0])->step(seqs[0]->a->backend, a, n);
 }
 
 /* ---- counters ---- */

@@ -235,7 +235,7 @@ static sr_status call_layer(struct stack *s, const struct pass *p, int32_t i, sr
 {
     (void)p;
     if (s->b->has_own_memory) {
-        sr_attn_step(s->s, FIRST_LAYER + i, s->q, NULL, NULL, s->out);
+        sr_attn_step(&s->s, 1, FIRST_LAYER + i, s->q, NULL, NULL, s->out);
         return SR_OK;
     }
     memcpy(s->host, s->query, (size_t)s->a->c.n_heads * (size_t)s->a->c.head_dim * sizeof *s->q);

@@ -89,13 +89,13 @@ float sr_attn_scale(const struct attention *a);
 
 /* Where the backend's memory is not the host's, q, k, v and out are the backend's, a step is begun for the sequence as a
  * whole and its launches may be recorded: begin (never recorded) counts the new token and brings lengths, bases and
- * sketch rows up to date; step, for each layer in order, appends (k NULL: its row is there), routes, attends and counts.
- * q is not scaled. end, after a download that followed the step, takes what its audits found and tells the watcher.
+ * sketch rows up to date; step, for each layer in order, appends (k NULL: its row is there), routes, attends and counts,
+ * for n sequences of one attention, at most SR_STEP_SEQS, whose q, k, v and out lie one behind the other. q is not scaled. end, after a download that followed the step, takes what its audits found and tells the watcher.
  * A recording is good as long as the key is the same. The token's position is one less than what _len points to. */
 sr_status sr_attn_step_begin(struct attn_seq *s, sr_error *err);
 const int32_t *sr_attn_step_len(const struct attn_seq *s);
 uint64_t sr_attn_step_key(const struct attn_seq *s);
-void sr_attn_step(struct attn_seq *s, int32_t layer, const float *q, const float *k, const float *v, float *out);
+void sr_attn_step(struct attn_seq *const *seqs, int32_t n, int32_t layer, const float *q, const float *k, const float *v, float *out);
 void sr_attn_step_end(struct attn_seq *s);
 
 void sr_attn_seq_stats(const struct attn_seq *s, sr_route_stats *out);

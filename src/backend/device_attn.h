@@ -123,6 +123,7 @@ struct device_step_args {
     int32_t layer;
 };
 #define SR_KEPT_ROWS 32
+#define SR_STEP_SEQS 16
 
 /* n new rows of one layer, already counted by kv_len = pos0 + n: append stores them, prefill attends exactly. */
 struct device_rows_args {
@@ -172,7 +173,8 @@ struct device_attn_ops {
     void (*prefill)(struct backend *b, const struct device_rows_args *a);
     void (*encode)(struct backend *b, const struct device_encode_args *a);
     void (*moments)(struct backend *b, const struct device_moments_args *a, int32_t n); /* n: 1, or 2 of the same rows, queries and keys */
-    void (*step)(struct backend *b, const struct device_step_args *a);
+    /* A layer's step of each of n sequences, 1..SR_STEP_SEQS; those that are alike may be done at once. */
+    void (*step)(struct backend *b, const struct device_step_args *a, int32_t n);
 };
 
 #endif

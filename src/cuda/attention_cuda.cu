@@ -361,8 +361,9 @@ static void append_and_keep(struct backend_cuda *c, const struct device_step_arg
 /* Whether the choice rotates the heads and appends the row itself, before it has anything of layers before to wait for. */
 static bool choice_turns(const struct device_step_args *a) { return is_planned(a) && a->route->rule == RULE_MASS && a->layer > 0 && a->route->window > 0; }
 
-/* The step's row is appended, with heads that were still to be rotated if there is a rope. Returns whether that is left to the choice, and how. */
-static bool append_step(struct backend_cuda *c, const struct device_step_args *a, const struct rope_args *rope, struct attn_cuda_turn *turn)
+/* The step's row is appended, with heads that were still to be rotated if there is a rope. Returns whether that is left to the choice, and how.
+ * is_old: angles that are there are older than the kernel before. */
+static bool append_step(struct backend_cuda *c, const struct device_step_args *a, const struct rope_args *rope, bool is_old, struct attn_cuda_turn *turn)
 {
     const struct attn_cuda_append row = append_of(a->cache, a->layer, a->k, a->v, 1);
     const struct attn_cuda_cache rows = layer_of(a->cache, a->layer);
@@ -370,7 +371,7 @@ static bool append_step(struct backend_cuda *c, const struct device_step_args *a
         if (a->k) append_and_keep(c, a);
         return false;
     }
-    if (choice_turns(a) && sr_cuda_rope_has_angles(c, rope)) {
+    if (choice_turns(a) && is_old && sr_cuda_rope_has_angles(c, rope)) {
         *turn = sr_cuda_turn_of(c, rope, &row, a);
         turn->q_to = c->attn->q;
         turn->k_to = NULL;
@@ -380,25 +381,116 @@ static bool append_step(struct backend_cuda *c, const struct device_step_args *a
     return false;
 }
 
-static void step(struct backend *b, const struct device_step_args *args)
+static void step_one(struct backend_cuda *c, const struct device_step_args *args, const struct rope_args *rope, bool is_old)
 {
-    struct backend_cuda *c = sr_cuda_of(b);
     struct device_step_args a = *args;
-    struct rope_args rope;
     struct attn_cuda_turn turn;
-    const bool turns = sr_cuda_take_rope(c, a.q, a.k, &rope);
     const struct attn_cuda call = common(c, a.cache);
     const float scale = 1.0f / sqrtf((float)a.cache->shape.head_dim);
     sr_error err;
     sr_status st = SR_OK;
     if (a.layer == 0 && a.route->rule == RULE_MASS && a.route->trail) note(c, follow(&call, &a, &err), &err);
-    const bool is_left = append_step(c, &a, turns ? &rope : NULL, &turn);
+    const bool is_left = append_step(c, &a, rope, is_old, &turn);
     if (is_left) a.q = turn.q_to;
     if (is_planned(&a) && a.route->rule == RULE_COSINE) st = plan_cosine(c->attn, &call, &a, &err);
     if (is_planned(&a) && a.route->rule == RULE_MASS) st = plan_mass(c->attn, &call, &a, is_left ? &turn : NULL, scale, &err);
     if (st == SR_OK) st = attend(c->attn, &call, &a, scale, &err);
     if (st == SR_OK && a.route->has_audits) st = audit(c->attn, &call, &a, scale, &err);
     note(c, st, &err);
+}
+
+/* ---- steps of several sequences ---- */
+
+/* Whether a launch may serve others too: it reads all, or sinks and window, and leaves nothing for an audit. */
+static bool may_join(const struct device_step_args *a)
+{
+    return (a->route->rule == RULE_ALL || a->route->rule == RULE_NEAR) && !a->route->has_audits;
+}
+
+static bool are_alike(const struct device_step_args *a, const struct device_step_args *b)
+{
+    const struct device_route *r = a->route, *s = b->route;
+    const struct attn_shape *x = &a->cache->shape, *y = &b->cache->shape;
+    const bool same_shape = x->head_dim == y->head_dim && x->group == y->group && x->k_type == y->k_type && a->cache->n_kv_heads == b->cache->n_kv_heads;
+    const enum attn_cuda_kind kind = kind_of_all(a);
+    return same_shape && kind == kind_of_all(b) && (kind == CUDA_READ_ALL || (r->n_sinks == s->n_sinks && r->window == s->window));
+}
+
+/* Rows of several into their caches, by one kernel where they are still to be rotated: `rope` is then of each of the step's sequences,
+ * with angles in rows, and else NULL. who[n] are of a. */
+static void append_each(struct backend_cuda *c, const struct device_step_args *a, const int32_t *who, int32_t n, const struct rope_args *rope, const float *cos,
+                        const float *sin)
+{
+    struct attn_cuda_turn turn[SR_STEP_SEQS];
+    struct attn_cuda_cache cache[SR_STEP_SEQS];
+    const struct device_cache *first = a[who[0]].cache;
+    for (int32_t i = 0; i < n; i++) {
+        const struct device_step_args *s = &a[who[i]];
+        if (!rope) {
+            append_step(c, s, NULL, false, &turn[i]);
+            continue;
+        }
+        const struct attn_cuda_append row = append_of(s->cache, s->layer, s->k, s->v, 1);
+        const int64_t at = (int64_t)who[i] * (rope->spec->n_dims / 2);
+        turn[i] = sr_cuda_turn_with(&rope[who[i]], cos + at, sin + at, &row, s);
+        cache[i] = layer_of(s->cache, s->layer);
+    }
+    if (rope) sr_cuda_rope_append_each(c, turn, cache, n, &first->shape, first->n_kv_heads);
+}
+
+static void attend_each(struct backend_cuda *c, const struct device_step_args *a, const int32_t *who, int32_t n)
+{
+    const struct device_step_args *first = &a[who[0]];
+    const struct attn_cuda call = common(c, first->cache);
+    struct attn_cuda_seq seqs[SR_STEP_SEQS];
+    struct attn_cuda_attend t = {};
+    sr_error err;
+    for (int32_t i = 0; i < n; i++) {
+        const struct device_step_args *s = &a[who[i]];
+        const struct attn_cuda_cache rows = layer_of(s->cache, s->layer);
+        seqs[i] = attn_cuda_seq{rows.k_page, rows.v_page, rows.kv_len, counters_of(s->counters), rows.max_pages, who[i]};
+    }
+    t.q = a[0].q;
+    t.out = a[0].out;
+    t.scale = 1.0f / sqrtf((float)first->cache->shape.head_dim);
+    t.kind = kind_of_all(first);
+    t.n_sinks = first->route->n_sinks;
+    t.window = first->route->window;
+    note(c, sr_attn_cuda_attend_seqs(&call, seqs, n, &t, &err), &err);
+}
+
+static_assert(SR_STEP_SEQS == ATTN_CUDA_SEQS, "one number, two names");
+
+/* Those of a that are not done and like a[i], itself included, where that is more than one. */
+static int32_t find_alike(struct backend_cuda *c, const struct device_step_args *a, int32_t n, int32_t i, const bool *is_done, int32_t *who)
+{
+    const struct attn_cuda call = common(c, a[i].cache);
+    int32_t alike = 0;
+    if (is_done[i] || !may_join(&a[i]) || !sr_attn_cuda_joins(&call)) return 0;
+    for (int32_t k = i; k < n; k++)
+        if (!is_done[k] && may_join(&a[k]) && are_alike(&a[i], &a[k])) who[alike++] = k;
+    return alike > 1 ? alike : 0;
+}
+
+/* Those that are alike at once; then, since they may find angles anew, the others one after another. */
+static void step(struct backend *b, const struct device_step_args *a, int32_t n)
+{
+    struct backend_cuda *c = sr_cuda_of(b);
+    struct rope_args ropes[SR_STEP_SEQS];
+    const struct rope_args *rope = sr_cuda_take_ropes(c, a, n, ropes) ? ropes : NULL;
+    const float *cos = NULL, *sin = NULL;
+    const bool is_old = n == 1 || !rope || sr_cuda_rope_angles_each(c, rope, n, &cos, &sin);
+    bool is_done[SR_STEP_SEQS] = {};
+    for (int32_t i = 0; i < n; i++) {
+        int32_t who[SR_STEP_SEQS];
+        const int32_t alike = find_alike(c, a, n, i, is_done, who);
+        if (!alike) continue;
+        for (int32_t k = 0; k < alike; k++) is_done[who[k]] = true;
+        append_each(c, a, who, alike, rope, cos, sin);
+        attend_each(c, a, who, alike);
+    }
+    for (int32_t i = 0; i < n; i++)
+        if (!is_done[i]) step_one(c, &a[i], rope ? &rope[i] : NULL, is_old);
 }
 
 const struct device_attn_ops sr_cuda_attn_ops = {

@@ -123,10 +123,12 @@ template <int D, int NT, int T> attend_code code_of(bool has_ring)
 {
     if constexpr (T != ELEM_Q8) {
         using S = ring_shape<D, NT, T>;
-        if (has_ring) return attend_code{ring_kernel_of<D, NT, T>, S::WARPS * WARP, S::BYTES, S::BLOCKS, plain_kernel_of<D, NT, T>};
+        void (*seqs)(seqs_params) = NULL;
+        if constexpr (is_wide(T)) seqs = seqs_kernel_of<D, NT, T>;
+        if (has_ring) return attend_code{ring_kernel_of<D, NT, T>, S::WARPS * WARP, S::BYTES, S::BLOCKS, plain_kernel_of<D, NT, T>, seqs};
     }
     constexpr int warps = attend_warps(D, NT, T);
-    return attend_code{attend_kernel_of<D, NT, T>, warps * WARP, warps * state_words(D, NT) * sizeof(float), 1, NULL};
+    return attend_code{attend_kernel_of<D, NT, T>, warps * WARP, warps * state_words(D, NT) * sizeof(float), 1, NULL, NULL};
 }
 
 template <int D, int T> attend_code instance(int nt, bool has_ring)

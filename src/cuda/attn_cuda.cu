@@ -195,6 +195,24 @@ sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_
     return launched(launch(kernel, grid, code.threads, (size_t)code.smem, c, p), "attend", err);
 }
 
+int sr_attn_cuda_joins(const struct attn_cuda *c) { return code_of(&c->shape, c->card.capability).seqs != NULL; }
+
+sr_status sr_attn_cuda_attend_seqs(const struct attn_cuda *c, const struct attn_cuda_seq *seqs, int32_t n, const struct attn_cuda_attend *a, sr_error *err)
+{
+    const attend_code code = code_of(&c->shape, c->card.capability);
+    const struct attn_cuda_cache none = {NULL, NULL, NULL, NULL, NULL, NULL, 0, n};
+    seqs_params p = {};
+    if (!code.seqs || n < 1 || n > ATTN_CUDA_SEQS)
+        return sr_fail(err, SR_ERR_UNSUPPORTED, "CUDA attention: %d sequences of K/V type %s in one launch", n, sr_dtype_name(c->shape.kv_type));
+    static_cast<attend_params &>(p) = sr_attend_params(c, &none, a);
+    for (int32_t i = 0; i < n; i++) p.seq[i] = seqs[i];
+    p.in_line = 1;
+    cudaError_t e = cudaFuncSetAttribute(code.seqs, cudaFuncAttributeMaxDynamicSharedMemorySize, code.smem);
+    if (e == cudaSuccess) e = cudaFuncSetAttribute(code.seqs, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (e != cudaSuccess) return launched(e, "shared memory of attend", err);
+    return launched(launch(code.seqs, c->card.n_sms, code.threads, (size_t)code.smem, c, p), "attend", err);
+}
+
 sr_status sr_attn_cuda_paper(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_paper *a, sr_error *err)
 {
     const paper_params p = {*a, *cache, c->shape.head_dim, c->shape.n_kv_heads, c->shape.group, n_units_of(c, cache), elem_of(c->shape.kv_type)};

@@ -141,6 +141,21 @@ struct attn_cuda_attend {
 sr_status sr_attn_cuda_attend(const struct attn_cuda *c, const struct attn_cuda_cache *cache,
                               const struct attn_cuda_attend *a, sr_error *err);
 
+/* One of several sequences that lie anywhere: its tables of this layer, [n_kv_heads][max_pages], and which of the rows of q and out are
+ * its, [n_kv_heads * group][head_dim] each. */
+struct attn_cuda_seq {
+    void *const *k_page, *const *v_page;
+    const int32_t *kv_len;                /* at least 1 */
+    struct attn_cuda_counters *counters;  /* [n_kv_heads] or NULL */
+    int32_t max_pages, row;
+};
+enum { ATTN_CUDA_SEQS = 16 };
+
+/* Whether sequences of this shape are attended to in one launch. */
+int sr_attn_cuda_joins(const struct attn_cuda *c);
+/* Attention over all rows, or sinks and window, of n sequences, at most ATTN_CUDA_SEQS: `a` without kinds, lists and state. */
+sr_status sr_attn_cuda_attend_seqs(const struct attn_cuda *c, const struct attn_cuda_seq *seqs, int32_t n, const struct attn_cuda_attend *a, sr_error *err);
+
 /* ---- paper ---- */
 
 /* score[u] = mean over heads of cos(q, k_0); kinds[u] = NONE where score > tau(kv_len), else ALL. Sequences shorter than

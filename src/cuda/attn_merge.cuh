@@ -109,11 +109,9 @@ static __device__ __forceinline__ void finish(const attend_params &p, int64_t at
 // By one thread of one block of a unit; nothing waits for it.
 static __device__ __forceinline__ void add_to(uint64_t *c, uint32_t n) { atomicAdd((unsigned long long *)c, (unsigned long long)n); }
 
-static __device__ __forceinline__ void count(const attend_params &p, int u, int kind, int32_t rows, int32_t len)
+static __device__ __forceinline__ void count_to(struct attn_cuda_counters *c, int audit, int kind, int32_t rows, int32_t len)
 {
-    if (!p.counters) return;
-    struct attn_cuda_counters *c = p.counters + u;
-    if (p.audit) {
+    if (audit) {
         add_to(&c->audit_rows, rows);
         return;
     }
@@ -121,6 +119,10 @@ static __device__ __forceinline__ void count(const attend_params &p, int u, int 
     add_to(&c->v_rows, rows);
     add_to(&c->kinds[kind == CUDA_READ_LIST ? CUDA_READ_NEAR_LIST : kind], 1);
     add_to(&c->dense_rows, len);
+}
+static __device__ __forceinline__ void count(const attend_params &p, int u, int kind, int32_t rows, int32_t len)
+{
+    if (p.counters) count_to(p.counters + u, p.audit, kind, rows, len);
 }
 
 // A unit's first part does it.

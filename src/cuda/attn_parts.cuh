@@ -43,9 +43,12 @@ struct attend_params {
     unsigned *done_1; // [first-level groups]
 };
 
-// A kernel, its threads and bytes of shared memory, how many of its blocks an SM holds, and the kernel of the same shape without
-// lists, if there is one.
-struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; void (*plain)(attend_params); };
+// Of sequences that lie anywhere: the cache of the base says how many, and nothing else.
+struct seqs_params : attend_params { struct attn_cuda_seq seq[ATTN_CUDA_SEQS]; };
+
+// A kernel, its threads and bytes of shared memory, how many of its blocks an SM holds, and the kernels of the same shape without
+// lists, if there are such: of sequences whose tables lie together, and of such that lie anywhere.
+struct attend_code { void (*kernel)(attend_params); int threads, smem, blocks; void (*plain)(attend_params); void (*seqs)(seqs_params); };
 
 // Of a call.
 attend_params sr_attend_params(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_attend *a);

@@ -164,11 +164,25 @@ struct plain_line {
     __device__ __forceinline__ int32_t block_of(int32_t x) const { return (int32_t)(((int64_t)(x + 1) * blocks - 1) / total); }
 };
 
-static __device__ __forceinline__ int32_t len_in_line(const attend_params &p, int32_t seq) { return seq < p.cache.n_seqs ? __ldcg(p.cache.kv_len + seq) : 0; }
+// What a sequence has of its own, by its number in the launch: its length, its first unit in q and out, the pages of a unit, its counters.
+static __device__ __forceinline__ const int32_t *len_at(const attend_params &p, int32_t seq) { return p.cache.kv_len + seq; }
+static __device__ __forceinline__ const int32_t *len_at(const seqs_params &p, int32_t seq) { return p.seq[seq].kv_len; }
+static __device__ __forceinline__ int32_t row_at(const attend_params &, int32_t seq) { return seq; }
+static __device__ __forceinline__ int32_t row_at(const seqs_params &p, int32_t seq) { return p.seq[seq].row; }
+static __device__ __forceinline__ void *const *pages_at(const attend_params &p, int32_t, int unit, bool is_k)
+{
+    return (is_k ? p.cache.k_page : p.cache.v_page) + (int64_t)unit * p.cache.max_pages;
+}
+static __device__ __forceinline__ void *const *pages_at(const seqs_params &p, int32_t seq, int unit, bool is_k)
+{
+    return (is_k ? p.seq[seq].k_page : p.seq[seq].v_page) + (int64_t)(unit % p.n_kv_heads) * p.seq[seq].max_pages;
+}
+
+template <class P> static __device__ __forceinline__ int32_t len_in_line(const P &p, int32_t seq) { return seq < p.cache.n_seqs ? __ldcg(len_at(p, seq)) : 0; }
 static __device__ __forceinline__ int32_t tiles_in_line(const attend_params &p, int32_t len) { return len > 0 ? plain_rows_of(p, p.kind, len).tiles : 0; }
 
 // As many blocks as there are, or a few less where sequences are equally long and no block crosses then. By a warp.
-static __device__ __forceinline__ plain_line line_of(const attend_params &p)
+template <class P> static __device__ __forceinline__ plain_line line_of(const P &p)
 {
     const int32_t n_heads = p.n_kv_heads * p.n_sub, n = p.cache.n_seqs * n_heads;
     int32_t total = 0, least = INT32_MAX, longest = 0;
@@ -189,12 +203,12 @@ static __device__ __forceinline__ plain_line line_of(const attend_params &p)
 struct plain_share {
     share s;
     plain_rows rows;
-    int32_t len, tile, stride;
+    int32_t seq, len, tile, stride;
     int kind;
 };
 
 // A stretch of one head block's tiles, from tile x of the line on and before tile `to`. By a warp.
-template <int D, int NT, int T> static __device__ __forceinline__ plain_share share_in_line(const attend_params &p, const plain_line &line, int32_t x, int32_t to)
+template <int D, int NT, int T, class P> static __device__ __forceinline__ plain_share share_in_line(const P &p, const plain_line &line, int32_t x, int32_t to)
 {
     const int lane = threadIdx.x % WARP, n_heads = p.n_kv_heads * p.n_sub;
     int32_t seq = 0, before = 0, len, tiles; // before: of one head block of each sequence
@@ -215,8 +229,9 @@ template <int D, int NT, int T> static __device__ __forceinline__ plain_share sh
     const int32_t i = (x - before * n_heads) / tiles, begin = before * n_heads + i * tiles;
     const int32_t first = line.block_of(begin), last = line.block_of(begin + tiles - 1);
     plain_share y;
-    y.s = share{seq * n_heads + i, x - begin, min(to - begin, tiles), (int32_t)blockIdx.x - first, last - first + 1,
+    y.s = share{row_at(p, seq) * n_heads + i, x - begin, min(to - begin, tiles), (int32_t)blockIdx.x - first, last - first + 1,
                 2 * first + (begin > line.start(first)), 2 * (first + 1), 2};
+    y.seq = seq;
     y.len = len;
     y.kind = p.kind;
     y.rows = plain_rows_of(p, p.kind, len);
@@ -242,6 +257,7 @@ template <int D, int NT, int T> static __device__ __forceinline__ plain_share sh
 {
     using S = ring_shape<D, NT, T>;
     plain_share x;
+    x.seq = 0;
     x.len = __ldcg(p.cache.kv_len);
     const plain_place at = p.kinds ? place_by_kinds<D>(p)
                                    : plain_place{(int32_t)blockIdx.x, (int32_t)blockIdx.y, (int32_t)gridDim.y, (int32_t)(blockIdx.x * gridDim.y), p.kind};
@@ -264,12 +280,17 @@ struct plain_space {
     int32_t kind, len, n_rows;
 };
 
-static __device__ __forceinline__ void count_plain(const attend_params &p, const plain_space &space)
+static __device__ __forceinline__ void count_plain(const attend_params &p, int32_t, const plain_space &space)
 {
     if (space.s.part == 0 && sub_of(p, space.s.u) == 0) count(p, unit_of(p, space.s.u), space.kind, space.n_rows, space.len);
 }
+static __device__ __forceinline__ void count_plain(const seqs_params &p, int32_t seq, const plain_space &space)
+{
+    struct attn_cuda_counters *c = p.seq[seq].counters;
+    if (c && space.s.part == 0 && sub_of(p, space.s.u) == 0) count_to(c + unit_of(p, space.s.u) % p.n_kv_heads, 0, space.kind, space.n_rows, space.len);
+}
 
-static __device__ __forceinline__ void begin_line(const attend_params &p, plain_space &space)
+template <class P> static __device__ __forceinline__ void begin_line(const P &p, plain_space &space)
 {
     const plain_line line = line_of(p);
     const int32_t block = blockIdx.x;
@@ -279,13 +300,13 @@ static __device__ __forceinline__ void begin_line(const attend_params &p, plain_
     space.end = block < line.blocks ? line.start(block + 1) : 0;
 }
 
-template <int D, int NT, int T>
-__device__ __forceinline__ void attend_plain_share(const attend_params &p, const plain_share &x, plain_space &space, uint2 *q)
+template <int D, int NT, int T, class P>
+__device__ __forceinline__ void attend_plain_share(const P &p, const plain_share &x, plain_space &space, uint2 *q)
 {
     using S = ring_shape<D, NT, T>;
     const int unit = unit_of(p, x.s.u), h0 = sub_of(p, x.s.u) * 8 * NT, head = unit % p.n_kv_heads;
     plain_ring<D, NT, T> flow;
-    flow.pages = (threadIdx.x % WARP < flow.RUN ? p.cache.k_page : p.cache.v_page) + (int64_t)unit * p.cache.max_pages;
+    flow.pages = pages_at(p, x.seq, unit, threadIdx.x % WARP < flow.RUN);
     flow.slot = 0;
     flow.stride = x.stride;
     flow.now = flow.find(x.rows, x.tile, x.stride);
@@ -308,7 +329,7 @@ __device__ __forceinline__ void attend_plain_share(const attend_params &p, const
         space.n_rows = x.rows.near ? x.rows.head + x.len - x.rows.near : x.len;
     }
     queries.store(p, h0, split, q);
-    if (threadIdx.x == 0) count_plain(p, space);
+    if (threadIdx.x == 0) count_plain(p, x.seq, space);
     {
         warp_state<D, NT, T, 1> state;
         state.clear();
@@ -348,6 +369,27 @@ __global__ void __maxnreg__(plain_registers(D, NT)) plain_kernel_of(const __grid
         attend_plain_share<D, NT, T>(p, x, space, q);
     }
     write_empty_in_line<D>(p);
+}
+
+// Sequences that lie anywhere, each of at least one row, in a line: sessions that step together.
+template <int D, int NT, int T>
+__global__ void __maxnreg__(plain_registers(D, NT)) seqs_kernel_of(const __grid_constant__ seqs_params p)
+{
+    if constexpr (!HAS_RING) return; // never launched
+    __shared__ plain_space space;
+    __shared__ uint2 q[NT * (D / 16) * WARP];
+    wait_for_previous();
+    begin_line(p, space);
+#pragma unroll 1
+    for (;;) {
+        __syncthreads(); // what the last share left in memory is read
+        const int32_t at = space.at, end = space.end;
+        if (at >= end) return;
+        const plain_share x = share_in_line<D, NT, T>(p, space.line, at, end);
+        __syncthreads();
+        if (threadIdx.x == 0) space.at = at + x.s.t1 - x.s.t0;
+        attend_plain_share<D, NT, T>(p, x, space, q);
+    }
 }
 
 } // namespace sr

@@ -24,6 +24,7 @@ struct rope_cuda;   /* smallops_cuda.cu */
 struct attn_device; /* attention_cuda.cu */
 struct moe_cuda;    /* moe_cuda.cu */
 struct held_cuda;   /* fuse_cuda.cu */
+struct device_step_args; /* backend/device_attn.h */
 
 /* The last launch: anything, or a product whose blocks have much or little shared memory (matvec_cuda.cu). */
 enum sr_cuda_room { SR_CUDA_OTHER, SR_CUDA_LARGE, SR_CUDA_SMALL };
@@ -85,14 +86,13 @@ void sr_cuda_norm(struct backend *b, const struct norm_args *a);
 void sr_cuda_add_norm(struct backend *b, const struct add_args *a, const struct norm_args *n);
 void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a);
 void sr_cuda_rope(struct backend *b, const struct rope_args *a);
-/* Whether a rope of just this q and k is held back; then it is the caller's, and everything else is done. */
-bool sr_cuda_take_rope(struct backend_cuda *c, const float *q, const float *k, struct rope_args *out);
+/* Whether what is held back is a rope for each of these steps, of just its q and k; then they are the caller's. Everything else is done. */
+bool sr_cuda_take_ropes(struct backend_cuda *c, const struct device_step_args *a, int32_t n, struct rope_args *out);
 
 /* rope_append.cu: that rope, and its k (the second array) with the v of `row` into the cache of one sequence and layer, as
  * sr_attn_cuda_append would; and what the step keeps. */
 struct attn_cuda_append;
 struct attn_cuda_cache;
-struct device_step_args;
 void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct attn_cuda_cache *cache,
                          const struct device_step_args *a);
 
@@ -103,6 +103,8 @@ void sr_cuda_silu_now(struct backend_cuda *c, const struct silu_mul_args *a);
 void sr_cuda_rope_now(struct backend_cuda *c, const struct rope_args *a);
 /* Cosines and sines of its positions, [n][n_dims / 2]; launched now if they are not there. */
 void sr_cuda_rope_angles(struct backend_cuda *c, const struct rope_args *a, const float **cos, const float **sin);
+/* The same for n ropes of one token and one spec: row i is of a[i]. Returns whether they were there. */
+bool sr_cuda_rope_angles_each(struct backend_cuda *c, const struct rope_args *a, int32_t n, const float **cos, const float **sin);
 void sr_cuda_add(struct backend *b, const struct add_args *a);
 sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *err);
 void sr_cuda_rope_fini(struct backend_cuda *c);

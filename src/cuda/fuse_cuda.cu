@@ -10,15 +10,19 @@
 #include "cuda/matvec_cuda.h"
 #include "cuda/planes_cuda.h"
 
+extern "C" {
+#include "backend/device_attn.h"
+}
+
 #include <assert.h>
 
 struct held_cuda {
     bool has_norm, has_product; /* a norm that waits for a product; a product that waits, with its norm in `extra` */
-    bool has_rope;              /* a rope that waits for attention; nothing else waits then */
+    int n_ropes;                /* ropes that wait for attention, each of one sequence; nothing else waits then */
     const float *made_x;        /* the last launch also made codes of what it stored there, made_n of them; or NULL */
     int64_t made_n;
     struct norm_args norm;
-    struct rope_args rope;
+    struct rope_args ropes[SR_STEP_SEQS];
     struct matmul_args product;
     struct matvec_extra extra;
 };
@@ -53,10 +57,11 @@ static void do_held(struct backend_cuda *c)
         h->made_x = NULL;
         sr_cuda_norm_now(c, &h->norm);
     }
-    if (h->has_rope) {
-        h->has_rope = false;
+    const int n = h->n_ropes;
+    h->n_ropes = 0;
+    for (int i = 0; i < n; i++) {
         h->made_x = NULL;
-        sr_cuda_rope_now(c, &h->rope);
+        sr_cuda_rope_now(c, &h->ropes[i]);
         c->after_matvec = SR_CUDA_OTHER;
     }
 }
@@ -83,7 +88,7 @@ static bool writes(const struct matmul_args *a, const float *x)
 void sr_cuda_hold_product(struct backend_cuda *c, const struct matmul_args *a)
 {
     struct held_cuda *h = c->held;
-    if (h->has_product || h->has_rope) do_held(c);
+    if (h->has_product || h->n_ropes) do_held(c);
     const bool joins = h->has_norm && a->x == h->norm.y && a->w[0]->n_in == h->norm.d && !writes(a, h->norm.x) && !writes(a, h->norm.y);
     if (h->has_norm && !joins) do_held(c);
     h->extra = matvec_extra{};
@@ -159,24 +164,23 @@ void sr_cuda_silu_mul(struct backend *b, const struct silu_mul_args *a)
 void sr_cuda_rope(struct backend *b, const struct rope_args *a)
 {
     struct backend_cuda *c = sr_cuda_of(b);
+    struct held_cuda *h = c->held;
     if (a->spec->kind == ROPE_NONE) return;
-    c->held->extra.late = a->n == 1 && a->x2 ? a->pos : NULL;
-    sr_cuda_flush(c);
-    if (a->n == 1 && a->x2) {
-        c->held->rope = *a;
-        c->held->has_rope = true;
-        return;
-    }
-    sr_cuda_rope_now(c, a);
+    const bool waits = a->n == 1 && a->x2;
+    h->extra.late = waits ? a->pos : NULL;
+    if (!waits || h->n_ropes == 0 || h->n_ropes == SR_STEP_SEQS) sr_cuda_flush(c);
+    if (waits) h->ropes[h->n_ropes++] = *a;
+    else sr_cuda_rope_now(c, a);
 }
 
-bool sr_cuda_take_rope(struct backend_cuda *c, const float *q, const float *k, struct rope_args *out)
+bool sr_cuda_take_ropes(struct backend_cuda *c, const struct device_step_args *a, int32_t n, struct rope_args *out)
 {
     struct held_cuda *h = c->held;
-    const bool mine = h->has_rope && h->rope.x == q && h->rope.x2 == k;
+    bool mine = h->n_ropes == n;
+    for (int32_t i = 0; i < n && mine; i++) mine = h->ropes[i].x == a[i].q && h->ropes[i].x2 == a[i].k;
     if (mine) {
-        h->has_rope = false;
-        *out = h->rope;
+        for (int32_t i = 0; i < n; i++) out[i] = h->ropes[i];
+        h->n_ropes = 0;
     }
     sr_cuda_flush(c);
     return mine;

@@ -15,7 +15,7 @@ namespace {
 enum { HEAD_WARPS = 4 };
 
 // A warp a head: those of K and V first, then those of q.
-__global__ void __launch_bounds__(HEAD_WARPS * WARP) turn_kernel(const __grid_constant__ turn_params p)
+__device__ __forceinline__ void turn_heads(const turn_params &p)
 {
     __shared__ float rows[HEAD_WARPS][2][MOST_DIM];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, head = blockIdx.x * HEAD_WARPS + warp, d = p.head_dim;
@@ -39,13 +39,27 @@ __global__ void __launch_bounds__(HEAD_WARPS * WARP) turn_kernel(const __grid_co
     note_head(p, at, head, k, v, lane);
 }
 
+__global__ void __launch_bounds__(HEAD_WARPS * WARP) turn_kernel(const __grid_constant__ turn_params p) { turn_heads(p); }
+
+// Of several sequences, by rows of the grid.
+struct turns_params { turn_params seq[SR_STEP_SEQS]; };
+static_assert(sizeof(turns_params) <= 4096, "parameters of a kernel");
+__global__ void __launch_bounds__(HEAD_WARPS * WARP) turns_kernel(const __grid_constant__ turns_params p) { turn_heads(p.seq[blockIdx.y]); }
+
+dim3 grid_of(const turn_params &p, int32_t n)
+{
+    return dim3((unsigned)((p.n_kv_heads * (1 + p.group) + HEAD_WARPS - 1) / HEAD_WARPS), (unsigned)n);
+}
+
 } // namespace
 
-struct attn_cuda_turn sr_cuda_turn_of(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct device_step_args *a)
+struct attn_cuda_turn sr_cuda_turn_with(const struct rope_args *r, const float *cos, const float *sin, const struct attn_cuda_append *row,
+                                        const struct device_step_args *a)
 {
     assert(r->head_dim <= MOST_DIM && r->n == 1);
     struct attn_cuda_turn t = {};
-    sr_cuda_rope_angles(c, r, &t.cos, &t.sin);
+    t.cos = cos;
+    t.sin = sin;
     t.q = t.q_to = r->x;
     t.k = t.k_to = r->x2;
     t.v = (const float *)row->v;
@@ -59,14 +73,28 @@ struct attn_cuda_turn sr_cuda_turn_of(struct backend_cuda *c, const struct rope_
     return t;
 }
 
+struct attn_cuda_turn sr_cuda_turn_of(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct device_step_args *a)
+{
+    const float *cos, *sin;
+    sr_cuda_rope_angles(c, r, &cos, &sin);
+    return sr_cuda_turn_with(r, cos, sin, row, a);
+}
+
 void sr_cuda_rope_append(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct attn_cuda_cache *cache,
                          const struct device_step_args *a)
 {
     const struct attn_shape *s = &a->cache->shape;
     const struct attn_cuda_turn turn = sr_cuda_turn_of(c, r, row, a);
     const turn_params p = turn_params_of(&turn, cache, a->cache->n_kv_heads, s->group, s->head_dim, elem_of(s->k_type));
-    const int heads = p.n_kv_heads * (1 + p.group);
     // The next kernel starts when this one ends, not before: an SM that still holds a block of it cannot be divided anew
     // between shared memory and L1, and attention would run there with little of the latter (docs/notes/gpu-engine.md).
-    sr_cuda_launch(c, "rope and append", turn_kernel, dim3((unsigned)((heads + HEAD_WARPS - 1) / HEAD_WARPS)), dim3(HEAD_WARPS * WARP), 0, p);
+    sr_cuda_launch(c, "rope and append", turn_kernel, grid_of(p, 1), dim3(HEAD_WARPS * WARP), 0, p);
+}
+
+void sr_cuda_rope_append_each(struct backend_cuda *c, const struct attn_cuda_turn *turn, const struct attn_cuda_cache *cache, int32_t n,
+                              const struct attn_shape *s, int32_t n_kv_heads)
+{
+    turns_params p;
+    for (int32_t i = 0; i < n; i++) p.seq[i] = turn_params_of(&turn[i], &cache[i], n_kv_heads, s->group, s->head_dim, elem_of(s->k_type));
+    sr_cuda_launch(c, "rope and append", turns_kernel, grid_of(p.seq[0], n), dim3(HEAD_WARPS * WARP), 0, p);
 }

@@ -30,6 +30,12 @@ bool sr_cuda_rope_has_angles(const struct backend_cuda *c, const struct rope_arg
 /* rope_append.cu: that rope in place, and its k with the v of `row` into the cache, as one thing. */
 struct attn_cuda_turn sr_cuda_turn_of(struct backend_cuda *c, const struct rope_args *r, const struct attn_cuda_append *row, const struct device_step_args *a);
 
+/* The same with angles at hand; and n of them at once, of one shape: cache[i] is of one sequence. */
+struct attn_cuda_turn sr_cuda_turn_with(const struct rope_args *r, const float *cos, const float *sin, const struct attn_cuda_append *row,
+                                        const struct device_step_args *a);
+void sr_cuda_rope_append_each(struct backend_cuda *c, const struct attn_cuda_turn *turn, const struct attn_cuda_cache *cache, int32_t n,
+                              const struct attn_shape *s, int32_t n_kv_heads);
+
 /* sketch_cuda.cu: sr_attn_cuda_choose, but first the row is rotated and appended, if turn is not NULL. Then a has `encodes`, a window, and
  * turn->q_to, which is not turn->q, for q; angles and kv_len are older than the kernel before. */
 sr_status sr_cuda_turn_and_choose(const struct attn_cuda *c, const struct attn_cuda_cache *cache, const struct attn_cuda_choose *a, const struct attn_cuda_turn *turn,

@@ -167,6 +167,8 @@ struct rope_cuda {
     int32_t max_n, n;       /* room; angles present (0: none) of positions pos0 + *pos .. */
     int64_t pos0;
     const int32_t *pos;
+    int32_t n_each;         /* or of these, pos0 + *each[i]; n is 0 then */
+    const int32_t *each[SR_STEP_SEQS];
     uint64_t recording;     /* what was computed in a recording holds in it alone; 0 outside */
 };
 
@@ -180,6 +182,20 @@ static __global__ void angle_kernel(const __grid_constant__ struct angle_params 
     if (i >= half) return;
     double s, c;
     sincos((double)(p.pos0 + at + (p.pos ? *p.pos : 0)) * p.spec.inv_freq[i], &s, &c);
+    p.cos[at * half + i] = (float)(c * p.spec.magnitude);
+    p.sin[at * half + i] = (float)(s * p.spec.magnitude);
+}
+
+struct each_angle_params { struct rope_spec spec; int64_t pos0; const int32_t *pos[SR_STEP_SEQS]; float *cos, *sin; };
+
+/* The same of positions that lie apart. */
+static __global__ void each_angle_kernel(const __grid_constant__ struct each_angle_params p)
+{
+    const int i = (int)threadIdx.x, half = p.spec.n_dims / 2, at = (int)blockIdx.x;
+    sr_grid_begin();
+    if (i >= half) return;
+    double s, c;
+    sincos((double)(p.pos0 + *p.pos[at]) * p.spec.inv_freq[i], &s, &c);
     p.cos[at * half + i] = (float)(c * p.spec.magnitude);
     p.sin[at * half + i] = (float)(s * p.spec.magnitude);
 }
@@ -245,33 +261,65 @@ static bool same_spec(const struct rope_spec *a, const struct rope_spec *b)
            memcmp(a->inv_freq, b->inv_freq, (size_t)(a->n_dims / 2) * sizeof(double)) == 0;
 }
 
-bool sr_cuda_rope_has_angles(const struct backend_cuda *c, const struct rope_args *a)
+/* The row of its angles, or negative: they are not there. */
+static int32_t angles_at(const struct backend_cuda *c, const struct rope_args *a)
 {
     const struct rope_cuda *r = c->rope;
     const uint64_t recording = c->recording ? c->recordings : 0;
     const bool same = same_spec(&r->spec, a->spec), is_constant = !a->pos || c->recording;
-    return same && is_constant && r->n >= a->n && r->pos0 == a->pos0 && r->pos == a->pos && r->recording == recording;
+    if (!same || !is_constant || r->pos0 != a->pos0 || r->recording != recording) return -1;
+    for (int32_t i = 0; i < r->n_each && a->n == 1; i++)
+        if (r->each[i] == a->pos) return i;
+    return r->n >= a->n && r->pos == a->pos ? 0 : -1;
 }
 
-static void find_angles(struct backend_cuda *c, const struct rope_args *a)
+bool sr_cuda_rope_has_angles(const struct backend_cuda *c, const struct rope_args *a) { return angles_at(c, a) >= 0; }
+
+/* What is there from now on is of this spec and these positions. */
+static void begin_angles(struct backend_cuda *c, const struct rope_args *a, int32_t n, int32_t n_each)
 {
     struct rope_cuda *r = c->rope;
-    if (sr_cuda_rope_has_angles(c, a)) return;
     r->spec = *a->spec;
     r->pos0 = a->pos0;
     r->pos = a->pos;
-    r->n = a->n;
+    r->n = n;
+    r->n_each = n_each;
     r->recording = c->recording ? c->recordings : 0;
+}
+
+static int32_t find_angles(struct backend_cuda *c, const struct rope_args *a)
+{
+    const struct rope_cuda *r = c->rope;
+    const int32_t at = angles_at(c, a);
+    if (at >= 0) return at;
+    begin_angles(c, a, a->n, 0);
     const struct angle_params p = {*a->spec, a->pos0, a->pos, r->cos, r->sin};
     sr_cuda_launch(c, "angles", angle_kernel, dim3((unsigned)a->n), dim3(MAX_HALF), 0, p);
+    return 0;
+}
+
+bool sr_cuda_rope_angles_each(struct backend_cuda *c, const struct rope_args *a, int32_t n, const float **cos, const float **sin)
+{
+    struct rope_cuda *r = c->rope;
+    bool are_there = r->n_each == n;
+    assert(n <= r->max_n && n <= SR_STEP_SEQS && a->spec->n_dims <= 2 * MAX_HALF);
+    for (int32_t i = 0; i < n && are_there; i++) are_there = angles_at(c, &a[i]) == i;
+    *cos = r->cos;
+    *sin = r->sin;
+    if (are_there) return true;
+    begin_angles(c, a, 0, n);
+    struct each_angle_params p = {*a->spec, a->pos0, {}, r->cos, r->sin};
+    for (int32_t i = 0; i < n; i++) p.pos[i] = r->each[i] = a[i].pos;
+    sr_cuda_launch(c, "angles", each_angle_kernel, dim3((unsigned)n), dim3(MAX_HALF), 0, p);
+    return false;
 }
 
 void sr_cuda_rope_angles(struct backend_cuda *c, const struct rope_args *a, const float **cos, const float **sin)
 {
     assert(a->n <= c->rope->max_n && a->spec->n_dims <= 2 * MAX_HALF);
-    find_angles(c, a);
-    *cos = c->rope->cos;
-    *sin = c->rope->sin;
+    const int64_t at = (int64_t)find_angles(c, a) * (a->spec->n_dims / 2);
+    *cos = c->rope->cos + at;
+    *sin = c->rope->sin + at;
 }
 
 void sr_cuda_rope_now(struct backend_cuda *c, const struct rope_args *a)
@@ -299,7 +347,7 @@ sr_status sr_cuda_rope_reserve(struct backend_cuda *c, int32_t max_n, sr_error *
     r->cos = block;
     r->sin = block + (size_t)max_n * MAX_HALF;
     r->max_n = max_n;
-    r->n = 0;
+    r->n = r->n_each = 0;
     c->base.generation++;
     return SR_OK;
 }

@@ -10,6 +10,7 @@
  */
 #include "model/forward.h"
 
+#include "backend/device_attn.h"
 #include "base/memory.h"
 
 #include <assert.h>
@@ -377,9 +378,10 @@ static sr_status attend_on_host(struct forward *f, struct attention *a, struct a
 /* The position comes from the device, which does the rest too. */
 static void attend_on_device(struct forward *f, struct attn_seq *const *seqs, int32_t n_seqs, int32_t i)
 {
-    for (int32_t s = 0; s < n_seqs; s++) {
-        rotate(f, s, 1, -1, sr_attn_step_len(seqs[s]));
-        sr_attn_step(seqs[s], i - f->first, f->q + s * f->q_dim, f->k + s * f->kv_dim, f->v + s * f->kv_dim, f->attn + s * f->q_dim);
+    for (int32_t s = 0, n; s < n_seqs; s += n) {
+        n = n_seqs - s < SR_STEP_SEQS ? n_seqs - s : SR_STEP_SEQS;
+        for (int32_t k = s; k < s + n; k++) rotate(f, k, 1, -1, sr_attn_step_len(seqs[k]));
+        sr_attn_step(seqs + s, n, i - f->first, f->q + s * f->q_dim, f->k + s * f->kv_dim, f->v + s * f->kv_dim, f->attn + s * f->q_dim);
     }
 }
 

@@ -67,6 +67,35 @@ static void check_kinds(const shape &s, const std::vector<int> &kinds, bool with
     report(out.get() == first && out.guarded() && o.guarded() && m.guarded() && l.guarded(), "same bits twice " + name_of(s), "bits or guard");
 }
 
+// Sequences that lie anywhere, with their rows of q and out in another order, get the bits of sequences that lie one behind the other.
+static void check_seqs(const shape &s, enum attn_cuda_kind kind)
+{
+    world w(s);
+    if (!sr_attn_cuda_joins(&w.c)) return;
+    const int row = s.n_kv * s.group * s.d;
+    array<float> out((size_t)row * s.n_seqs, 0xff), moved((size_t)row * s.n_seqs, 0xff);
+    array<attn_cuda_counters> counters(w.n_units), apart(w.n_units);
+    std::vector<float> qh(w.qh.size());
+    attn_cuda_seq seqs[ATTN_CUDA_SEQS];
+    for (int i = 0; i < s.n_seqs; i++) {
+        const int to = (i + 1) % s.n_seqs, first = i * s.n_kv;
+        std::copy_n(w.qh.begin() + (size_t)i * row, row, qh.begin() + (size_t)to * row);
+        seqs[i] = attn_cuda_seq{w.cache.k_page + (size_t)first * w.max_pages, w.cache.v_page + (size_t)first * w.max_pages, w.cache.kv_len + i, apart.p + first, w.max_pages, to};
+    }
+    const array<float> dq(qh);
+    attn_cuda_attend a = {};
+    a.q = w.q.p, a.scale = (float)w.scale(), a.kind = kind, a.n_sinks = 4, a.window = 48, a.out = out.p, a.counters = counters.p;
+    TRY(sr_attn_cuda_attend(&w.c, &w.cache, &a, &err));
+    a.q = dq.p, a.out = moved.p, a.counters = NULL;
+    TRY(sr_attn_cuda_attend_seqs(&w.c, seqs, s.n_seqs, &a, &err));
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<float> want = out.get(), got = moved.get();
+    const std::vector<attn_cuda_counters> x = counters.get(), y = apart.get();
+    bool same = memcmp(x.data(), y.data(), x.size() * sizeof x[0]) == 0;
+    for (int i = 0; i < s.n_seqs; i++) same &= std::equal(want.begin() + (size_t)i * row, want.begin() + (size_t)(i + 1) * row, got.begin() + (size_t)((i + 1) % s.n_seqs) * row);
+    report(same && moved.guarded(), std::string("sequences apart ") + (kind == CUDA_READ_ALL ? "all " : "window ") + name_of(s), "bits, counters or guard");
+}
+
 // Attention over all rows is near rows merged with a list of the others.
 static void check_merge(const shape &s, bool one_kind = false)
 {
@@ -387,6 +416,10 @@ static void check_plain(sr_dtype t, bool quick)
     }
     check_merge(shape{128, 4, 2, 1, quick ? 200 : 400, t}, true);
     check_kinds(shape{128, 4, 3, quick ? 2 : 50, quick ? 300 : 500, t}, all, true, ONE_KIND); // blocks cross from unit to unit
+    check_seqs(shape{128, 4, 3, 2, 300, t}, CUDA_READ_ALL);
+    check_seqs(shape{64, 4, 8, ATTN_CUDA_SEQS, quick ? 300 : 4000, t}, CUDA_READ_ALL);
+    check_seqs(shape{128, 12, 2, 5, quick ? 300 : 2000, t}, CUDA_READ_NEAR);
+    for (int d : {t == SR_DTYPE_Q8_0 ? 64 : 80, 96, 256}) check_seqs(shape{d, 7, 2, 7, 700, t}, CUDA_READ_ALL);
     if (quick) return;
     check_kinds(shape{128, 4, 8, 3, 3000, t}, near, true, ONE_KIND);
     check_kinds(shape{64, 4, 40, 1, 3000, t}, all, true, ONE_KIND);   // one sequence, more units than a warp has lanes

@@ -23,25 +23,24 @@ struct host_device {
 };
 
 struct backend *sr_host_device_cpu(struct backend *b) { return ((struct host_device *)b)->cpu; }
-static struct backend *cpu_of(struct backend *b) { return sr_host_device_cpu(b); }
 
 /* ---- memory ---- */
 
 static sr_status mem_new(struct backend *b, void **out, size_t bytes, const char *what, sr_error *err)
 {
-    return cpu_of(b)->ops->mem_new(cpu_of(b), out, bytes, what, err);
+    return sr_host_device_cpu(b)->ops->mem_new(sr_host_device_cpu(b), out, bytes, what, err);
 }
 
 /* What is read after it was freed are NaNs. */
 static void mem_free(struct backend *b, void *block)
 {
     if (block) memset(block, 0xff, malloc_usable_size(block));
-    cpu_of(b)->ops->mem_free(cpu_of(b), block);
+    sr_host_device_cpu(b)->ops->mem_free(sr_host_device_cpu(b), block);
 }
 
 static void mem_clear(struct backend *b, void *dst, size_t bytes) { (void)b, memset(dst, 0, bytes); }
 static void upload(struct backend *b, void *dst, const void *src, size_t bytes) { (void)b, memcpy(dst, src, bytes); }
-static uint64_t mem_available(struct backend *b) { return cpu_of(b)->ops->mem_available(cpu_of(b)); }
+static uint64_t mem_available(struct backend *b) { return sr_host_device_cpu(b)->ops->mem_available(sr_host_device_cpu(b)); }
 
 static sr_status download(struct backend *b, void *dst, const void *src, size_t bytes, sr_error *err)
 {
@@ -60,7 +59,7 @@ static sr_status shared_new(struct backend *b, void **host, void **there, size_t
 
 static void close_device(struct backend *b)
 {
-    cpu_of(b)->ops->close(cpu_of(b));
+    sr_host_device_cpu(b)->ops->close(sr_host_device_cpu(b));
     free(b);
 }
 
@@ -120,7 +119,7 @@ static void append(struct backend *b, const struct device_rows_args *a)
     for (int32_t g = 0; g < n_kv; g++) {
         struct unit u;
         unit_of(a->cache, a->layer, g, NULL, &u);
-        cpu_of(b)->ops->kv_append(cpu_of(b), &(struct kv_append_args){
+        sr_host_device_cpu(b)->ops->kv_append(sr_host_device_cpu(b), &(struct kv_append_args){
             .shape = &a->cache->shape, .k = u.a.k, .v = u.a.v, .k_src = a->k + g * d, .v_src = a->v + g * d, .stride = stride,
             .pos0 = *a->cache->kv_len - a->n, .n = a->n}, 1);
         for (int32_t t = 0; t < a->n; t++)
@@ -142,7 +141,7 @@ static void prefill(struct backend *b, const struct device_rows_args *a)
         units[g] = u[g].a;
     }
     for (int64_t i = 0; i < a->n * stride; i++) q[i] = a->q[i] * (1.0f / sqrtf((float)s->head_dim));
-    cpu_of(b)->ops->attn_prefill(cpu_of(b), &(struct attn_prefill_args){
+    sr_host_device_cpu(b)->ops->attn_prefill(sr_host_device_cpu(b), &(struct attn_prefill_args){
         .shape = s, .units = units, .n_units = (int32_t)n_kv, .q = q, .out = a->out, .q_stride = stride, .out_stride = stride,
         .pos0 = a->pos0, .n = a->n});
     free(q);
@@ -157,7 +156,7 @@ static void encode(struct backend *b, const struct device_encode_args *a)
         struct unit u;
         int64_t clipped = 0;
         unit_of(a->cache, a->layer, g, NULL, &u);
-        cpu_of(b)->ops->sketch_encode(cpu_of(b), &(struct sketch_encode_args){
+        sr_host_device_cpu(b)->ops->sketch_encode(sr_host_device_cpu(b), &(struct sketch_encode_args){
             .shape = &a->cache->shape, .sketch = &a->cache->sketch, .units = &u.a, .basis = &a->basis[g], .row0 = &first, .row1 = &end,
             .n_units = 1, .clipped = &clipped});
         a->counters[g].encoded_rows += (uint64_t)(end - first);
@@ -522,12 +521,13 @@ static void keep_rows(const struct device_step_args *a)
     memcpy(a->k_kept + slot * k, a->k, k * sizeof(float));
 }
 
-static void step(struct backend *b, const struct device_step_args *a)
+static void step(struct backend *b, const struct device_step_args *a, int32_t n)
 {
     const struct device_cache *cache = a->cache;
     struct work *w = malloc(sizeof *w);
     int32_t *list = malloc(MAX_LEN * sizeof *list);
     assert(w && list && cache->shape.group <= MAX_HEADS && *cache->kv_len <= MAX_LEN);
+    if (n > 1) step(b, a + 1, n - 1);
     append(b, &(struct device_rows_args){.cache = cache, .layer = a->layer, .k = a->k, .v = a->v, .n = 1});
     keep_rows(a);
     if (a->route->rule == RULE_MASS)
@@ -535,7 +535,7 @@ static void step(struct backend *b, const struct device_step_args *a)
                                                .n_sinks = a->route->n_sinks, .window = a->route->window, .n_last = 1});
     if (a->layer == 0 && a->route->rule == RULE_MASS && a->route->trail) follow(a);
     for (int32_t g = 0; g < cache->n_kv_heads; g++) {
-        *w = (struct work){.cpu = cpu_of(b), .a = a, .shape = &cache->shape, .g = g, .len = *cache->kv_len, .list = list,
+        *w = (struct work){.cpu = sr_host_device_cpu(b), .a = a, .shape = &cache->shape, .g = g, .len = *cache->kv_len, .list = list,
                            .out = a->out + (int64_t)g * cache->shape.group * cache->shape.head_dim};
         for (int i = 0; i < MAX_HEADS; i++) w->unread[i] = NAN;
         unit_of(cache, a->layer, g, a->q, &w->u);
@@ -561,7 +561,7 @@ static size_t sketch_row_bytes(int32_t rank, int32_t bits) { return sr_sketch_ho
 static sr_status reserve(struct backend *b, const struct attn_shape *shape, int32_t n_kv_heads, int32_t max_len, sr_error *err)
 {
     if (max_len > MAX_LEN) return sr_fail(err, SR_ERR_RESOURCE, "host device: %d rows, at most %d", max_len, (int)MAX_LEN);
-    return cpu_of(b)->ops->attn_reserve(cpu_of(b), shape, n_kv_heads, max_len, err);
+    return sr_host_device_cpu(b)->ops->attn_reserve(sr_host_device_cpu(b), shape, n_kv_heads, max_len, err);
 }
 
 static void place(struct backend *b, const struct device_place_args *a)

@@ -51,7 +51,7 @@ static void device_step(struct attn_bench *b, int32_t pos, float *out)
     OK(sr_attn_step_begin(b->seq, &err));
     assert_int_equal(*sr_attn_step_len(b->seq), pos + 1);
     for (int32_t l = 0; l < LAYERS; l++)
-        sr_attn_step(b->seq, l, sr_world_q(w, l, pos), sr_world_k(w, l, pos), sr_world_v(w, l, pos), out + l * STRIDE);
+        sr_attn_step(&b->seq, 1, l, sr_world_q(w, l, pos), sr_world_k(w, l, pos), sr_world_v(w, l, pos), out + l * STRIDE);
     sr_attn_step_end(b->seq);
 }
 
@@ -257,7 +257,7 @@ static void test_failed_step(void **state)
     device_step(&b, AT, got);
     OK(sr_attn_seq_reserve(b.seq, AT + 2, &err)); /* its first layer alone ran */
     OK(sr_attn_step_begin(b.seq, &err));
-    sr_attn_step(b.seq, 0, sr_world_q(sr_shared.world, 0, 9), sr_world_k(sr_shared.world, 0, 9), sr_world_v(sr_shared.world, 0, 9), got);
+    sr_attn_step(&b.seq, 1, 0, sr_world_q(sr_shared.world, 0, 9), sr_world_k(sr_shared.world, 0, 9), sr_world_v(sr_shared.world, 0, 9), got);
     OK(sr_attn_seq_truncate(b.seq, AT + 1, &err));
     sr_attn_seq_stats_reset(a.seq);
     sr_attn_seq_stats_reset(b.seq);
@@ -456,7 +456,7 @@ static sr_status try_step(struct attn_bench *b, int32_t pos, uint64_t fail_at, f
     if (st == SR_OK) st = sr_attn_step_begin(b->seq, &err);
     sr_alloc_fail_at(0);
     for (int32_t l = 0; l < LAYERS && st == SR_OK; l++)
-        sr_attn_step(b->seq, l, sr_world_q(sr_shared.world, l, pos), sr_world_k(sr_shared.world, l, pos), sr_world_v(sr_shared.world, l, pos),
+        sr_attn_step(&b->seq, 1, l, sr_world_q(sr_shared.world, l, pos), sr_world_k(sr_shared.world, l, pos), sr_world_v(sr_shared.world, l, pos),
                      out + l * STRIDE);
     if (st == SR_OK) sr_attn_step_end(b->seq);
     else OK(sr_attn_seq_truncate(b->seq, pos, &err));

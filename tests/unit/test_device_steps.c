@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "backend/device_attn.h"
 #include "engine/session.h"
 #include "host_device.h"
 #include "ok.h"
@@ -129,11 +130,11 @@ static void few(void **state)
     check_size(SR_BATCH_SAME, 0);
 }
 
-/* More than logits are made at once: the last ones by other products, which round otherwise. */
+/* More than attention takes at once, and than logits are made at once: the last ones by other products, which round otherwise. */
 static void many(void **state)
 {
     (void)state;
-    check_size(SR_BATCH_SAME + 2, 1e-5f);
+    check_size(SR_STEP_SEQS + 1, 1e-5f);
     check_size(MANY, 1e-5f);
 }
 

@@ -64,7 +64,7 @@ static void step(struct attn_bench *b, int32_t pos, float *out)
     OK(sr_attn_seq_reserve(b->seq, pos + 1, &err));
     OK(sr_attn_step_begin(b->seq, &err));
     for (int32_t l = 0; l < LAYERS; l++)
-        sr_attn_step(b->seq, l, sr_world_q(w, l, pos), sr_world_k(w, l, pos), sr_world_v(w, l, pos), out + l * STRIDE);
+        sr_attn_step(&b->seq, 1, l, sr_world_q(w, l, pos), sr_world_k(w, l, pos), sr_world_v(w, l, pos), out + l * STRIDE);
     sr_attn_step_end(b->seq);
 }
 
