@@ -40,6 +40,9 @@ struct backend_cuda {
     size_t shared_bytes;  /* that a block may have */
     void *made;           /* codes that products make for products, room for made_elems (matvec_cuda.cu) */
     int64_t made_elems;
+    uint8_t *many;        /* codes of several tokens, room for many_bytes, and of how many quads the present op has made them; 0: none */
+    size_t many_bytes;
+    int32_t many_quads;
     struct held_cuda *held;
     cudaStream_t stream;
     void *landing; /* page-locked, for downloads; or NULL */

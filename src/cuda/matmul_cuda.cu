@@ -51,6 +51,8 @@ void sr_cuda_matmul_fini(struct backend_cuda *c)
 {
     struct matmul_cuda *m = c->matmul;
     sr_cuda_made_free(c);
+    sr_cuda_delete(&c->base, c->many);
+    c->many = NULL;
     if (!m) return;
     for (int i = 0; i < 2; i++)
         if (m->desc[i]) cublasLtMatmulDescDestroy(m->desc[i]);
@@ -69,6 +71,7 @@ sr_status sr_cuda_matmul_reserve(struct backend *b, int32_t max_n, int64_t max_i
     (void)max_out;
     SR_TRY(sr_cuda_rope_reserve(c, max_n, err));
     SR_TRY(sr_cuda_made_reserve(c, max_in, err));
+    if (max_n > 1) SR_TRY(sr_cuda_many_reserve(c, max_n < GEMM_MIN_TOKENS ? max_n : GEMM_MIN_TOKENS - 1, max_in, err));
     if (max_n < GEMM_MIN_TOKENS || max_n * max_in <= m->x_elems) return SR_OK;
     void *x;
     SR_TRY(sr_cuda_new(b, &x, (size_t)(max_n * max_in) * sizeof *m->x, "matmul scratch", err));
@@ -275,6 +278,7 @@ void sr_cuda_matmul(struct backend *b, const struct matmul_args *a)
     sr_cuda_flush(c);
     if (a->n < GEMM_MIN_TOKENS) {
         const struct matvec_extra none = {};
+        c->many_quads = 0;
         for (int32_t t = 0, n; t < a->n; t += n) {
             n = a->n - t < MATVEC_TOKENS ? a->n - t : MATVEC_TOKENS;
             sr_cuda_matvec(c, a, &none, t, n);

@@ -9,6 +9,8 @@
  */
 #include "cuda/matvec_kernel.cuh"
 
+#include <assert.h>
+
 enum {
     LARGE_BYTES = 118 * 1024,
     SMALL_BYTES = 108 * 1024,
@@ -39,6 +41,48 @@ static struct made_acts made_of(const struct backend_cuda *c)
 {
     uint8_t *at = static_cast<uint8_t *>(c->made);
     return made_acts{at, reinterpret_cast<float4 *>(at + 2 * c->made_elems)};
+}
+
+/* ---- codes of several tokens ---- */
+
+/* One block a token; each of a product's would otherwise make the codes of all tokens for itself, one token after another. */
+struct many_params { struct act_source acts; int64_t x_stride; uint8_t *to; int32_t quads, act_bytes; };
+
+static __global__ void __launch_bounds__(ACT_THREADS) many_kernel(const __grid_constant__ struct many_params p)
+{
+    __shared__ float staging[ACT_STAGING / sizeof(float)], part[ACT_WARPS];
+    struct act_source from = p.acts;
+    uint8_t *to = p.to + (int64_t)blockIdx.x * p.act_bytes;
+    act_pieces ones;
+    from.x += blockIdx.x * p.x_stride;
+    first_weights(from, ones);
+    sr_grid_begin();
+    clear_padding<true>(to, p.quads, p.acts.n_in, 0);
+    make_acts<true>(from, ones, to, p.quads, part, staging);
+}
+
+sr_status sr_cuda_many_reserve(struct backend_cuda *c, int32_t max_n, int64_t n_in, sr_error *err)
+{
+    const size_t bytes = (size_t)max_n * (size_t)sr_act_bytes(true, (int32_t)((n_in + 255) / 256 * 2), 0);
+    void *many;
+    if (bytes <= c->many_bytes) return SR_OK;
+    SR_TRY(sr_cuda_new(&c->base, &many, bytes, "activations", err));
+    sr_cuda_delete(&c->base, c->many);
+    c->many = static_cast<uint8_t *>(many);
+    c->many_bytes = bytes;
+    c->base.generation++;
+    return SR_OK;
+}
+
+/* Codes of all tokens of a, unless they were made for the product before of the same. */
+static void make_many(struct backend_cuda *c, const struct matmul_args *a, int32_t quads)
+{
+    const int32_t n_in = (int32_t)a->w[0]->n_in;
+    const struct many_params p = {{a->x, NULL, NULL, 0, n_in}, a->x_stride, c->many, quads, sr_act_bytes(true, quads, 0)};
+    if (c->many_quads == quads) return;
+    assert((size_t)a->n * (size_t)p.act_bytes <= c->many_bytes);
+    sr_cuda_launch(c, "activations", many_kernel, dim3((unsigned)a->n), dim3(ACT_THREADS), 0, p);
+    c->many_quads = quads;
 }
 
 /* ---- launches ---- */
@@ -153,8 +197,10 @@ static bool launch(struct backend_cuda *c, const struct matmul_args *a, const st
     p.late = extra->late;
     if (extra->takes && k.quantized) p.takes = made_of(c);
     if (extra->makes) p.makes = made_of(c);
+    if (n > 1 && k.quantized) p.takes.codes = c->many + (size_t)t0 * (size_t)p.act_bytes;
     const size_t shared = place_ring(c, &k, &p, n);
     if (!shared) return false;
+    if (n > 1 && k.quantized) make_many(c, a, p.quads);
     const unsigned blocks = p.n_units < c->n_sms ? (unsigned)p.n_units : (unsigned)c->n_sms;
     sr_cuda_note(c, cudaFuncSetAttribute((const void *)k.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "matvec");
     sr_cuda_note(c, cudaFuncSetAttribute((const void *)k.kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), "matvec");

@@ -25,6 +25,9 @@ struct matvec_extra {
 sr_status sr_cuda_made_reserve(struct backend_cuda *c, int64_t n, sr_error *err);
 void sr_cuda_made_free(struct backend_cuda *c);
 
+/* Room for codes of up to max_n tokens, for products of several. */
+sr_status sr_cuda_many_reserve(struct backend_cuda *c, int32_t max_n, int64_t n_in, sr_error *err);
+
 /* Tokens [t0, t0 + n) of a; n at most MATVEC_TOKENS. */
 void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, const struct matvec_extra *extra, int32_t t0, int32_t n);
 

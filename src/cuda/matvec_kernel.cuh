@@ -192,12 +192,29 @@ static __device__ __forceinline__ void take_acts(const matvec_params &p, uint8_t
     }
 }
 
+// The same of several tokens, which lie one behind the other as they will.
+static __device__ __forceinline__ void take_all(const matvec_params &p, uint8_t *acts)
+{
+    const int32_t n = p.n_tokens * p.act_bytes / 16;
+    const uint4 *from = reinterpret_cast<const uint4 *>(p.takes.codes);
+#pragma unroll 1
+    for (int32_t i = (int32_t)threadIdx.x; i < n; i += TAKE_BATCH * ACT_THREADS) {
+        uint4 v[TAKE_BATCH];
+#pragma unroll
+        for (int k = 0; k < TAKE_BATCH; k++)
+            if (i + k * ACT_THREADS < n) v[k] = __ldcg(from + i + k * ACT_THREADS);
+#pragma unroll
+        for (int k = 0; k < TAKE_BATCH; k++)
+            if (i + k * ACT_THREADS < n) reinterpret_cast<uint4 *>(acts)[i + k * ACT_THREADS] = v[k];
+    }
+}
+
 template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, N == 1 ? 2 : 1) matvec_kernel_of(const __grid_constant__ matvec_params p)
 {
     extern __shared__ __align__(128) uint8_t shared[];
     matvec_space<N> &space = *reinterpret_cast<matvec_space<N> *>(shared);
     float *staging = reinterpret_cast<float *>(shared + sr_space_bytes<N>(false));
-    const bool takes = F::QUANTIZED && N == 1 && p.takes.codes;
+    const bool takes = F::QUANTIZED && (N > 1 || p.takes.codes);
     uint8_t *acts = shared + sr_space_bytes<N>(F::QUANTIZED && !takes);
     // From one lane: so the compiler knows that it is one for all, and what hangs on it needs neither loops nor votes.
     const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0), lane = (int)threadIdx.x % 32;
@@ -223,14 +240,15 @@ template <class F, int N> static __global__ void __launch_bounds__(ACT_THREADS, 
     if (!takes) first_weights(p.acts, norm_w);
     if (threadIdx.x < 16) reinterpret_cast<uint4 *>(space.zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
 #pragma unroll 1
-    for (int n = 0; n < p.n_tokens; n++)
+    for (int n = 0; (N == 1 || !takes) && n < p.n_tokens; n++)
         clear_padding<F::QUANTIZED>(acts + n * p.act_bytes, p.quads, p.acts.n_in, p.steps * F::PER_STEP);
     sr_grid_wait();
     if (late) sr_grid_next();
     const int32_t join = unit_to_join(span, warp);
     const float join_old = join >= 0 ? old_of(p, unit_at(join), lane) : 0.0f;
     if (takes) {
-        take_acts(p, acts);
+        if constexpr (N == 1) take_acts(p, acts);
+        else take_all(p, acts);
     } else {
 #pragma unroll 1
         for (int n = 0; n < p.n_tokens; n++) {
