@@ -10,7 +10,7 @@
 #include <assert.h>
 #include <cuda_bf16.h>
 
-/* From this many tokens on, expanding weights is cheaper than reading them once per 4 tokens. */
+/* From this many tokens on, expanding weights is cheaper than reading them once per 8 tokens. */
 enum { GEMM_MIN_TOKENS = 16, N_PLANS = 64 };
 #define TILE_BYTES ((size_t)128 << 20)
 #define WORKSPACE_BYTES ((size_t)32 << 20)

@@ -129,7 +129,7 @@ static bool mixed_kernel_for(sr_dtype a, sr_dtype b, struct matvec_choice *out)
 static struct matvec_choice choose(const struct matmul_args *a, int from, int32_t n, int *count)
 {
     const sr_dtype type = a->w[from]->dtype;
-    struct matvec_choice c = n > 1 ? kernel_for<MATVEC_TOKENS>(type) : kernel_for<1>(type);
+    struct matvec_choice c = n > MATVEC_FEW ? kernel_for<MATVEC_TOKENS>(type) : n > 1 ? kernel_for<MATVEC_FEW>(type) : kernel_for<1>(type);
     int same = 1, rest = 0;
     while (from + same < a->n_weights && a->w[from + same]->dtype == type) same++;
     *count = same;
@@ -142,7 +142,8 @@ static struct matvec_choice choose(const struct matmul_args *a, int from, int32_
 static size_t fixed_bytes(const struct matvec_choice *k, const struct matvec_params *p, int32_t n)
 {
     const bool makes = k->quantized && !p->takes.codes;
-    return (n > 1 ? sr_space_bytes<MATVEC_TOKENS>(makes) : sr_space_bytes<1>(makes)) + (size_t)(n > 1 ? MATVEC_TOKENS : 1) * (size_t)p->act_bytes;
+    const size_t space = n > MATVEC_FEW ? sr_space_bytes<MATVEC_TOKENS>(makes) : n > 1 ? sr_space_bytes<MATVEC_FEW>(makes) : sr_space_bytes<1>(makes);
+    return space + (size_t)(n > MATVEC_FEW ? MATVEC_TOKENS : n > 1 ? MATVEC_FEW : 1) * (size_t)p->act_bytes;
 }
 
 /* Bytes of a block; p->depth is set. 0: they do not suffice. */
@@ -210,10 +211,17 @@ static bool launch(struct backend_cuda *c, const struct matmul_args *a, const st
     return true;
 }
 
+/* Where a block has no room for many tokens, half as many and the other half: two or more, which all go the same way. */
+static bool launch_half(struct backend_cuda *c, const struct matmul_args *a, const struct matvec_extra *extra, int from, int *count, int32_t t0, int32_t n)
+{
+    const int32_t half = (n + 1) / 2;
+    return n > MATVEC_FEW && launch(c, a, extra, from, count, t0, half) && launch(c, a, extra, from, count, t0 + half, n - half);
+}
+
 void sr_cuda_matvec(struct backend_cuda *c, const struct matmul_args *a, const struct matvec_extra *extra, int32_t t0, int32_t n)
 {
     for (int from = 0, count; from < a->n_weights; from += count) {
-        if (launch(c, a, extra, from, &count, t0, n)) continue;
+        if (launch(c, a, extra, from, &count, t0, n) || launch_half(c, a, extra, from, &count, t0, n)) continue;
         bool fits = n > 1;
         for (int32_t t = 0; t < n && fits; t++) fits = launch(c, a, extra, from, &count, t0 + t, 1);
         if (fits) continue;

@@ -8,7 +8,7 @@
 
 #include "cuda/device_cuda.h"
 
-enum { MATVEC_TOKENS = 4 }; /* of one launch */
+enum { MATVEC_TOKENS = 8, MATVEC_FEW = 4 }; /* of one launch, at most; and of one whose sums take fewer registers and less memory */
 
 struct matvec_extra {
     bool norms;             /* the input is norm.x normed; it is stored to norm.y too. One token */
