@@ -191,24 +191,24 @@ static const sr_dtype types[] = {SR_DTYPE_F32,  SR_DTYPE_F16,  SR_DTYPE_BF16, SR
                                  SR_DTYPE_Q5_0, SR_DTYPE_Q5_1, SR_DTYPE_Q4_K, SR_DTYPE_Q5_K, SR_DTYPE_Q6_K};
 enum { N_TYPES = sizeof types / sizeof types[0] };
 
-static void need_gpu(void)
-{
-    if (!gpu) skip();
-}
+static void need_gpu(void) { if (!gpu) skip(); }
 
 static void matmul(void **state)
 {
     (void)state;
     need_gpu();
-    OK(gpu->ops->matmul_reserve(gpu, 64, 2048, 128, &err));
+    OK(gpu->ops->matmul_reserve(gpu, 64, 20480, 128, &err));
     for (int i = 0; i < N_TYPES; i++) {
-        static const int32_t tokens[] = {1, 4, 6, 17, 33};
+        static const int32_t tokens[] = {1, 4, 6, 13, 17, 33};
         for (size_t k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
             matmul_case(types[i], 256, tokens[k]);
             if (!is_quick) matmul_case(types[i], 1536, tokens[k]);
             if (!is_quick && sr_dtype_find(types[i])->block_elems <= 32) matmul_case(types[i], 576, tokens[k]);
         }
     }
+    /* Rows so long that a block has room for the activations of 8 tokens no more, of 4, of 1 alone. */
+    for (int i = N_TYPES - 3; i < N_TYPES; i++)
+        matmul_case(types[i], 8192, 8), matmul_case(types[i], 14336, 5), matmul_case(types[i], 20480, 3);
 }
 
 static void embed(void **state)
