@@ -17,7 +17,9 @@
 namespace sr {
 
 constexpr int LIST_HEADS = 8;       // of a group, at most
-constexpr int LIST_PARTS = 512;     // of a unit, at most
+constexpr int LIST_PARTS = 256;     // of a unit, at most
+// One block an SM: no second one has room, but one of a product's does, which has 256 threads of 120, and fills its ring meanwhile.
+constexpr int LIST_THREADS = LOOK_THREADS + WARP, LIST_REGISTERS = 120;
 constexpr int LIST_LEAST_TILES = 4; // of a block, if a unit has so many
 static_assert((LOOK_PARTS + 1) * LIST_HEADS <= JOIN_SLICES && LOOK_THREADS == 8 * WARP, "a copy of maxima and sums for each block that reads them");
 
@@ -26,15 +28,15 @@ template <int D, int T> using list_shape = ring_shape<D, 1, T>;
 
 // ---- dealing ----
 
-// This block's share; false: none. Units are near, near and a list, or whole. Ends with a barrier.
-template <int T> static __device__ __forceinline__ bool deal_list(const attend_params &p, share_space &ss, int32_t &my_kind)
+// This block's share, which each warp finds and one thread, `writes`, stores; false: none. Units are near, near and a list, or whole.
+template <int T> static __device__ __forceinline__ bool deal_list(const attend_params &p, bool writes, share_space &ss, int32_t &my_kind)
 {
     const int lane = threadIdx.x % WARP, n = p.n_units;
     const int32_t len = __ldcg(p.cache.kv_len), near = p.n_sinks + p.window;
-    const int32_t kind = lane < n ? __ldcg(p.kinds + lane) : CUDA_READ_NEAR, listed = lane < n ? __ldcg(p.n_list + lane) : 0;
+    const int32_t kind = lane < n ? __ldcg(p.kinds + lane) : CUDA_READ_NEAR, listed = lane < n ? min(max(__ldcg(p.n_list + lane), 0), len) : 0;
     const int32_t whole = kind == CUDA_READ_ALL || near >= len ? len : 0;
     const int32_t n_rows = lane < n ? (whole ? len : near) + (kind == CUDA_READ_NEAR_LIST ? listed : 0) : 0;
-    const int32_t tiles = tiles_of(n_rows), total = __reduce_add_sync(~0u, tiles), grid = total < p.n_sms * WIDE_TILES ? p.n_sms : gridDim.x;
+    const int32_t tiles = tiles_of(n_rows), total = __reduce_add_sync(~0u, tiles), grid = gridDim.x;
     const int32_t most = (tiles + LIST_LEAST_TILES - 1) / LIST_LEAST_TILES;
     const int32_t blocks = min(most, 1 + (int32_t)((float)tiles * __fdividef((float)(grid - n), (float)total) * .9999f)), end = sum_up_to(blocks);
     const unsigned mine = __ballot_sync(~0u, (int)blockIdx.x >= end - blocks && (int)blockIdx.x < end);
@@ -43,26 +45,25 @@ template <int T> static __device__ __forceinline__ bool deal_list(const attend_p
     const int32_t n_parts = __shfl_sync(~0u, blocks, u), first = __shfl_sync(~0u, end, u) - n_parts, part = blockIdx.x - first, my_rows = __shfl_sync(~0u, n_rows, u);
     const int32_t head = __shfl_sync(~0u, whole, u);
     const int32_t of_mine = __shfl_sync(~0u, kind, u);
-    if (threadIdx.x == 0) {
+    if (writes) {
         my_kind = of_mine;
         const unit_rows rows = {my_rows, head ? head : p.n_sinks, head ? head : near, len - near, p.list + u * p.list_stride};
         set_share<T>(p, ss, share{u, part * list_shape<128, T>::WARPS, tiles_of(my_rows), part, n_parts, first, first + 1, 1}, rows);
         ss.stride = n_parts * list_shape<128, T>::WARPS;
     }
-    __syncthreads();
     return true;
 }
 
-// The first tiles of this warp.
-template <int D, int T> static __device__ __forceinline__ void fill_list(list_ring<D, T> &flow, const share_space &ss)
+// This warp's first tiles, up to t1. Rows are masked.
+template <int D, int T> static __device__ __forceinline__ void fill_list(list_ring<D, T> &flow, const share_space &ss, int32_t tile, int32_t t1, int32_t mask)
 {
     using S = list_shape<D, T>;
     const int off = threadIdx.x % WARP < TILE ? S::K_AHEAD : S::V_AHEAD;
-    const int32_t t1 = ss.s.t1, stride = ss.stride;
-    int32_t tile = ss.s.t0 + threadIdx.x / WARP, row[S::K_AHEAD + 2];
+    const int32_t stride = ss.stride;
+    int32_t row[S::K_AHEAD + 2];
     where at[S::K_AHEAD];
 #pragma unroll
-    for (int i = 0; i < S::K_AHEAD + 2; i++) row[i] = lane_row(ss.rows, tile + (i < S::K_AHEAD ? i : i - S::K_AHEAD + off) * stride);
+    for (int i = 0; i < S::K_AHEAD + 2; i++) row[i] = lane_row(ss.rows, tile + (i < S::K_AHEAD ? i : i - S::K_AHEAD + off) * stride) & mask;
 #pragma unroll
     for (int i = 0; i < S::K_AHEAD; i++) at[i] = flow.find(row[i]);
     flow.now = flow.find(row[S::K_AHEAD]);
@@ -93,7 +94,7 @@ static __device__ __forceinline__ list_role role_of(const share &s, bool unit_no
 static __device__ __forceinline__ float2 *list_ml(const attend_params &p, int32_t slot, int copy, int h) { return (float2 *)p.part_ml + slot * JOIN_SLICES + copy * LIST_HEADS + h; }
 
 // The block's part to device memory; its maxima and sums once for each block that reads them.
-template <int D, int T> static __device__ __forceinline__ void leave_own(const attend_params &p, const share &s, const list_role &r, bool unit_notes, const merge_space &ms)
+template <int D, int T> static __device__ __forceinline__ void leave_own(const attend_params &p, const share &s, const list_role &r, bool unit_notes, const warp_sums &ms)
 {
     using S = list_shape<D, T>;
     const int i = threadIdx.x, copy = i % (D / 4), h = i / (D / 4);
@@ -221,7 +222,7 @@ static __device__ __forceinline__ void look_on(const look_params &look, int32_t 
 
 // What follows once the warps' states are left and a barrier is passed.
 template <int D, int T, int H>
-static __device__ __forceinline__ void end_list(const attend_params &p, const look_params &look, const share_space &ss, int32_t kind, int end, const merge_space &ms)
+static __device__ __forceinline__ void end_list(const attend_params &p, const look_params &look, const share_space &ss, int32_t kind, int end, const warp_sums &ms)
 {
     look_space<H> &space = *(look_space<H> *)ring_memory;
     list_sums<D> &sums = *(list_sums<D> *)ring_memory;
@@ -251,16 +252,24 @@ static __device__ __forceinline__ void end_list(const attend_params &p, const lo
 
 // ---- the kernel ----
 
+static __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" :: "n"(LOOK_THREADS) : "memory"); } // of the warps that work
+
+// A warp more than those that work practises: before the choice has ended it goes the same way up to its first tile, with whatever the list holds
+// then in place of this layer's and row 0 for each row, so that instructions are near when they are needed. Nothing of it is used.
 template <int D, int T, int H>
-__global__ void __launch_bounds__(LOOK_THREADS, 2) list_kernel_of(const __grid_constant__ attend_params p, const __grid_constant__ look_params look)
+__global__ void __maxnreg__(LIST_REGISTERS) list_kernel_of(const __grid_constant__ attend_params p, const __grid_constant__ look_params look)
 {
     if constexpr (!HAS_RING) return; // never launched
-    __shared__ merge_space ms;
-    __shared__ share_space ss;
+    __shared__ warp_sums ms;
+    __shared__ share_space spaces[2];
+    __shared__ int32_t kinds[2];
     __shared__ uint2 q[D / 16 * WARP];
-    __shared__ int32_t kind;
-    wait_for_previous();
-    if (!deal_list<T>(p, ss, kind)) return;
+    const bool practises = __shfl_sync(~0u, (int)threadIdx.x, 0) >= LOOK_THREADS;
+    share_space &ss = spaces[practises];
+    if (!practises) wait_for_previous();
+    if (!deal_list<T>(p, threadIdx.x % LOOK_THREADS == 0, ss, kinds[practises])) return;
+    if (practises) __syncwarp();
+    else meet();
     const bool split = T == ELEM_BF16 && p.group <= 4;
     query_part<D, 1, T, LOOK_THREADS> queries;
     queries.load(p, ss.s.u, 0, split);
@@ -268,17 +277,24 @@ __global__ void __launch_bounds__(LOOK_THREADS, 2) list_kernel_of(const __grid_c
     list_ring<D, T> flow;
     flow.slot = 0;
     flow.pages = (threadIdx.x % WARP < TILE ? p.cache.k_page : p.cache.v_page) + (int64_t)ss.s.u * p.cache.max_pages;
-    fill_list<D, T>(flow, ss);
-    let_next_start();
-    queries.store(p, 0, split, q);
+    const int32_t tile = ss.s.t0 + (practises ? 0 : (int)threadIdx.x / WARP), t1 = practises ? tile + 1 : ss.s.t1;
+    uint2 *const my_q = practises ? (uint2 *)(flow.memory() + 2 * list_shape<D, T>::SLOT) : q;
+    fill_list<D, T>(flow, ss, tile, t1, practises ? 0 : -1);
+    if (!practises) let_next_start();
+    queries.put(p, 0, split, my_q);
+    if (!practises) meet();
     {
         warp_state<D, 1, T, 1> state;
         state.clear();
-        attend_tiles_of<D, 1, T, true>(p, ss, flow, state, q);
-        leave_state<D, 1, T>(state, p.group, ms, (float *)flow.memory());
+        attend_tiles_of<D, 1, T, true>(p, ss, flow, state, my_q, tile, t1);
+        leave_state<D, 1, T>(state, practises ? 0 : p.group, ms, (float *)flow.memory());
     }
-    __syncthreads();
-    end_list<D, T, H>(p, look, ss, kind, end, ms);
+    if (practises) {
+        asm volatile("cp.async.wait_all;" ::: "memory"); // others will have this memory
+        return;
+    }
+    meet();
+    end_list<D, T, H>(p, look, ss, kinds[0], end, ms);
 }
 
 // ---- launch ----
@@ -287,7 +303,8 @@ struct list_code { void (*kernel)(attend_params, look_params); int smem; };
 
 template <int D, int T, int H> static list_code list_code_for()
 {
-    constexpr int look = (int)sizeof(look_space<H>) + H * D * (int)sizeof(float), room = list_shape<D, T>::BYTES;
+    constexpr int look = (int)sizeof(look_space<H>) + H * D * (int)sizeof(float), q = D / 16 * WARP * (int)sizeof(uint2),
+                  room = list_shape<D, T>::BYTES + 2 * list_shape<D, T>::SLOT + q; // two slots and queries of the one that practises
     return list_code{list_kernel_of<D, T, H>, look > room ? look : room};
 }
 

@@ -105,7 +105,7 @@ sr_status sr_attn_cuda_look(const struct attn_cuda *c, const struct attn_cuda_ca
 static list_code list_code_of(const struct attn_cuda *c, const struct attn_cuda_cache *cache)
 {
     const int32_t n = n_units_of(c, cache), d = c->shape.head_dim, group = c->shape.group;
-    if (c->card.capability < 90 || cache->n_seqs != 1 || n > WARP || 2 * n > c->card.n_sms || 2 * c->card.n_sms > LIST_PARTS) return list_code{};
+    if (c->card.capability < 90 || cache->n_seqs != 1 || n > WARP || 2 * n > c->card.n_sms || c->card.n_sms > LIST_PARTS) return list_code{};
     switch (elem_of(c->shape.kv_type)) {
     case ELEM_BF16: return list_bf16(d, group);
     case ELEM_F16: return list_f16(d, group);
@@ -126,5 +126,5 @@ sr_status sr_attn_cuda_attend_and_look(const struct attn_cuda *c, const struct a
     const look_params look = params_of(c, cache, l, LOOK_PARTS);
     SR_TRY(launched(cudaFuncSetAttribute(code.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, code.smem), "shared memory of lists", err));
     SR_TRY(launched(cudaFuncSetAttribute(code.kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), "shared memory of lists", err));
-    return launched(launch(code.kernel, 2 * c->card.n_sms, LOOK_THREADS, (size_t)code.smem, c, p, look), "lists", err);
+    return launched(launch(code.kernel, c->card.n_sms, LIST_THREADS, (size_t)code.smem, c, p, look), "lists", err);
 }

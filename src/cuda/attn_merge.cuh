@@ -20,8 +20,9 @@ namespace sr {
 // Parts that are merged at once; more in two levels, neighbours first.
 constexpr int MAX_FLAT = 48;
 
-struct merge_space {
-    float m[MAX_WARPS][16], l[MAX_WARPS][16];
+struct warp_sums { float m[MAX_WARPS][16], l[MAX_WARPS][16]; };
+
+struct merge_space : warp_sums {
     float weight[MAX_FLAT][16]; // of parts
     float top[16], sum[16];     // maximum and sum of all of them
     int32_t is_last;
@@ -45,7 +46,7 @@ static __device__ __forceinline__ float base_of(float top) { return top == -CUDA
 
 // A warp's state goes to `mine` and its maxima and sums to ms.
 template <int D, int NT, int T, int TILES>
-__device__ __forceinline__ void leave_state(warp_state<D, NT, T, TILES> &s, int n_heads, merge_space &ms, float *mine)
+__device__ __forceinline__ void leave_state(warp_state<D, NT, T, TILES> &s, int n_heads, warp_sums &ms, float *mine)
 {
     const int lane = threadIdx.x % WARP, w = threadIdx.x / WARP, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -64,7 +65,7 @@ __device__ __forceinline__ void leave_state(warp_state<D, NT, T, TILES> &s, int 
 }
 
 // Piece i of the block's state; `red` holds the warps' states, `stride` floats apart.
-template <int D, int WARPS> __device__ __forceinline__ piece merge_warps(const merge_space &ms, const float *red, int stride, int i)
+template <int D, int WARPS> __device__ __forceinline__ piece merge_warps(const warp_sums &ms, const float *red, int stride, int i)
 {
     const int h = i / (D / 4), at = i % (D / 4) * 4;
     piece x = {make_float4(0, 0, 0, 0), -CUDART_INF_F, 0};

@@ -158,13 +158,14 @@ __device__ __forceinline__ void fill_ring(ring<D, NT, T> &flow, const share_spac
 
 // LIST: rows that lie anywhere, and tiles of a warp `stride` apart.
 template <int D, int NT, int T, bool LIST = false>
-__device__ __forceinline__ void attend_tiles_of(const attend_params &p, const share_space &ss, ring<D, NT, T, !LIST> &flow, warp_state<D, NT, T, 1> &state, const uint2 *q)
+__device__ __forceinline__ void attend_tiles_of(const attend_params &p, const share_space &ss, ring<D, NT, T, !LIST> &flow, warp_state<D, NT, T, 1> &state, const uint2 *q,
+                                                int32_t tile, int32_t t1)
 {
     using S = ring_shape<D, NT, T>;
     const volatile unit_rows &rows = ss.rows; // what is rarely wanted is read anew each time: half of the registers are the next kernel's
-    const int32_t t1 = ss.s.t1, stride = LIST ? ss.stride : S::WARPS;
+    const int32_t stride = LIST ? ss.stride : S::WARPS;
 #pragma unroll 1
-    for (int32_t tile = ss.s.t0 + threadIdx.x / WARP; tile < t1; tile += stride) {
+    for (; tile < t1; tile += stride) {
         float x[1][NT][4];
         uint32_t weights[1][NT][2];
         {
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(ring_shape<D, NT, T>::WARPS * WARP, ring_shape
         {
             warp_state<D, NT, T, 1> state;
             state.clear();
-            attend_tiles_of<D, NT, T>(p, ss, flow, state, q);
+            attend_tiles_of<D, NT, T>(p, ss, flow, state, q, ss.s.t0 + threadIdx.x / WARP, ss.s.t1);
             leave_state<D, NT, T>(state, heads_of<NT>(p, ss.s.u), common.ms, (float *)flow.memory());
         }
         __syncthreads();

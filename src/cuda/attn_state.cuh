@@ -119,8 +119,8 @@ template <int D, int NT, int T, int THREADS> struct query_part {
         }
     }
 
-    // To shared memory, as the lanes will want it. Ends with a barrier.
-    __device__ __forceinline__ void store(const attend_params &p, int h0, bool split, uint2 *q) const
+    // To shared memory, as the lanes will want it.
+    __device__ __forceinline__ void put(const attend_params &p, int h0, bool split, uint2 *q) const
     {
 #pragma unroll
         for (int k = 0; k < PER; k++) {
@@ -134,6 +134,11 @@ template <int D, int NT, int T, int THREADS> struct query_part {
             q[i] = T == ELEM_F8 ? make_uint2(pack<T>(v[0], v[2]), pack<T>(v[1], v[3])) // as its bytes are taken apart
                                 : make_uint2(pack<T>(v[0], v[1]), pack<T>(v[2], v[3]));
         }
+    }
+    // The same, and a barrier.
+    __device__ __forceinline__ void store(const attend_params &p, int h0, bool split, uint2 *q) const
+    {
+        put(p, h0, split, q);
         __syncthreads();
     }
 };

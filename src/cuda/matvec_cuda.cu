@@ -13,6 +13,7 @@
 
 enum {
     LARGE_BYTES = 118 * 1024,
+    LARGE_FLOATS = 116 * 1024, /* of float types: a step more under way makes them slower */
     SMALL_BYTES = 108 * 1024,
 };
 
@@ -150,7 +151,7 @@ static size_t fixed_bytes(const struct matvec_choice *k, const struct matvec_par
 static size_t place_ring(struct backend_cuda *c, const struct matvec_choice *k, struct matvec_params *p, int32_t n)
 {
     const size_t fixed = fixed_bytes(k, p, n), stage = (size_t)ACT_WARPS * (size_t)k->step_bytes, most = c->shared_bytes;
-    size_t room = c->after_matvec == SR_CUDA_LARGE ? SMALL_BYTES : LARGE_BYTES;
+    size_t room = c->after_matvec == SR_CUDA_LARGE ? SMALL_BYTES : k->quantized ? LARGE_BYTES : LARGE_FLOATS;
     if (room > most) room = most;
     if (fixed + 2 * stage > room) room = most; /* alone, then */
     if (fixed + 2 * stage > room) return 0;
