@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Tiny random models on a GPU against the CPU: every head size and pairing that kernels know, experts, types of weights and
- * of the cache, some layers on the CPU, session files from one to the other, several sessions in a step. Logits within what
- * half-precision products explain; twice the same on the GPU: the same bits. Skipped without a GPU.
+ * of the cache, some layers on the CPU, session files from one to the other, several sessions in a step, a device that is
+ * nearly full. Logits within what half-precision products explain; twice the same on the GPU: the same bits. Skipped without a GPU.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 #include "cuda_run.h"
 
 #include "../unit/tiny_model.h"
+#include "backend/backend.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -204,6 +205,47 @@ static void fp8_first_row(void **state)
     close_run(&cpu);
     close_run(&gpu);
     close_run(&emptied);
+    unlink(path);
+}
+
+/* Where nothing is routed yet a mode has dense's bits, and so has a session that was routed and is dense again over the same rows. */
+static void routing_off(void **state)
+{
+    (void)state;
+    need_gpu();
+    enum { LONG = 2130, STEPS_THERE = 20 };
+    static const sr_route_mode modes[] = {SR_ROUTE_DENSE, SR_ROUTE_MASS, SR_ROUTE_WINDOW};
+    const struct tiny_case c = small_case(64, 3, SR_DTYPE_Q8_0, "llama", 0);
+    struct tiny_spec spec = c.spec;
+    sr_session_options o = sr_session_options_default();
+    int32_t *ids = malloc(LONG * sizeof *ids);
+    float *out[3];
+    spec.n_ctx = o.n_ctx = 4096;
+    const struct tiny_case longer = {.spec = spec};
+    const char *path = write_case(&longer);
+    tiny_tokens(19, ids, LONG);
+    for (int i = 0; i < 3; i++) {
+        o.route.mode = modes[i];
+        o.route.min_len = 65536;
+        struct run r = open_run(path, "cuda", &o);
+        OK(sr_session_prefill(r.s, ids, LONG - STEPS_THERE, NULL, NULL, NULL, &cuda_err));
+        if (i == 1) { /* routed for some steps, which are cut off again */
+            o.route.min_len = 512;
+            OK(sr_session_route_set(r.s, &o.route, &cuda_err));
+            for (int t = LONG - STEPS_THERE; t < LONG; t++) OK(sr_session_decode(r.s, ids[t], &cuda_err));
+            sr_session_stats stats;
+            sr_session_get_stats(r.s, &stats);
+            assert_true(stats.route.units_near + stats.route.units_list > 0);
+            OK(sr_session_truncate(r.s, LONG - STEPS_THERE, &cuda_err));
+            o.route.min_len = 65536;
+            OK(sr_session_route_set(r.s, &o.route, &cuda_err));
+        }
+        out[i] = logits_of(&r, ids + LONG - STEPS_THERE, 0, STEPS_THERE);
+        if (i) assert_memory_equal(out[i], out[0], (size_t)STEPS_THERE * (size_t)r.n_vocab * sizeof(float));
+        close_run(&r);
+    }
+    for (int i = 0; i < 3; i++) free(out[i]);
+    free(ids);
     unlink(path);
 }
 
@@ -431,11 +473,69 @@ static void sessions(void **state)
     session_case("cuda", "cuda", SR_DTYPE_F8_E4M3, 2100, 1);
 }
 
+/* ---- memory that ends ---- */
+
+/* A model and a session from nothing, a prefill and a step; SR_OK with the last logits. */
+static sr_status attempt(const char *path, const sr_session_options *o, const int32_t *ids, float *out)
+{
+    sr_model_options mo = sr_model_options_default();
+    sr_model *m = NULL;
+    sr_session *s = NULL;
+    mo.device = "cuda";
+    sr_status st = sr_model_open(&m, path, &mo, &cuda_err);
+    if (st == SR_OK) st = sr_session_new(&s, m, o, &cuda_err);
+    if (st == SR_OK) st = sr_session_prefill(s, ids, N, NULL, NULL, NULL, &cuda_err);
+    if (st == SR_OK) st = sr_session_decode(s, ids[N], &cuda_err);
+    if (st == SR_OK) memcpy(out, sr_session_logits(s), TINY_VOCAB * sizeof *out);
+    sr_session_free(s);
+    sr_model_close(m);
+    return st;
+}
+
+/* Less and less is left by somebody else: each time the same logits or one line, and afterwards all works again. */
+static void nearly_full(void **state)
+{
+    (void)state;
+    need_gpu();
+    static const int mib[] = {1024, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 0};
+    static float want[TINY_VOCAB], got[TINY_VOCAB];
+    struct tiny_case c = small_case(128, 4, SR_DTYPE_Q8_0, "llama", 0);
+    sr_session_options o = sr_session_options_default();
+    int32_t ids[ALL];
+    struct backend *b;
+    int n_failed = 0, n_done = 0;
+    c.spec.n_ctx = o.n_ctx = 4096;
+    const char *path = write_case(&c);
+    tiny_tokens(17, ids, ALL);
+    OK(sr_backend_cuda_open(&b, 0, 1, &cuda_err));
+    OK(attempt(path, &o, ids, want));
+    for (size_t i = 0; i < sizeof mib / sizeof mib[0]; i++) {
+        void *taken = NULL;
+        const uint64_t left = (uint64_t)mib[i] << 20, have = b->ops->mem_available(b);
+        for (uint64_t more = 0; !taken && left + more < have; more += (uint64_t)2 << 20)
+            if (b->ops->mem_new(b, &taken, (size_t)(have - left - more), "what somebody else has", &cuda_err) != SR_OK) taken = NULL;
+        assert_non_null(taken);
+        const sr_status st = attempt(path, &o, ids, got);
+        n_done += st == SR_OK;
+        n_failed += st != SR_OK;
+        if (st == SR_OK) assert_memory_equal(got, want, sizeof want);
+        if (st != SR_OK) print_message("%d MiB left: %s\n", mib[i], cuda_err.text);
+        if (st != SR_OK && (st != SR_ERR_RESOURCE || strchr(cuda_err.text, '\n'))) fail_msg("%d MiB left: status %d, %s", mib[i], (int)st, cuda_err.text);
+        b->ops->mem_free(b, taken);
+        memset(got, 0, sizeof got);
+        OK(attempt(path, &o, ids, got));
+        assert_memory_equal(got, want, sizeof want);
+    }
+    assert_true(n_done > 0 && n_failed > 0);
+    sr_backend_close(b);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiny_models), cmocka_unit_test(tiny_quantized), cmocka_unit_test(mixtures), cmocka_unit_test(cache_types),
-        cmocka_unit_test(fp8_codes),   cmocka_unit_test(fp8_first_row),  cmocka_unit_test(some_layers), cmocka_unit_test(sessions), cmocka_unit_test(several),
+        cmocka_unit_test(fp8_codes),   cmocka_unit_test(fp8_first_row),  cmocka_unit_test(some_layers), cmocka_unit_test(sessions), cmocka_unit_test(several), cmocka_unit_test(nearly_full), cmocka_unit_test(routing_off),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
