@@ -184,11 +184,13 @@ class Terminal:
         self.seen = b""
 
     def wait_for(self, text, seconds=30):
+        """What came before it."""
         end = time.time() + seconds
         while text not in self.seen:
             if time.time() > end or not self.more(end - time.time()):
                 raise AssertionError(f"{text!r} did not come; the terminal has {self.seen[-600:]!r}")
-        self.seen = self.seen.split(text, 1)[1]
+        before, self.seen = self.seen.split(text, 1)
+        return before
 
     def more(self, seconds):
         if not select.select([self.fd], [], [], max(seconds, 0))[0]:
@@ -233,9 +235,10 @@ def lines_break_between_words():
     t.wait_for(b"> ")
     t.type(b"Hello\r")
     t.wait_for(b"sinkrouter: prefill")
+    summary = t.wait_for(b"> ").decode()  # up to the prompt: what is typed sooner is echoed into it
     t.type(b"/quit\r")
     equal(t.status(), 0)
-    lines = ("sinkrouter: prefill" + t.seen.decode()).replace("\r", "").split("> /quit")[0].splitlines()
+    lines = ("sinkrouter: prefill" + summary).replace("\r", "").splitlines()
     equal(max(map(len, lines)) <= 60 and len(lines) > 1, True, str(lines))
     equal([line[:2] for line in lines[1:] if line], ["  "] * len([line for line in lines[1:] if line]), str(lines))
     contains(" ".join(line.strip() for line in lines), "100.0 % of dense | near-only 0 % | audits 0, broken 0 of 0")
