@@ -60,12 +60,11 @@ template <class F> struct record_ring {
     __device__ __forceinline__ uint32_t stage(int i) const { return at + i * F::STAGE; }
 };
 
-// Goes through a span ahead of the products, record by record.
-template <class F> struct record_walk {
-    typename F::source source;
+// Where a walk through a span is, which goes ahead of the products.
+struct walk_place {
     int32_t unit, part, left;  // of the block; of the unit; steps of this tile, 0: the next one is not yet looked up
     int32_t first;             // step of the tile to come
-    int32_t steps;             // to be copied after this tile
+    int32_t steps;             // still to be copied: of a record_walk after this tile, of a row_walk in all
 
     __device__ __forceinline__ void start(const matvec_params &p, const matvec_span &s)
     {
@@ -75,6 +74,12 @@ template <class F> struct record_walk {
         left = 0;
         first = s.step - part * p.steps;
     }
+};
+
+// Record by record.
+template <class F> struct record_walk : walk_place {
+    typename F::source source;
+
     __device__ __forceinline__ void seek(const matvec_params &p, int lane)
     {
         int32_t tile;
@@ -154,12 +159,9 @@ template <class F> struct row_ring {
     __device__ __forceinline__ uint8_t *stage(int i) const { return at + i * F::STAGE; }
 };
 
-// The same.
-template <class F> struct row_walk {
+// Row by row.
+template <class F> struct row_walk : walk_place {
     typename F::source source;
-    int32_t unit, part, left;  // of the block; of the unit; steps of this tile, 0: not yet looked up
-    int32_t first;             // step of the tile to come
-    int32_t steps;             // still to be copied
 
     __device__ __forceinline__ void seek(const matvec_params &p, int32_t at, int lane)
     {
@@ -167,14 +169,6 @@ template <class F> struct row_walk {
         const int i = product_of(p, unit_at(unit), &tile);
         left = p.steps - at;
         source.seek(p.p[i + part], tile, at, p.steps, lane);
-    }
-    __device__ __forceinline__ void start(const matvec_params &p, const matvec_span &s)
-    {
-        unit = s.unit;
-        part = s.step >= p.steps;
-        steps = s.end - s.begin;
-        left = 0;
-        first = s.step - part * p.steps;
     }
     __device__ __forceinline__ void copy(const matvec_params &p, uint64_t *bar, uint8_t *to, int lane)
     {
